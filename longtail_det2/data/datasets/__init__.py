@@ -1,0 +1,1 @@
+"""Readers, registration and generators of data sets."""

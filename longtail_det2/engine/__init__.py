@@ -1,0 +1,1 @@
+"""Trainers, launchers and hooks."""

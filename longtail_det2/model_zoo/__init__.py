@@ -1,0 +1,1 @@
+"""Configs by name, found in a checkout and after an install."""

@@ -1,0 +1,1 @@
+"""Losses, heads and backbones; nothing is registered before the submodules are imported."""

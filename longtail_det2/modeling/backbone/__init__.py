@@ -1,0 +1,1 @@
+"""Small backbones for CPU runs."""

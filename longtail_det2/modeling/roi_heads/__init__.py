@@ -1,0 +1,1 @@
+"""ROI heads that take a classification loss object."""

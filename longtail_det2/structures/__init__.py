@@ -1,0 +1,1 @@
+"""Data structures that travel with Detectron2's `Instances`."""

@@ -1,0 +1,1 @@
+"""Helpers that belong to no stage of the pipeline: errors, environment report."""

@@ -1,0 +1,1 @@
+"""Drawing of multi-label truth and predictions, and the HTML report."""
