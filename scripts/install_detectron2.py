@@ -344,6 +344,18 @@ def install(sdist: Path | None, wheel_dir: Path | None) -> None:
             say(f"kept {wheel_dir / wheel.name}")
 
 
+def install_opencv() -> None:
+    """Give Detectron2's Visualizer the OpenCV it imports, where there is none.
+
+    The headless build needs no system libraries; an OpenCV that is already there is left alone, because two of
+    its wheels in one environment overwrite each other.
+    """
+    if importlib.util.find_spec("cv2") is None:
+        say("installing opencv-python-headless (Detectron2's Visualizer imports it)")
+        constraints = ("-c", str(CONSTRAINTS)) if CONSTRAINTS.is_file() else ()
+        run_pip("install", "-q", *constraints, "opencv-python-headless")
+
+
 def main() -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -358,10 +370,12 @@ def main() -> int:
         found = None if args.force else existing_detectron2()
         if found is not None:
             say(f"keeping the Detectron2 that is here ({found})")
+            install_opencv()
             return 0
         install(args.sdist, args.wheel_dir)
         importlib.invalidate_caches()
         say(f"installed Detectron2 ({existing_detectron2()})")
+        install_opencv()
     except InstallError as error:
         print(f"install_detectron2: error: {error}", file=sys.stderr)
         return 1
