@@ -1,0 +1,284 @@
+import csv
+import json
+import pickle
+import time
+
+import numpy as np
+import pytest
+
+from longtail_det2.data.hierarchy import HierarchyError, LabelHierarchy
+
+# animal > dog > puppy; pet > dog (two parents), pet > fish; car alone.
+IDS = ["animal", "dog", "puppy", "pet", "fish", "car"]
+ANIMAL, DOG, PUPPY, PET, FISH, CAR = range(6)
+TREE = {
+    "LabelName": "root",
+    "Subcategory": [
+        {
+            "LabelName": "animal",
+            "Subcategory": [{"LabelName": "dog", "Subcategory": [{"LabelName": "puppy"}]}],
+            "Part": [{"LabelName": "tail", "Subcategory": [{"LabelName": "tip"}]}],
+        },
+        {"LabelName": "pet", "Subcategory": [{"LabelName": "dog"}, {"LabelName": "fish"}]},
+        {"LabelName": "car", "Part": [{"LabelName": "dog"}]},
+    ],
+}
+
+
+@pytest.fixture
+def hierarchy():
+    return LabelHierarchy.from_json(TREE, IDS)
+
+
+def test_relation_of_a_dag_written_as_a_tree(hierarchy):
+    expected = np.zeros((6, 6), bool)
+    expected[DOG, [ANIMAL, PET]] = True
+    expected[PUPPY, [ANIMAL, PET, DOG]] = True  # puppy is listed below only one of the two dogs
+    expected[FISH, PET] = True
+    assert np.array_equal(hierarchy.ancestors, expected)
+    assert np.array_equal(hierarchy.descendants, expected.T)
+    assert hierarchy.depth.tolist() == [0, 1, 2, 0, 1, 0]
+    assert hierarchy.leaves.tolist() == [PUPPY, FISH, CAR]
+    assert hierarchy.inner.tolist() == [ANIMAL, DOG, PET]
+    assert [p.tolist() for p in hierarchy.parents] == [[], [ANIMAL, PET], [DOG], [], [PET], []]
+    assert hierarchy.ancestors_of(PUPPY).tolist() == [ANIMAL, DOG, PET]
+    assert hierarchy.descendants_of(PET).tolist() == [DOG, PUPPY, FISH]
+
+
+def test_mapping_and_tree_agree_and_survive_files(hierarchy, tmp_path):
+    mapping = {"dog": ["animal", "pet"], "puppy": "dog", "fish": ["pet"]}
+    path = tmp_path / "tree.json"
+    path.write_text(json.dumps(TREE))
+    assert LabelHierarchy.from_json(mapping, IDS) == hierarchy
+    assert LabelHierarchy.from_json(path, IDS) == hierarchy
+    assert LabelHierarchy.from_parents(hierarchy.to_parents(), IDS) == hierarchy
+    assert hierarchy != LabelHierarchy.flat(IDS)
+    _ = hierarchy.ancestors
+    assert pickle.loads(pickle.dumps(hierarchy)) == hierarchy
+
+
+def test_contract_hangs_children_below_kept_ancestors():
+    ids = ["puppy", "animal", "pet", "fish", "car"]
+    contracted = LabelHierarchy.from_json(TREE, ids, unlisted="contract")
+    assert contracted.ancestors_of(0).tolist() == [1, 2]
+    assert contracted.to_parents() == {"puppy": ["animal", "pet"], "fish": ["pet"]}
+
+
+def test_root_is_a_class_where_it_is_listed():
+    hierarchy = LabelHierarchy.from_json(TREE, [*IDS, "root"])
+    assert hierarchy.ancestors[:6, 6].all() and hierarchy.depth[PUPPY] == 3
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: LabelHierarchy.from_json(TREE, IDS[:-1]), "1 labels are not in the class list.*'car'"),
+        (
+            lambda: LabelHierarchy.from_json(TREE, [*IDS, "tail"]),
+            "1 of 7 classes are not in the tree.*'tail'",
+        ),
+        (lambda: LabelHierarchy.from_parents({"dog": ["wolf"]}, IDS), "'wolf'"),
+        (lambda: LabelHierarchy.from_parents({"dog": 3}, IDS), "parents of 'dog' must be a list"),
+        (
+            lambda: LabelHierarchy.from_json({"LabelName": "r", "Subcategory": [{"Name": "x"}]}, IDS),
+            "below 'r'",
+        ),
+        (
+            lambda: LabelHierarchy.from_json({"LabelName": "r", "Subcategory": "x"}, IDS),
+            "'Subcategory' of 'r'",
+        ),
+        (lambda: LabelHierarchy.from_json("/nowhere/tree.json", IDS), "/nowhere/tree.json.*not found"),
+        (lambda: LabelHierarchy.flat(["a", "b", "a"]), "'a' occurs more than once"),
+        (lambda: LabelHierarchy(["a"], [[1]]), "out of range"),
+        (lambda: LabelHierarchy(["a"], []), "1 classes but 0"),
+        (lambda: LabelHierarchy.from_json(TREE, IDS, unlisted="drop"), "'error' or 'contract'"),
+    ],
+)
+def test_errors(build, message):
+    with pytest.raises(HierarchyError, match=message):
+        build()
+
+
+def test_files_with_errors_are_named(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text("{")
+    with pytest.raises(HierarchyError, match=r"broken\.json: not a JSON file"):
+        LabelHierarchy.from_json(path, IDS)
+    path.write_text("[1]")
+    with pytest.raises(HierarchyError, match=r"broken\.json: expected a JSON object"):
+        LabelHierarchy.from_json(path, IDS)
+    path.write_text(json.dumps({"dog": ["puppy"], "puppy": ["dog"]}))
+    with pytest.raises(HierarchyError, match=r"broken\.json: cycle.*dog -> puppy -> dog"):
+        LabelHierarchy.from_json(path, IDS)
+
+
+def test_cycles_print_their_path():
+    with pytest.raises(HierarchyError, match="puppy -> dog -> animal -> puppy"):
+        LabelHierarchy.from_parents(
+            {"car": ["puppy"], "puppy": ["dog"], "dog": ["animal"], "animal": ["puppy"]}, IDS
+        )
+    with pytest.raises(HierarchyError, match="dog -> dog"):
+        LabelHierarchy(IDS, [[], [1], [], [], [], []])
+    nested = {"LabelName": "r", "Subcategory": [{"LabelName": "x", "Subcategory": [{"LabelName": "r"}]}]}
+    with pytest.raises(HierarchyError, match="cycle"):
+        LabelHierarchy.from_json(nested, ["x"])
+    hidden = {"dog": ["u"], "u": ["v"], "v": ["u"]}
+    with pytest.raises(HierarchyError, match="u -> v -> u"):
+        LabelHierarchy.from_parents(hidden, IDS, unlisted="contract")
+
+
+def test_missing_classes_may_become_roots():
+    hierarchy = LabelHierarchy.from_json(TREE, [*IDS, "tail"], missing="root")
+    assert hierarchy.ancestors[6].sum() == 0 and 6 in hierarchy.leaves
+
+
+def test_expand_keeps_pairs_and_duplicates(hierarchy):
+    rows = np.array([10, 11, 10, 12], np.int32)
+    classes = np.array([PUPPY, CAR, DOG, PET], np.int16)
+    out_rows, out_classes = hierarchy.expand(rows, classes)
+    assert out_rows.dtype == np.int32 and out_classes.dtype == np.int16
+    assert out_rows.tolist() == [10, 10, 10, 10, 11, 10, 10, 10, 12]
+    assert out_classes.tolist() == [PUPPY, ANIMAL, DOG, PET, CAR, DOG, ANIMAL, PET, PET]
+    down = hierarchy.expand(rows, classes, up=False)
+    assert list(zip(*map(np.ndarray.tolist, down), strict=True)) == [
+        (10, PUPPY), (11, CAR), (10, DOG), (10, PUPPY), (12, PET), (12, DOG), (12, PUPPY), (12, FISH),
+    ]  # fmt: skip
+
+
+def test_expand_equals_the_matrix_on_random_pairs(hierarchy, monkeypatch):
+    monkeypatch.setattr("longtail_det2.data.hierarchy._EXPAND_CHUNK", 7)
+    generator = np.random.default_rng(0)
+    rows, classes = generator.integers(0, 9, 100), generator.integers(0, 6, 100)
+    expected = [
+        (r, t)
+        for r, c in zip(rows, classes, strict=True)
+        for t in [c, *np.flatnonzero(hierarchy.ancestors[c])]
+    ]
+    assert list(zip(*hierarchy.expand(rows, classes), strict=True)) == expected
+
+
+def test_expand_edge_cases(hierarchy):
+    for one in (hierarchy, LabelHierarchy.flat(IDS), LabelHierarchy.flat([])):
+        rows, classes = one.expand(np.zeros(0, np.int32), np.array([]))
+        assert len(rows) == len(classes) == 0
+    with pytest.raises(HierarchyError, match="class index 6 is outside"):
+        hierarchy.expand(np.arange(1), np.array([6]))
+    with pytest.raises(HierarchyError, match="class index -1 is outside"):
+        hierarchy.expand(np.arange(1), np.array([-1]))
+    with pytest.raises(HierarchyError, match="one length"):
+        hierarchy.expand(np.arange(2), np.array([0]))
+    with pytest.raises(HierarchyError, match="must be integers"):
+        hierarchy.expand(np.arange(1), np.array([0.5]))
+
+
+def test_expand_widens_a_type_that_cannot_hold_the_ancestors():
+    wide = LabelHierarchy([str(i) for i in range(300)], [[299] if i == 0 else [] for i in range(300)])
+    assert wide.expand(np.arange(1), np.zeros(1, np.int8))[1].tolist() == [0, 299]
+
+
+def test_encode_states_positive_ignored_negative(hierarchy):
+    truth = hierarchy.encode([[DOG], [PUPPY, DOG], [ANIMAL, PET], [CAR], [PET, DOG], []])
+    assert truth.dtype == np.int8
+    assert truth.tolist() == [
+        [1, 1, -1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, -1, -1, 1, -1, 0],
+        [0, 0, 0, 0, 0, 1],
+        [1, 1, -1, 1, 0, 0],  # pet is not specific here: fish stays negative
+        [0, 0, 0, 0, 0, 0],
+    ]
+    strict = hierarchy.encode([[DOG]], ignore_descendants=False)
+    assert strict.tolist() == [[1, 1, 0, 1, 0, 0]]
+
+
+def test_encode_labels_of_two_branches(hierarchy):
+    assert hierarchy.encode([[FISH, CAR]]).tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert hierarchy.encode([[DOG, CAR]]).tolist() == [[1, 1, -1, 1, 0, 1]]
+
+
+def test_encode_of_offsets_equals_lists(hierarchy):
+    lists = [[DOG], [], [FISH, CAR], [ANIMAL]]
+    offsets = np.cumsum([0] + [len(one) for one in lists])
+    flat = np.concatenate([np.array(one, np.int16) for one in lists])
+    assert np.array_equal(hierarchy.encode((offsets, flat)), hierarchy.encode(lists))
+
+
+def test_encode_equals_the_definition_on_random_dags():
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        k = int(generator.integers(1, 12))
+        parents = [[p for p in range(i) if generator.random() < 0.3] for i in range(k)]
+        hierarchy = LabelHierarchy([str(i) for i in range(k)], parents)
+        lists = [
+            generator.choice(k, size=int(generator.integers(1, k + 1)), replace=False).tolist()
+            for _ in range(8)
+        ]
+        up, down = hierarchy.ancestors, hierarchy.descendants
+        for labels, row in zip(lists, hierarchy.encode(lists), strict=True):
+            positive = set(labels) | {j for i in labels for j in np.flatnonzero(up[i])}
+            specific = [i for i in labels if not any(down[i, j] for j in labels)]
+            ignored = {j for i in specific for j in np.flatnonzero(down[i])} - positive
+            assert set(np.flatnonzero(row == 1)) == positive
+            assert set(np.flatnonzero(row == -1)) == ignored
+            assert hierarchy.most_specific(labels) in specific
+
+
+def test_flat_and_single_class():
+    flat = LabelHierarchy.flat(["only"])
+    assert flat.is_flat and flat.encode([[0]]).tolist() == [[1]]
+    assert flat.encode([]).shape == (0, 1)
+    assert flat.leaves.tolist() == [0] and flat.inner.size == 0
+    assert flat.to_parents() == {} and LabelHierarchy.from_json({}, ["only"]) == flat
+
+
+def test_most_specific(hierarchy):
+    assert hierarchy.most_specific([ANIMAL, PUPPY, PET]) == PUPPY
+    assert hierarchy.most_specific([FISH, DOG]) == DOG  # equally deep: the lower index
+    with pytest.raises(HierarchyError, match="without labels"):
+        hierarchy.most_specific([])
+
+
+def test_image_labels(hierarchy):
+    assert hierarchy.encode_image_labels([DOG], [CAR]).tolist() == [1, 1, -1, 1, -1, 0]
+    assert hierarchy.encode_image_labels([], [ANIMAL]).tolist() == [0, 0, 0, -1, -1, -1]
+    assert hierarchy.encode_image_labels([DOG], [PET]).tolist() == [1, 1, 0, 1, 0, -1]
+    assert hierarchy.encode_image_labels([], []).tolist() == [-1] * 6
+
+
+def read_class_ids(path):
+    with path.open(newline="") as file:
+        return [row[0] for row in csv.reader(file)]
+
+
+def test_real_open_images_hierarchies(shared_dir):
+    folder = shared_dir / "data" / "openimages"
+    ids = read_class_ids(folder / "challenge-2019-classes-500.csv")
+    derived = LabelHierarchy.from_json(folder / "derived-500-hierarchy.json", ids)
+    assert (derived.num_classes, len(derived.leaves), len(derived.inner)) == (500, 443, 57)
+    assert sum(len(parents) > 1 for parents in derived.parents) == 16
+    assert derived.ancestors.sum(axis=1).max() == 5
+
+    full_path = folder / "bbox_labels_600_hierarchy.json"
+    contracted = LabelHierarchy.from_json(full_path, ids, unlisted="contract")
+    assert np.array_equal(contracted.ancestors, derived.ancestors)
+    with pytest.raises(HierarchyError, match="101 labels are not in the class list"):
+        LabelHierarchy.from_json(full_path, ids)
+
+    all_ids, pending = set(), [json.loads(full_path.read_text())]
+    while pending:
+        node = pending.pop()
+        all_ids.add(node["LabelName"])
+        pending.extend(node.get("Subcategory", []))
+    full = LabelHierarchy.from_json(full_path, sorted(all_ids - {"/m/0bl9f"}))
+    assert full.num_classes == 601
+
+
+def test_expanding_a_million_pairs_is_quick(shared_dir):
+    folder = shared_dir / "data" / "openimages"
+    ids = read_class_ids(folder / "challenge-2019-classes-500.csv")
+    hierarchy = LabelHierarchy.from_json(folder / "derived-500-hierarchy.json", ids)
+    classes = np.random.default_rng(0).integers(0, 500, 1_000_000).astype(np.int16)
+    start = time.process_time()
+    rows, _ = hierarchy.expand(np.arange(1_000_000, dtype=np.int32), classes)
+    assert len(rows) > 1_500_000
+    assert time.process_time() - start < 1.0  # measured 0.04 s
