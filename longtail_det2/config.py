@@ -1,0 +1,104 @@
+"""The config keys that this project adds to Detectron2's, one node per method, a comment per key."""
+
+from detectron2.config import CfgNode
+from detectron2.config import CfgNode as CN
+
+NUM_CLASSES_FROM_DATA = -1
+"""Value of ``MODEL.ROI_HEADS.NUM_CLASSES`` that means: as many as the training data set has."""
+
+
+def add_longtail_config(cfg: CfgNode) -> None:
+    """Add this project's keys, with their defaults, to a Detectron2 config.
+
+    A default of Detectron2 changes in two places: ``MODEL.ROI_HEADS.NUM_CLASSES`` becomes -1 (the train scripts
+    take the number from the data set) and ``DATALOADER.SAMPLER_TRAIN`` becomes ``UniformTrainingSampler``.
+
+    Args:
+        cfg: what :func:`detectron2.config.get_cfg` returns; changed in place.
+    """
+    _add_data_keys(cfg)
+    _add_model_keys(cfg)
+    _add_solver_keys(cfg)
+    _add_test_keys(cfg)
+
+
+def get_cfg() -> CfgNode:
+    """Detectron2's default config together with this project's keys."""
+    from detectron2.config import get_cfg as detectron2_cfg
+
+    cfg = detectron2_cfg()
+    add_longtail_config(cfg)
+    return cfg
+
+
+def _add_data_keys(cfg: CfgNode) -> None:
+    # Own data with no code: "name=folder of an annotation store", registered by the train scripts.
+    cfg.DATASETS.STORES = ()
+    # Folder of the built-in data sets. Empty: $DETECTRON2_DATASETS, else "datasets".
+    cfg.DATASETS.ROOT = ""
+
+    # Boxes that enclose a group of objects: "keep" trains on them as on others, "drop" leaves them out.
+    cfg.INPUT.GROUP_OF = "keep"
+    # Descendants of an object's most specific label: True gives them no loss (the annotator may not have looked
+    # further), False makes them negatives.
+    cfg.INPUT.IGNORE_DESCENDANTS = True
+
+    # "UniformTrainingSampler", "RepeatFactorTrainingSampler" (see DATALOADER.REPEAT_THRESHOLD) or
+    # "ClassAwareTrainingSampler". Detectron2's name "TrainingSampler" means the uniform one.
+    cfg.DATALOADER.SAMPLER_TRAIN = "UniformTrainingSampler"
+
+
+def _add_model_keys(cfg: CfgNode) -> None:
+    # Number of classes. -1: the train scripts take it from the first training data set.
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES_FROM_DATA
+    # Only so many best (box, class) pairs of an image go into non-maximum suppression; bounds memory when
+    # 1000 proposals meet hundreds of classes and a low threshold. 0: all that pass SCORE_THRESH_TEST.
+    cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST = 0
+    # Name in CLASSIFICATION_LOSS_REGISTRY: "SoftmaxCrossEntropyLoss", "SigmoidBCELoss".
+    cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = "SoftmaxCrossEntropyLoss"
+    # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To fine-tune
+    # a detector on other classes: ("roi_heads.box_predictor",)
+    cfg.MODEL.RESET_WEIGHTS = ()
+    # Keep convolution weights, and with them activations, in channels-last order (faster on CPUs).
+    cfg.MODEL.CHANNELS_LAST = False
+
+    cfg.MODEL.CLASSIFICATION_LOSS = CN()
+    cfg.MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE = CN()
+    # Every class's score before training; sets the classifier's bias to log(p / (1 - p)).
+    cfg.MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE.PRIOR_PROB = 0.01
+
+    # Small backbone for training from scratch on CPUs ("build_tiny_backbone"): one level "p3" of stride 8.
+    cfg.MODEL.TINY_BACKBONE = CN()
+    # Channels of the first convolution (stride 2).
+    cfg.MODEL.TINY_BACKBONE.STEM_CHANNELS = 16
+    # Channels of the stages of stride 4, 8, 16.
+    cfg.MODEL.TINY_BACKBONE.STAGE_CHANNELS = (32, 64, 128)
+    # Channels of "p3".
+    cfg.MODEL.TINY_BACKBONE.OUT_CHANNELS = 64
+    # Normalisation after every convolution, as Detectron2 names it. "BN" learns far faster from scratch than "GN".
+    cfg.MODEL.TINY_BACKBONE.NORM = "BN"
+
+
+def _add_solver_keys(cfg: CfgNode) -> None:
+    # "SGD" or "AdamW"
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Learning rate that WarmupCosineLR ends at (the meaning it has in newer Detectron2).
+    cfg.SOLVER.BASE_LR_END = 0.0
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE has one more value than in Detectron2: "full_model" clips the norm of all
+    # gradients together ("norm" clips each parameter by itself).
+
+
+def _add_test_keys(cfg: CfgNode) -> None:
+    cfg.TEST.OPEN_IMAGES = CN()
+    # A detection finds an object when their boxes overlap by this much.
+    cfg.TEST.OPEN_IMAGES.IOU = 0.5
+    # Weight of a group-of box as ground truth: 1 in the 2019 challenge, 0 ignores groups.
+    cfg.TEST.OPEN_IMAGES.GROUP_OF_WEIGHT = 1.0
+    # Also evaluate with each prediction repeated for its class's ancestors (a second number, mAP50_expanded).
+    cfg.TEST.OPEN_IMAGES.EXPAND_PREDICTIONS = True
+    # Write inference/<data set>/predictions.csv in the challenge's form.
+    cfg.TEST.OPEN_IMAGES.WRITE_PREDICTIONS_CSV = True
+    # Data set whose class counts define head, medium and tail. Empty: the first training data set.
+    cfg.TEST.OPEN_IMAGES.FREQUENCY_DATASET = ""
+    # (t1, t2): fewer than t1 training images is tail, fewer than t2 medium. Empty: thirds of the classes.
+    cfg.TEST.OPEN_IMAGES.HEAD_MEDIUM_TAIL = ()
