@@ -1,0 +1,262 @@
+"""The annotation store: one directory of memory-mapped columns, shared by all workers and ranks.
+
+Layout (n images, m objects, l object labels, q image labels; little-endian `.npy` files)::
+
+    header.json              format, version, counts, sources (path, size, sha256), options, summary
+    classes.json             {"ids": [...], "names": [...], "hierarchy": {"child": ["parent", ...]} or null}
+    image_id                 (n,)   bytes, UTF-8, ascending
+    file_name                (n,)   bytes, UTF-8, relative path below the image root
+    image_size               (n, 2) int32, (height, width) in pixels after EXIF orientation; 0 = unknown
+    object_offsets           (n+1,) int64, objects of image i are rows [i], [i+1] of the object columns
+    box                      (m, 4) float32, (x0, y0, x1, y1) as a share of width and height, in [0, 1]
+    flags                    (m,)   uint8, bits of `ObjectFlag`; an unknown flag is an unset bit
+    label_offsets            (m+1,) int64
+    label                    (l,)   int16 or int32 class indices as annotated, most specific first
+    image_label_offsets      (n+1,) int64
+    image_label              (q,)   int16 or int32 class indices verified for the whole image
+    image_label_positive     (q,)   uint8, 1 = verified present, 0 = verified absent
+
+A store is written into a temporary sibling directory and renamed when complete, so a killed run leaves
+nothing that `AnnotationStore.open` would accept.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.store_writer import COLUMNS, FORMAT, VERSION, AnnotationStoreWriter, ObjectFlag
+from longtail_det2.utils.errors import DataError
+
+__all__ = ["AnnotationStore", "AnnotationStoreWriter", "ObjectFlag", "write_store"]
+
+_CHUNK_ROWS = 1 << 20
+
+
+class AnnotationStore:
+    """Read-only view of an annotation store; every column is a plain `ndarray` over a memory map.
+
+    Attributes:
+        path: directory of the store.
+        header: content of header.json.
+        class_ids, class_names: K identifiers (for example "/m/01g317") and names, in class-index order.
+        image_ids, file_names, image_sizes, object_offsets, boxes, flags, label_offsets, labels,
+        image_label_offsets, image_labels, image_label_positive: the columns (see the module's docstring).
+    """
+
+    image_ids: np.ndarray
+    file_names: np.ndarray
+    image_sizes: np.ndarray
+    object_offsets: np.ndarray
+    boxes: np.ndarray
+    flags: np.ndarray
+    label_offsets: np.ndarray
+    labels: np.ndarray
+    image_label_offsets: np.ndarray
+    image_labels: np.ndarray
+    image_label_positive: np.ndarray
+
+    def __init__(
+        self,
+        path: Path,
+        header: dict[str, Any],
+        classes: dict[str, Any],
+        columns: Mapping[str, np.ndarray],
+        image_root: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.path = path
+        self.header = header
+        self.class_ids: tuple[str, ...] = tuple(classes["ids"])
+        self.class_names: tuple[str, ...] = tuple(classes["names"])
+        self._parents: dict[str, list[str]] | None = classes["hierarchy"]
+        self._image_root = Path(image_root) if image_root is not None else None
+        for name, column in COLUMNS.items():
+            setattr(self, column.attribute, columns[name])
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None
+    ) -> "AnnotationStore":
+        """Open the store in directory `path`; nothing but headers and class names is read.
+
+        Args:
+            path: directory that `write_store` or a prepare script made.
+            image_root: folder that the file names are relative to, instead of the one in the header.
+
+        Raises:
+            DataError: no store there, an incomplete or damaged one, or one of another format version.
+        """
+        path = Path(path)
+        header = _read_json(path, "header.json")
+        if header.get("format") != FORMAT:
+            raise DataError(f"{path / 'header.json'}: format {header.get('format')!r} is not {FORMAT!r}")
+        if header.get("version") != VERSION:
+            raise DataError(
+                f"{path}: store version {header.get('version')!r}, this package reads {VERSION}; "
+                "prepare the store again with this package's scripts"
+            )
+        classes = _read_json(path, "classes.json")
+        try:
+            columns = {name: _map_column(path, name, header["counts"]) for name in COLUMNS}
+            if not len(classes["ids"]) == len(classes["names"]) == header["counts"]["classes"]:
+                raise DataError(f"{path / 'classes.json'} does not fit header.json: prepare the store again")
+            return cls(path, header, classes, columns, image_root)
+        except KeyError as error:
+            raise DataError(
+                f"{path}: header.json or classes.json lacks {error}; prepare the store again"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"AnnotationStore({str(self.path)!r}: {len(self)} images, {self.num_objects} objects, "
+            f"{len(self.labels)} labels of {self.num_classes} classes)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AnnotationStore.open, (self.path, self._image_root)
+
+    @property
+    def num_objects(self) -> int:
+        """Number of objects m."""
+        return len(self.boxes)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.class_ids)
+
+    @property
+    def has_image_sizes(self) -> bool:
+        """Whether every image's height and width are known (else they are 0)."""
+        return bool(self.header.get("has_image_sizes", True))
+
+    @cached_property
+    def image_root(self) -> Path | None:
+        """Folder that `file_names` are relative to; None for a store made without images.
+
+        The header keeps it both absolute and relative to the store, so that data and store can move together.
+        """
+        if self._image_root is not None:
+            return self._image_root
+        root = self.header.get("image_root")
+        if root is None:
+            return None
+        if not os.path.isdir(root):
+            relative = Path(
+                os.path.normpath(self.path.resolve() / self.header.get("image_root_relative", root))
+            )
+            if relative.is_dir():
+                return relative
+        return Path(root)
+
+    @cached_property
+    def hierarchy(self) -> LabelHierarchy:
+        """Hierarchy of the classes; flat if the store was made without one."""
+        if self._parents is None:
+            return LabelHierarchy.flat(self.class_ids)
+        return LabelHierarchy.from_parents(self._parents, self.class_ids)
+
+    @property
+    def has_hierarchy(self) -> bool:
+        """Whether the store was made with a hierarchy."""
+        return self._parents is not None
+
+    def image_counts(self, *, expanded: bool = False) -> np.ndarray:
+        """Images per class: (K,) int64, an image counting once for each class that an object of it bears.
+
+        Args:
+            expanded: count a label's ancestors too.
+        """
+        return self._count_rows(self.label_offsets[self.object_offsets], expanded)
+
+    def object_counts(self, *, expanded: bool = False) -> np.ndarray:
+        """Objects per class: (K,) int64, an object counting once for each of its labels.
+
+        Args:
+            expanded: count a label's ancestors too.
+        """
+        if not expanded:
+            return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
+        return self._count_rows(self.label_offsets, expanded)
+
+    def _count_rows(self, offsets: np.ndarray, expanded: bool) -> np.ndarray:
+        """Rows per class, where row i has the labels [offsets[i], offsets[i + 1]); repeats count once."""
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        for start in range(0, len(offsets) - 1, _CHUNK_ROWS):
+            part = offsets[start : start + _CHUNK_ROWS + 1]
+            rows = np.repeat(np.arange(len(part) - 1), np.diff(part))
+            classes = self.labels[part[0] : part[-1]]
+            if expanded:
+                rows, classes = self.hierarchy.expand(rows, classes)
+            keys = rows.astype(np.int64) * self.num_classes + classes
+            keys.sort()
+            first = np.ones(len(keys), dtype=bool)
+            first[1:] = keys[1:] != keys[:-1]
+            counts += np.bincount(keys[first] % self.num_classes, minlength=self.num_classes)
+        return counts
+
+
+def write_store(
+    path: str | os.PathLike[str],
+    columns: Mapping[str, np.ndarray],
+    class_ids: Sequence[str],
+    class_names: Sequence[str] | None = None,
+    **header: Any,
+) -> AnnotationStore:
+    """Write all `columns` as one store at `path`, replacing a store that is there, and open it.
+
+    Args:
+        path: directory to make.
+        columns: {column name: array}, every column of the module's docstring.
+        class_ids: K identifiers in class-index order.
+        class_names: K names; the ids if None.
+        **header: `parents`, `image_root`, `sources`, `options`, `summary` of `AnnotationStoreWriter.finish`.
+
+    Raises:
+        DataError: columns that are missing or disagree.
+    """
+    with AnnotationStoreWriter(path) as writer:
+        for name, values in columns.items():
+            writer.add(name, values)
+        writer.finish(class_ids, class_names, **header)
+    return AnnotationStore.open(path)
+
+
+def _map_column(path: Path, name: str, counts: Mapping[str, int]) -> np.ndarray:
+    file = path / f"{name}.npy"
+    column = COLUMNS[name]
+    try:
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing: the store is incomplete, prepare it again") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is damaged ({error}): prepare the store again") from None
+    expected = (counts[column.rows] + column.extra, *column.width)
+    if values.shape != expected:
+        raise DataError(f"{file} has shape {values.shape}, not {expected}: prepare the store again")
+    # A memmap's subclass machinery costs about ten times as much per small read as a plain array's.
+    return values.view(np.ndarray)
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((path / name).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        state = "an incomplete annotation store" if path.is_dir() else "no annotation store"
+        raise DataError(
+            f"{path}: {state} ({name} is missing); make it with scripts/prepare_openimages.py "
+            "or longtail_det2.data.datasets"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path / name} is not JSON ({error}): prepare the store again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path / name} is not a JSON object: prepare the store again")
+    return content

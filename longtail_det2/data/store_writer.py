@@ -1,0 +1,283 @@
+"""The columns of an annotation store and their atomic writer (layout: `longtail_det2.data.store`)."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longtail_det2.utils.errors import DataError
+
+FORMAT = "longtail_det2.annotations"
+VERSION = 1
+_STALE_SECONDS = 24 * 3600
+
+
+class ObjectFlag(IntFlag):
+    """Attribute bits of an object, in the order of the Open Images columns."""
+
+    OCCLUDED = 1
+    TRUNCATED = 2
+    GROUP_OF = 4
+    DEPICTION = 8
+    INSIDE = 16
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column holds: its attribute of `AnnotationStore`, its type, and what it has one row for."""
+
+    attribute: str
+    dtype: str  # a NumPy dtype, "S" for bytes of any width, "class" for a class index
+    rows: str
+    extra: int = 0
+    width: tuple[int, ...] = ()
+
+
+COLUMNS = {
+    "image_id": Column("image_ids", "S", "images"),
+    "file_name": Column("file_names", "S", "images"),
+    "image_size": Column("image_sizes", "<i4", "images", width=(2,)),
+    "object_offsets": Column("object_offsets", "<i8", "images", extra=1),
+    "box": Column("boxes", "<f4", "objects", width=(4,)),
+    "flags": Column("flags", "|u1", "objects"),
+    "label_offsets": Column("label_offsets", "<i8", "objects", extra=1),
+    "label": Column("labels", "class", "labels"),
+    "image_label_offsets": Column("image_label_offsets", "<i8", "images", extra=1),
+    "image_label": Column("image_labels", "class", "image_labels"),
+    "image_label_positive": Column("image_label_positive", "|u1", "image_labels"),
+}
+OFFSETS = {"object_offsets": "objects", "label_offsets": "labels", "image_label_offsets": "image_labels"}
+
+
+class AnnotationStoreWriter:
+    """Writes a store column by column, atomically; a context manager.
+
+    ::
+
+        with AnnotationStoreWriter(path) as writer:
+            writer.add("image_id", ids)  # every column of the module's docstring, in any order
+            writer.finish(class_ids, class_names)
+
+    Leaving the block without `finish` removes what was written. Temporary directories of dead runs beside
+    `path` are removed on entry.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(os.path.abspath(path))
+        self._directory: Path | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._last: dict[str, int] = {}
+        self._highest_label = -1
+        self._sizes_known = True
+
+    def __enter__(self) -> "AnnotationStoreWriter":
+        if self.path.exists() and not _looks_like_store(self.path):
+            raise DataError(
+                f"{self.path} exists and is no annotation store: remove it or choose another place"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(self.path)
+        self._directory = _make_temporary(self.path)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        """Write one column.
+
+        Args:
+            name: column of the module's docstring.
+            values: array whose type casts safely in kind to the column's; strings may be `str` arrays.
+
+        Raises:
+            DataError: unknown column, wrong shape, offsets that do not ascend from 0, boxes that are not
+                finite.
+        """
+        if self._directory is None:
+            raise DataError("use AnnotationStoreWriter as a context manager")
+        if name not in COLUMNS:
+            raise DataError(f"unknown column {name!r}; the columns are {', '.join(COLUMNS)}")
+        column = COLUMNS[name]
+        values = _to_bytes(values) if column.dtype == "S" else np.asarray(values)
+        if values.ndim != 1 + len(column.width) or values.shape[1:] != column.width:
+            raise DataError(f"column {name!r} has shape {values.shape}, not (rows, *{column.width})")
+        self._check(name, values)
+        if column.dtype == "class":
+            values = values.astype("<i2" if values.size == 0 or values.max() < 2**15 else "<i4", copy=False)
+        elif column.dtype != "S":
+            values = values.astype(column.dtype, copy=False)
+        self._shapes[name] = values.shape
+        with open(self._directory / f"{name}.npy", "wb") as file:
+            np.save(file, values, allow_pickle=False)
+            _flush(file)
+
+    def _check(self, name: str, values: np.ndarray) -> None:
+        if name in OFFSETS:
+            if values.size == 0 or values[0] != 0 or np.any(values[1:] < values[:-1]):
+                raise DataError(f"column {name!r} must ascend from 0")
+            self._last[name] = int(values[-1])
+        elif COLUMNS[name].dtype == "class" and values.size:
+            if int(values.min()) < 0:
+                raise DataError(f"column {name!r} has the negative class index {values.min()}")
+            self._highest_label = max(self._highest_label, int(values.max()))
+        elif name == "box" and not np.isfinite(values).all():
+            raise DataError("column 'box' has coordinates that are not finite")
+        elif name == "image_size":
+            self._sizes_known = bool((values > 0).all())
+        elif name == "image_id" and values.size and np.any(values[1:] <= values[:-1]):
+            raise DataError("column 'image_id' must ascend, each id once")
+
+    def finish(
+        self,
+        class_ids: Sequence[str],
+        class_names: Sequence[str] | None = None,
+        *,
+        parents: Mapping[str, Sequence[str]] | None = None,
+        image_root: str | os.PathLike[str] | None = None,
+        sources: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+        summary: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Check that the columns fit each other, write header and classes, and put the store in its place.
+
+        Args:
+            class_ids: K identifiers in class-index order.
+            class_names: K names; the ids if None.
+            parents: {"child id": ["parent id", ...]}; None means no hierarchy.
+            image_root: folder that the file names are relative to.
+            sources: one {"path", "size", "sha256", ...} per source file.
+            options: what else the content depends on (JSON values).
+            summary: counts worth keeping (JSON values).
+
+        Raises:
+            DataError: a column is missing or the columns disagree.
+        """
+        if self._directory is None:
+            raise DataError("use AnnotationStoreWriter as a context manager")
+        class_ids = list(class_ids)
+        names = list(class_names) if class_names is not None else class_ids
+        if len(set(class_ids)) != len(class_ids) or len(names) != len(class_ids):
+            raise DataError("class ids must be distinct and have one name each")
+        counts = self._counts(len(class_ids))
+        classes = {
+            "ids": class_ids,
+            "names": names,
+            "hierarchy": None if parents is None else {child: list(ids) for child, ids in parents.items()},
+        }
+        header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "counts": counts}
+        if image_root is not None:
+            root = os.path.abspath(image_root)
+            header["image_root"] = root
+            header["image_root_relative"] = os.path.relpath(
+                os.path.realpath(root), os.path.realpath(self.path)
+            )
+        header["has_image_sizes"] = self._sizes_known
+        header["sources"] = [dict(source) for source in sources]
+        header["options"] = dict(options or {})
+        header["summary"] = dict(summary or {})
+        _write_json(self._directory / "classes.json", classes)
+        _write_json(self._directory / "header.json", header)
+        self._publish()
+
+    def _counts(self, num_classes: int) -> dict[str, int]:
+        missing = [name for name in COLUMNS if name not in self._shapes]
+        if missing:
+            raise DataError(f"{self.path}: columns not written: {', '.join(missing)}")
+        if self._highest_label >= num_classes:
+            raise DataError(f"class index {self._highest_label} for {num_classes} classes")
+        counts = {"images": self._shapes["image_id"][0], "objects": self._shapes["box"][0]}
+        counts["labels"] = self._shapes["label"][0]
+        counts["image_labels"] = self._shapes["image_label"][0]
+        for name, column in COLUMNS.items():
+            if self._shapes[name][0] != counts[column.rows] + column.extra:
+                raise DataError(f"column {name!r} has {self._shapes[name][0]} rows for {counts}")
+        for name, target in OFFSETS.items():
+            if self._last[name] != counts[target]:
+                raise DataError(
+                    f"column {name!r} ends at {self._last[name]}, not at {counts[target]} {target}"
+                )
+        return {**counts, "classes": num_classes}
+
+    def _publish(self) -> None:
+        assert self._directory is not None
+        old = None
+        if self.path.exists():
+            old = _make_temporary(self.path)
+            os.replace(self.path, old)  # a directory replaces an empty one
+        os.replace(self._directory, self.path)
+        self._directory = None
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_stale(path: Path) -> None:
+    """Remove temporary directories that dead runs left beside the store `path`.
+
+    A run of this machine is dead when its process is; one of another machine after a day without change.
+    """
+    for directory in path.parent.glob(f"{_temporary_prefix(path)}*"):
+        host, pid, _ = directory.name[len(_temporary_prefix(path)) :].rsplit("-", 2)
+        dead = host == socket.gethostname() and not _is_alive(int(pid))
+        try:
+            old = time.time() - directory.stat().st_mtime > _STALE_SECONDS
+        except FileNotFoundError:
+            continue
+        if dead or old:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _make_temporary(path: Path) -> Path:
+    name = f"{_temporary_prefix(path)}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    directory = path.parent / name
+    directory.mkdir()
+    return directory
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+        _flush(file)
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _to_bytes(values: np.ndarray | Sequence[str]) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind == "S":
+        return array
+    if array.dtype.kind not in "UO" and array.size:
+        raise DataError(f"a text column has type {array.dtype}")
+    return np.array([str(value).encode() for value in array.tolist()], dtype=np.bytes_)
+
+
+def _looks_like_store(path: Path) -> bool:
+    return path.is_dir() and ((path / "header.json").is_file() or not any(path.iterdir()))
+
+
+def _temporary_prefix(path: Path) -> str:
+    return f".{path.name}.partial-"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

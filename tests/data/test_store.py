@@ -1,0 +1,212 @@
+"""The annotation store: what is written is what is read, and nothing half-written opens."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter, ObjectFlag, write_store
+from longtail_det2.utils.errors import DataError
+
+CLASSES = ["/m/vehicle", "/m/car", "/m/dog", "/m/unused"]
+
+
+def columns() -> dict[str, np.ndarray]:
+    return {
+        "image_id": np.array(["a", "bé", "c"]),
+        "file_name": np.array(["train/a.jpg", "train/bé.jpg", "c.png"]),
+        "image_size": np.array([[10, 20], [30, 40], [50, 60]]),
+        "object_offsets": np.array([0, 2, 2, 3]),
+        "box": np.array([[0, 0, 0.5, 0.5], [0.1, 0.1, 0.2, 0.3], [0, 0, 1, 1]]),
+        "flags": np.array([ObjectFlag.GROUP_OF, 0, ObjectFlag.OCCLUDED | ObjectFlag.INSIDE]),
+        "label_offsets": np.array([0, 2, 3, 4]),
+        "label": np.array([1, 2, 1, 2]),
+        "image_label_offsets": np.array([0, 1, 3, 3]),
+        "image_label": np.array([1, 2, 0]),
+        "image_label_positive": np.array([1, 1, 0]),
+    }
+
+
+def write(path, **changes):
+    header = changes.pop("header", {"parents": {"/m/car": ["/m/vehicle"]}})
+    return write_store(path, {**columns(), **changes}, CLASSES, ["Vehicle", "Car", "Dog", "Unused"], **header)
+
+
+def test_round_trip(tmp_path):
+    store = write(tmp_path / "store")
+    expected = columns()
+    assert [name.decode() for name in store.image_ids] == ["a", "bé", "c"]
+    assert [name.decode() for name in store.file_names] == expected["file_name"].tolist()
+    np.testing.assert_array_equal(store.image_sizes, expected["image_size"])
+    np.testing.assert_array_equal(store.boxes, expected["box"].astype(np.float32))
+    np.testing.assert_array_equal(store.labels, expected["label"])
+    np.testing.assert_array_equal(store.image_label_positive, expected["image_label_positive"])
+    assert (
+        store.labels.dtype == np.int16 and store.boxes.dtype == np.float32 and store.flags.dtype == np.uint8
+    )
+    assert type(store.boxes) is np.ndarray
+    assert (len(store), store.num_objects, store.num_classes) == (3, 3, 4)
+    assert store.class_names == ("Vehicle", "Car", "Dog", "Unused")
+    assert store.has_image_sizes
+    with pytest.raises(ValueError):
+        store.boxes[0] = 1
+
+
+def test_counts_with_and_without_ancestors(tmp_path):
+    store = write(tmp_path / "store")
+    assert store.object_counts().tolist() == [0, 2, 2, 0]
+    assert store.image_counts().tolist() == [0, 1, 2, 0]
+    assert store.object_counts(expanded=True).tolist() == [2, 2, 2, 0]
+    assert store.image_counts(expanded=True).tolist() == [1, 1, 2, 0]
+
+
+def test_counts_do_not_depend_on_chunks(tmp_path, monkeypatch):
+    store = write(tmp_path / "store")
+    expected = store.image_counts(expanded=True), store.object_counts(expanded=True)
+    monkeypatch.setattr("longtail_det2.data.store._CHUNK_ROWS", 1)
+    np.testing.assert_array_equal(store.image_counts(expanded=True), expected[0])
+    np.testing.assert_array_equal(store.object_counts(expanded=True), expected[1])
+
+
+def test_hierarchy_and_flat_store(tmp_path):
+    store = write(tmp_path / "store")
+    assert store.has_hierarchy
+    assert store.hierarchy.ancestors[1].tolist() == [True, False, False, False]
+    flat = write(tmp_path / "flat", header={})
+    assert not flat.has_hierarchy
+    assert not flat.hierarchy.ancestors.any()
+    np.testing.assert_array_equal(flat.image_counts(expanded=True), flat.image_counts())
+
+
+def test_empty_store(tmp_path):
+    empty = {name: values[:0] for name, values in columns().items()}
+    for name in ("object_offsets", "label_offsets", "image_label_offsets"):
+        empty[name] = np.zeros(1, dtype=np.int64)
+    store = write(tmp_path / "store", **empty)
+    assert len(store) == 0
+    assert store.image_counts().tolist() == [0, 0, 0, 0]
+
+
+def test_pickle_reopens(tmp_path):
+    store = AnnotationStore.open(write(tmp_path / "store").path, image_root=tmp_path / "elsewhere")
+    data = pickle.dumps(store)
+    assert len(data) < 1000
+    again = pickle.loads(data)
+    np.testing.assert_array_equal(again.boxes, store.boxes)
+    assert again.image_root == tmp_path / "elsewhere"
+
+
+def test_image_root_moves_with_the_store(tmp_path):
+    (tmp_path / "one" / "images").mkdir(parents=True)
+    store = write(tmp_path / "one" / "store", header={"image_root": tmp_path / "one" / "images"})
+    assert store.image_root == tmp_path / "one" / "images"
+    os.rename(tmp_path / "one", tmp_path / "two")
+    assert AnnotationStore.open(tmp_path / "two" / "store").image_root == tmp_path / "two" / "images"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": np.array([1, 2, 1, 9])}, "class index 9 for 4 classes"),
+        ({"label": np.array([1, 2, 1, -1])}, "negative class index"),
+        ({"label": np.array([1, 2, 1])}, "'label_offsets' ends at 4, not at 3 labels"),
+        ({"object_offsets": np.array([0, 2, 1, 3])}, "'object_offsets' must ascend"),
+        ({"object_offsets": np.array([0, 3])}, "'object_offsets' has 2 rows"),
+        ({"box": np.full((3, 4), np.nan)}, "not finite"),
+        ({"box": np.zeros((3, 5))}, r"'box' has shape \(3, 5\)"),
+        ({"image_id": np.array(["a", "a", "c"])}, "must ascend"),
+        ({"other": np.zeros(3)}, "unknown column 'other'"),
+    ],
+)
+def test_columns_that_disagree_are_refused(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        write(tmp_path / "store", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_column_is_refused(tmp_path):
+    with (
+        pytest.raises(DataError, match="columns not written"),
+        AnnotationStoreWriter(tmp_path / "s") as writer,
+    ):
+        writer.add("image_id", np.array(["a"]))
+        writer.finish(CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_open_errors_say_what_to_do(tmp_path):
+    with pytest.raises(DataError, match=r"no annotation store.*prepare_openimages"):
+        AnnotationStore.open(tmp_path / "nothing")
+    path = write(tmp_path / "store").path
+    with open(path / "box.npy", "r+b") as file:
+        file.truncate(140)
+    with pytest.raises(DataError, match=r"box\.npy is damaged"):
+        AnnotationStore.open(path)
+    (path / "box.npy").unlink()
+    with pytest.raises(DataError, match=r"box\.npy is missing.*incomplete"):
+        AnnotationStore.open(path)
+    header = json.loads((path / "header.json").read_text())
+    (path / "header.json").write_text(json.dumps({**header, "version": 99}))
+    with pytest.raises(DataError, match="store version 99"):
+        AnnotationStore.open(path)
+    (path / "header.json").write_text("{")
+    with pytest.raises(DataError, match="is not JSON"):
+        AnnotationStore.open(path)
+    (path / "header.json").unlink()
+    with pytest.raises(DataError, match=r"incomplete annotation store.*header\.json"):
+        AnnotationStore.open(path)
+
+
+def test_replaces_a_store_but_nothing_else(tmp_path):
+    old = write(tmp_path / "store")
+    new = write(tmp_path / "store", flags=np.array([0, 0, 0]))
+    assert new.flags.tolist() == [0, 0, 0]
+    assert old.flags.tolist() == [4, 0, 17]  # a reader keeps the store that it opened
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("x")
+    with pytest.raises(DataError, match="is no annotation store"):
+        write(tmp_path / "photos")
+
+
+def test_killed_writer_leaves_nothing_that_opens_and_is_cleaned_up(tmp_path):
+    script = textwrap.dedent("""
+        import sys, time
+        import numpy as np
+        from longtail_det2.data.store import AnnotationStoreWriter
+        with AnnotationStoreWriter(sys.argv[1]) as writer:
+            writer.add("image_id", np.array(["a"]))
+            print("ready", flush=True)
+            time.sleep(60)
+    """)
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    (left,) = tmp_path.iterdir()
+    with AnnotationStoreWriter(tmp_path / "store"):
+        assert left.exists()  # a run that lives is left alone
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert list(tmp_path.iterdir()) == [left]
+    for path in (left, tmp_path / "store"):
+        with pytest.raises(DataError):
+            AnnotationStore.open(path)
+    write(tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_old_directories_of_other_machines_are_cleaned_up(tmp_path):
+    for name, age in (("young", 0), ("old", 2 * 24 * 3600)):
+        directory = tmp_path / f".store.partial-other-host-1-{name}"
+        directory.mkdir()
+        os.utime(directory, (time.time() - age, time.time() - age))
+    write(tmp_path / "store")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".store.partial-other-host-1-young", "store"]
