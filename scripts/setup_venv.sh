@@ -18,7 +18,7 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/nu
     echo "setup: creating $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv" || die "could not create $venv (Debian and Ubuntu: apt install python3-venv)"
 fi
-pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+pip=(env PYTHONWARNINGS=ignore "$venv/bin/python" -m pip --disable-pip-version-check)
 network="is there a network? pip's message is above; an interrupted set-up goes on when run again"
 
 echo "setup: installing torch and torchvision (about 5 GB on the first run)"
@@ -28,4 +28,4 @@ echo "setup: installing Detectron2"
 "$venv/bin/python" scripts/install_detectron2.py || die "Detectron2 could not be installed (see above)"
 echo "setup: installing longtail_det2"
 "${pip[@]}" install -q -c constraints.txt --no-build-isolation -e ".[dev]" || die "$network"
-"$venv/bin/python" -m longtail_det2.utils.collect_env --check
+PYTHONWARNINGS=ignore "$venv/bin/python" -m longtail_det2.utils.collect_env --check
