@@ -361,7 +361,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sdist", type=Path, help=f"{SDIST_NAME}-{SDIST_VERSION}.tar.gz, instead of downloading")
+    parser.add_argument(
+        "--sdist", type=Path, help=f"{SDIST_NAME}-{SDIST_VERSION}.tar.gz, instead of downloading"
+    )
     parser.add_argument("--wheel-dir", type=Path, help="keep a copy of the wheel in this folder")
     parser.add_argument("--force", action="store_true", help="install even if a Detectron2 imports")
     args = parser.parse_args()

@@ -1,7 +1,8 @@
 """Report of the environment, to be pasted into questions: `python -m longtail_det2.utils.collect_env`.
 
-Versions, whether Detectron2's and our compiled parts are there, CUDA, and under "Problems" what is wrong and what
-to do about it. `--check` prints the problems only. The exit status is 1 when something essential does not work.
+Versions, whether Detectron2's and our compiled parts are there, CUDA, and under "Problems" what is wrong and
+what to do about it. `--check` prints the problems only. The exit status is 1 when something essential does not
+work.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def _torch(report: EnvironmentReport) -> None:
     except Exception as error:  # torch reports a missing operator in several ways
         report.add("torchvision operators", f"do not load: {error}")
         report.problems.append(
-            "torchvision's compiled operators do not load beside this torch: their builds must match. Install a "
-            "tested pair with `python -m pip install --force-reinstall -c constraints.txt torch torchvision`"
+            "torchvision's compiled operators do not load beside this torch: their builds must match. Install "
+            "a tested pair with `python -m pip install --force-reinstall -c constraints.txt torch torchvision`"
         )
 
 
@@ -110,8 +111,8 @@ def _detectron2(report: EnvironmentReport) -> None:
         module, why = _import(f"detectron2.{name}")
         if module is None:
             report.problems.append(
-                f"detectron2.{name} cannot be imported ({why}): this Detectron2 does not fit the other libraries. "
-                "Remove it and run `python scripts/install_detectron2.py`"
+                f"detectron2.{name} cannot be imported ({why}): this Detectron2 does not fit the other "
+                "libraries. Remove it and run `python scripts/install_detectron2.py`"
             )
             break
 
