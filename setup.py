@@ -1,7 +1,7 @@
-"""Build steps that metadata alone cannot express: configs as package data, and the optional compiled operators.
+"""Build steps that metadata alone cannot express: configs as package data, optional compiled operators.
 
-Everything else is in pyproject.toml. The compiled operators are built when their sources and a C++ compiler are
-there; without them the package installs as pure Python. `LONGTAIL_DET2_BUILD_OPS=0` skips them,
+Everything else is in pyproject.toml. The compiled operators are built when their sources and a C++ compiler
+are there; without them the package installs as pure Python. `LONGTAIL_DET2_BUILD_OPS=0` skips them,
 `LONGTAIL_DET2_BUILD_OPS=1` makes a failing build an error.
 """
 
@@ -18,9 +18,10 @@ BUILD_OPS = os.environ.get("LONGTAIL_DET2_BUILD_OPS", "auto")
 
 
 class BuildWithConfigs(build_py):
-    """Copies `configs/` and `projects/*/configs` into the built package, where `model_zoo` looks after an install."""
+    """Copies `configs/` and `projects/*/configs` into the built package, where `model_zoo` finds them."""
 
     def run(self):
+        """Build the Python modules, then add the configs."""
         super().run()
         if getattr(self, "editable_mode", False):
             return  # a checkout reads its own configs/
@@ -36,7 +37,7 @@ class BuildWithConfigs(build_py):
 
 
 def compiled_operators():
-    """Extension modules and build commands; empty where there is nothing to build or nothing to build with."""
+    """Extension modules and build commands; empty where there is nothing to build, or to build with."""
     sources = sorted((ROOT / "longtail_det2" / "layers" / "csrc").rglob("*.cpp"))
     if not sources or BUILD_OPS == "0":
         return [], {}

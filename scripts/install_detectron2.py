@@ -66,7 +66,8 @@ REPAIRS = (
     ),
     Repair(
         "detectron2/model_zoo/model_zoo.py",
-        'pkg_resources.resource_filename(\n        "detectron2.model_zoo", os.path.join("configs", config_path)\n    )',
+        "pkg_resources.resource_filename(\n"
+        '        "detectron2.model_zoo", os.path.join("configs", config_path)\n    )',
         'os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", config_path)',
         "setuptools 82 has no pkg_resources",
     ),
@@ -98,7 +99,8 @@ REPAIRS = (
         "detectron2/modeling/meta_arch/fcos.py",
         "        for gt_per_image in gt_instances:\n            gt_centers =",
         "        for gt_per_image in gt_instances:\n            if len(gt_per_image) == 0:\n"
-        "                matched_indices.append(anchor_sizes.new_full(anchor_sizes.shape, -1, dtype=torch.int64))\n"
+        "                none = anchor_sizes.new_full(anchor_sizes.shape, -1, dtype=torch.int64)\n"
+        "                matched_indices.append(none)\n"
         "                continue\n            gt_centers =",
         "images without boxes",
     ),
@@ -133,8 +135,8 @@ def has_cuda():
 def __getattr__(name):
     raise AttributeError(
         f"detectron2._C.{name} is a compiled operator, and this Detectron2 was installed without them. "
-        "Rotated boxes, Detectron2's deformable convolutions and its compiled COCO evaluator need a Detectron2 "
-        "built from its official sources."
+        "Rotated boxes, Detectron2's deformable convolutions and its compiled COCO evaluator need a "
+        "Detectron2 built from its official sources."
     )
 '''
 
@@ -179,7 +181,8 @@ def existing_detectron2() -> str | None:
     if importlib.util.find_spec("detectron2") is None:
         return None
     probe = (
-        "import detectron2, detectron2.structures, detectron2.layers, detectron2.model_zoo, detectron2.engine\n"
+        "import detectron2, detectron2.structures, detectron2.layers\n"
+        "import detectron2.model_zoo, detectron2.engine\n"
         "print(detectron2.__version__, detectron2.__path__[0])"
     )
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
@@ -202,7 +205,7 @@ def check_torch() -> None:
         if importlib.util.find_spec(module) is None:
             raise InstallError(
                 f"{module} is not installed for {sys.executable}.\n"
-                f"Run `python -m pip install -c {CONSTRAINTS.name} torch torchvision` first (or `make setup`)."
+                f"Run `python -m pip install -c {CONSTRAINTS.name} torch torchvision` first, or `make setup`."
             )
     probe = (
         "import torch, torchvision\n"
@@ -214,7 +217,7 @@ def check_torch() -> None:
         reason = result.stderr.strip().splitlines()[-1] if result.stderr.strip() else "no message"
         raise InstallError(
             f"torch and torchvision do not work together here ({reason}).\n"
-            "Their builds must match: torchvision's wheels are made for the CUDA build of one torch version.\n"
+            "Their builds must match: torchvision's wheels are for the CUDA build of one torch version.\n"
             f"Install a tested pair: `python -m pip install --force-reinstall -c {CONSTRAINTS.name} torch "
             "torchvision`."
         )
@@ -230,8 +233,8 @@ def fetch_sdist(folder: Path) -> Path:
         InstallError: no index answered, or it does not know the file.
     """
     offline = (
-        f"Is there a network, and does `python -m pip download six` work here? Without a network, fetch the source "
-        f"distribution of {SDIST_NAME}=={SDIST_VERSION} elsewhere and pass it with --sdist FILE."
+        "Is there a network, and does `python -m pip download six` work here? Without a network, fetch the "
+        f"source distribution of {SDIST_NAME}=={SDIST_VERSION} elsewhere and pass it with --sdist FILE."
     )
     try:
         create_command = importlib.import_module("pip._internal.commands").create_command
@@ -247,7 +250,7 @@ def fetch_sdist(folder: Path) -> Path:
             ]
             if not links:
                 raise InstallError(
-                    f"the package index gave no source distribution of {SDIST_NAME}=={SDIST_VERSION}.\n{offline}"
+                    f"the package index has no sources of {SDIST_NAME}=={SDIST_VERSION}.\n{offline}"
                 )
             response = session.get(links[-1].url_without_fragment, headers={"Accept-Encoding": "identity"})
             response.raise_for_status()
@@ -274,7 +277,8 @@ def check_hash(sdist: Path) -> None:
     if found != SDIST_SHA256:
         raise InstallError(
             f"{sdist}: SHA-256 is {found}, expected {SDIST_SHA256}.\n"
-            f"The file is damaged or is not {SDIST_NAME}-{SDIST_VERSION}.tar.gz; nothing was installed. Fetch it again."
+            f"The file is damaged or is not {SDIST_NAME}-{SDIST_VERSION}.tar.gz; nothing was installed. "
+            "Fetch it again."
         )
 
 
@@ -347,8 +351,8 @@ def install(sdist: Path | None, wheel_dir: Path | None) -> None:
 def install_opencv() -> None:
     """Give Detectron2's Visualizer the OpenCV it imports, where there is none.
 
-    The headless build needs no system libraries; an OpenCV that is already there is left alone, because two of
-    its wheels in one environment overwrite each other.
+    The headless build needs no system libraries; an OpenCV that is already there is left alone, because two
+    of its wheels in one environment overwrite each other.
     """
     if importlib.util.find_spec("cv2") is None:
         say("installing opencv-python-headless (Detectron2's Visualizer imports it)")

@@ -1,8 +1,8 @@
 """Report of the environment, to be pasted into questions: `python -m longtail_det2.utils.collect_env`.
 
 Versions, whether Detectron2's and our compiled parts are there, CUDA, and under "Problems" what is wrong and
-what to do about it. `--check` prints the problems only. The exit status is 1 when something essential does not
-work.
+what to do about it. `--check` prints the problems only. The exit status is 1 when something essential does
+not work.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ def _torch(report: EnvironmentReport) -> None:
     except Exception as error:  # torch reports a missing operator in several ways
         report.add("torchvision operators", f"do not load: {error}")
         report.problems.append(
-            "torchvision's compiled operators do not load beside this torch: their builds must match. Install "
-            "a tested pair with `python -m pip install --force-reinstall -c constraints.txt torch torchvision`"
+            "torchvision's compiled operators do not load beside this torch: their builds must match. "
+            "Install a tested pair with `python -m pip install --force-reinstall -c constraints.txt torch "
+            "torchvision`"
         )
 
 

@@ -52,7 +52,7 @@ def test_names_a_pair_whose_operators_do_not_load(installer, monkeypatch):
 def test_refuses_a_wrong_hash(installer, tmp_path):
     damaged = tmp_path / "pb1-detectron2-0.6.tar.gz"
     damaged.write_bytes(b"not the file")
-    with pytest.raises(installer.InstallError, match="SHA-256 is .* nothing was installed"):
+    with pytest.raises(installer.InstallError, match=r"SHA-256 is [\s\S]* nothing was installed"):
         installer.check_hash(damaged)
     with pytest.raises(installer.InstallError, match="no such file"):
         installer.check_hash(tmp_path / "absent.tar.gz")

@@ -77,7 +77,7 @@ def test_imports_that_used_to_fail():
 
 
 def test_compiled_operators_explain_themselves():
-    from detectron2.layers import pairwise_iou_rotated
+    from detectron2.layers.rotated_boxes import pairwise_iou_rotated
 
     with pytest.raises(AttributeError, match="built from its official sources"):
         pairwise_iou_rotated(torch.zeros(1, 5), torch.zeros(1, 5))
