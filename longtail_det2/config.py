@@ -10,8 +10,8 @@ NUM_CLASSES_FROM_DATA = -1
 def add_longtail_config(cfg: CfgNode) -> None:
     """Add this project's keys, with their defaults, to a Detectron2 config.
 
-    A default of Detectron2 changes in two places: ``MODEL.ROI_HEADS.NUM_CLASSES`` becomes -1 (the train scripts
-    take the number from the data set) and ``DATALOADER.SAMPLER_TRAIN`` becomes ``UniformTrainingSampler``.
+    Two of Detectron2's defaults change: ``MODEL.ROI_HEADS.NUM_CLASSES`` becomes -1 (the train scripts take
+    the number from the data set) and ``DATALOADER.SAMPLER_TRAIN`` becomes ``UniformTrainingSampler``.
 
     Args:
         cfg: what :func:`detectron2.config.get_cfg` returns; changed in place.
@@ -39,8 +39,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
 
     # Boxes that enclose a group of objects: "keep" trains on them as on others, "drop" leaves them out.
     cfg.INPUT.GROUP_OF = "keep"
-    # Descendants of an object's most specific label: True gives them no loss (the annotator may not have looked
-    # further), False makes them negatives.
+    # Descendants of an object's most specific label: True gives them no loss (the annotator may not have
+    # looked further), False makes them negatives.
     cfg.INPUT.IGNORE_DESCENDANTS = True
 
     # "UniformTrainingSampler", "RepeatFactorTrainingSampler" (see DATALOADER.REPEAT_THRESHOLD) or
@@ -56,8 +56,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST = 0
     # Name in CLASSIFICATION_LOSS_REGISTRY: "SoftmaxCrossEntropyLoss", "SigmoidBCELoss".
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = "SoftmaxCrossEntropyLoss"
-    # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To fine-tune
-    # a detector on other classes: ("roi_heads.box_predictor",)
+    # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To
+    # fine-tune a detector on other classes: ("roi_heads.box_predictor",)
     cfg.MODEL.RESET_WEIGHTS = ()
     # Keep convolution weights, and with them activations, in channels-last order (faster on CPUs).
     cfg.MODEL.CHANNELS_LAST = False
@@ -75,7 +75,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TINY_BACKBONE.STAGE_CHANNELS = (32, 64, 128)
     # Channels of "p3".
     cfg.MODEL.TINY_BACKBONE.OUT_CHANNELS = 64
-    # Normalisation after every convolution, as Detectron2 names it. "BN" learns far faster from scratch than "GN".
+    # Normalisation after every convolution, as Detectron2 names it. From scratch, "BN" learns far faster than
+    # "GN".
     cfg.MODEL.TINY_BACKBONE.NORM = "BN"
 
 
@@ -84,8 +85,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate that WarmupCosineLR ends at (the meaning it has in newer Detectron2).
     cfg.SOLVER.BASE_LR_END = 0.0
-    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE has one more value than in Detectron2: "full_model" clips the norm of all
-    # gradients together ("norm" clips each parameter by itself).
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE has one more value than in Detectron2: "full_model" clips the norm of
+    # all gradients together ("norm" clips each parameter by itself).
 
 
 def _add_test_keys(cfg: CfgNode) -> None:

@@ -1,1 +1,5 @@
-"""Small backbones for CPU runs."""
+"""Backbones."""
+
+from .tiny import TinyBackbone, build_tiny_backbone
+
+__all__ = ["TinyBackbone", "build_tiny_backbone"]

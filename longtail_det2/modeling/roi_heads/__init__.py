@@ -1,1 +1,6 @@
-"""ROI heads that take a classification loss object."""
+"""ROI heads whose regions carry several labels."""
+
+from .fast_rcnn import MultiLabelFastRCNNOutputLayers
+from .roi_heads import MultiLabelROIHeads
+
+__all__ = ["MultiLabelFastRCNNOutputLayers", "MultiLabelROIHeads"]

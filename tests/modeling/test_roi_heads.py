@@ -1,0 +1,272 @@
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from longtail_det2.modeling.backbone import TinyBackbone
+from longtail_det2.modeling.losses import SigmoidBCELoss, SoftmaxCrossEntropyLoss
+from longtail_det2.modeling.roi_heads import MultiLabelFastRCNNOutputLayers, MultiLabelROIHeads
+from longtail_det2.modeling.roi_heads.box_regression import keep_top_candidates, multi_label_box_loss
+from longtail_det2.structures.multi_label import MultiLabelTargets
+from longtail_det2.utils.errors import ConfigError
+
+TRANSFORM = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
+
+
+def boxes(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corner = 50 * torch.rand(count, 2, generator=generator)
+    return torch.cat([corner, corner + 5 + 20 * torch.rand(count, 2, generator=generator)], dim=1)
+
+
+def proposals_of(classes, labels=None):
+    instances = Instances((64, 64))
+    instances.proposal_boxes = Boxes(boxes(len(classes)))
+    instances.gt_boxes = Boxes(boxes(len(classes), seed=1))
+    instances.gt_classes = torch.tensor(classes)
+    if labels is not None:
+        instances.gt_labels = torch.tensor(labels, dtype=torch.int8)
+    return instances
+
+
+def predictor(loss, num_classes=3, **kwargs):
+    return MultiLabelFastRCNNOutputLayers(
+        ShapeSpec(channels=6),
+        classification_loss=loss,
+        num_classes=num_classes,
+        box2box_transform=TRANSFORM,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("loss_type", ["smooth_l1", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_box_loss_of_single_labels_is_detectron2s(loss_type, agnostic):
+    torch.manual_seed(0)
+    reference = FastRCNNOutputLayers(
+        ShapeSpec(channels=6),
+        box2box_transform=TRANSFORM,
+        num_classes=3,
+        cls_agnostic_bbox_reg=agnostic,
+        box_reg_loss_type=loss_type,
+    )
+    classes = torch.tensor([0, 3, 2, 1, 3])
+    deltas = torch.randn(5, 4 if agnostic else 12)
+    found = multi_label_box_loss(
+        boxes(5),
+        boxes(5, 1),
+        deltas,
+        MultiLabelTargets.from_classes(classes, 3),
+        transform=TRANSFORM,
+        loss_type=loss_type,
+    )
+    torch.testing.assert_close(found, reference.box_reg_loss(boxes(5), boxes(5, 1), deltas, classes))
+
+
+def test_box_loss_trains_the_deltas_of_every_positive_label():
+    labels = torch.tensor([[1, 1, -1, 0]], dtype=torch.int8)
+    deltas = torch.zeros(1, 12, requires_grad=True)
+    args = {"transform": TRANSFORM}
+    targets = MultiLabelTargets(torch.tensor([0]), labels)
+    loss = multi_label_box_loss(boxes(1), boxes(1, 1), deltas, targets, **args)
+    loss.backward()
+    gradient = deltas.grad.view(3, 4)
+    assert gradient[0].any() and gradient[1].any() and not gradient[2].any()
+    single = multi_label_box_loss(
+        boxes(1), boxes(1, 1), deltas, MultiLabelTargets.from_classes(torch.tensor([0]), 3), **args
+    )
+    torch.testing.assert_close(loss, single)  # a region weighs the same however many labels it has
+
+
+def test_box_loss_without_foreground_is_attached_zero():
+    for targets in (MultiLabelTargets.from_classes(torch.full((n,), 3), 3) for n in (0, 4)):
+        deltas = torch.zeros(len(targets), 12, requires_grad=True)
+        count = len(targets)
+        loss = multi_label_box_loss(boxes(count), boxes(count), deltas, targets, transform=TRANSFORM)
+        loss.backward()
+        assert loss == 0 and deltas.grad is not None
+
+
+def test_box_loss_names_an_unknown_type():
+    targets = MultiLabelTargets.from_classes(torch.tensor([0]), 3)
+    with pytest.raises(ValueError, match=r"'l2'; known: smooth_l1, giou"):
+        multi_label_box_loss(
+            boxes(1), boxes(1), torch.zeros(1, 4), targets, transform=TRANSFORM, loss_type="l2"
+        )
+
+
+def test_keep_top_candidates():
+    scores = torch.rand(6, 4)
+    assert keep_top_candidates(scores, 0) is scores
+    assert keep_top_candidates(scores, 18) is scores
+    kept = keep_top_candidates(scores, 5)
+    chosen = kept[:, :-1] >= 0
+    assert chosen.sum() == 5
+    assert torch.equal(
+        kept[:, :-1][chosen].sort().values, scores[:, :-1].flatten().topk(5).values.sort().values
+    )
+    assert torch.equal(kept[:, -1], scores[:, -1])
+    assert keep_top_candidates(torch.full((2, 4), 0.5), 2)[:, :-1].ge(0).sum() == 2  # ties
+
+
+def test_width_and_bias_come_from_the_loss():
+    softmax, sigmoid = predictor(SoftmaxCrossEntropyLoss()), predictor(SigmoidBCELoss(prior_prob=0.1))
+    assert softmax.cls_score.out_features == 4 and not softmax.cls_score.bias.any()
+    assert sigmoid.cls_score.out_features == 3
+    torch.testing.assert_close(sigmoid.cls_score.bias.sigmoid(), torch.full((3,), 0.1))
+    with pytest.raises(ConfigError, match="at least one class"):
+        predictor(SigmoidBCELoss(), num_classes=0)
+
+
+def test_classifier_can_be_handed_in():
+    class Scaled(torch.nn.Linear):
+        pass
+
+    layer = predictor(SoftmaxCrossEntropyLoss(), classifier=Scaled).cls_score
+    assert isinstance(layer, Scaled) and layer.out_features == 4
+
+
+@pytest.mark.parametrize("loss", [SoftmaxCrossEntropyLoss(), SigmoidBCELoss()])
+def test_losses_of_images_with_and_without_objects(loss):
+    head = predictor(loss)
+    nothing = Instances((64, 64))
+    nothing.proposal_boxes = Boxes(boxes(2))
+    nothing.gt_classes = torch.full((2,), 3)
+    with_objects = proposals_of([0, 3], [[1, 1, 0], [0, 0, 1]])
+    losses = head.losses(head(torch.randn(4, 6)), [with_objects, nothing])
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in head.parameters())
+
+
+def test_losses_of_nothing():
+    head = predictor(SigmoidBCELoss())
+    for proposals in ([], [proposals_of([])]):
+        if proposals:
+            proposals[0].gt_classes = torch.zeros(0, dtype=torch.int64)
+        losses = head.losses(head(torch.zeros(0, 6)), proposals)
+        sum(losses.values()).backward()
+        assert sum(losses.values()) == 0
+
+
+def test_loss_weights():
+    loss = SoftmaxCrossEntropyLoss()
+    torch.manual_seed(0)
+    plain, weighted = predictor(loss), predictor(loss, loss_weight={"loss_cls": 3.0})
+    weighted.load_state_dict(plain.state_dict())
+    features, proposals = torch.randn(3, 6), [proposals_of([0, 1, 3])]
+    one, three = (head.losses(head(features), proposals) for head in (plain, weighted))
+    torch.testing.assert_close(3 * one["loss_cls"], three["loss_cls"])
+    torch.testing.assert_close(one["loss_box_reg"], three["loss_box_reg"])
+
+
+def test_inference_gives_a_box_several_labels():
+    head = predictor(SigmoidBCELoss(), test_score_thresh=0.5, cls_agnostic_bbox_reg=True)
+    logits = torch.tensor([[3.0, 2.0, -3.0], [-3.0, -3.0, -3.0]])
+    found, kept = head.inference((logits, torch.zeros(2, 4)), [proposals_of([0, 0])])
+    assert found[0].pred_classes.tolist() == [0, 1]
+    assert torch.equal(found[0].pred_boxes.tensor[0], found[0].pred_boxes.tensor[1])
+    assert kept[0].tolist() == [0, 0]
+
+
+def test_inference_with_bounded_candidates_keeps_the_best():
+    torch.manual_seed(0)
+    settings = {"test_score_thresh": 0.0, "test_nms_thresh": 1.0, "test_topk_per_image": 5}
+    full, bounded = (
+        predictor(SigmoidBCELoss(), cls_agnostic_bbox_reg=True, test_pre_nms_topk=limit, **settings)
+        for limit in (0, 5)
+    )
+    predictions = (torch.randn(30, 3), torch.zeros(30, 4))
+    results = [head.inference(predictions, [proposals_of([0] * 30)])[0][0] for head in (full, bounded)]
+    assert torch.equal(results[0].scores, results[1].scores)
+    assert torch.equal(results[0].pred_boxes.tensor, results[1].pred_boxes.tensor)
+
+
+def test_accuracy_is_logged_for_any_of_the_labels():
+    head = predictor(SigmoidBCELoss())
+    logits = torch.tensor([[0.0, 5.0, 0.0], [5.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
+    proposals = proposals_of([0, 1, 3], [[1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    with EventStorage(19) as storage:
+        head.losses((logits, torch.zeros(3, 12)), [proposals])
+        assert storage.latest()["fast_rcnn/fg_cls_accuracy"][0] == 0.5
+
+
+@pytest.mark.parametrize("loss", ["SoftmaxCrossEntropyLoss", "SigmoidBCELoss"])
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_detector_trains_and_predicts(tiny_cfg, batch, loss, agnostic):
+    torch.manual_seed(0)
+    tiny_cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = loss
+    tiny_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = agnostic
+    model = build_model(tiny_cfg)
+    assert isinstance(model.roi_heads, MultiLabelROIHeads)
+    assert isinstance(model.backbone, TinyBackbone)
+    with EventStorage(0):
+        losses = model(batch)
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    with torch.no_grad():
+        found = model(batch)
+    assert len(found) == 2 and found[0]["instances"].scores.ndim == 1
+
+
+def test_detector_trains_on_images_without_objects_only(tiny_cfg, batch):
+    model = build_model(tiny_cfg)
+    with EventStorage(0):
+        losses = model([batch[1], batch[1]])
+    sum(losses.values()).backward()
+    assert losses["loss_box_reg"] == 0 and losses["loss_cls"] > 0
+
+
+def test_single_label_instances_work(tiny_cfg, batch):
+    """Data sets of Detectron2 have no gt_labels."""
+    for image in batch:
+        image["instances"].remove("gt_labels")
+    with EventStorage(0):
+        losses = build_model(tiny_cfg)(batch)
+    assert losses["loss_cls"] > 0
+
+
+def test_mask_branch_is_untouched(tiny_cfg, batch):
+    tiny_cfg.MODEL.MASK_ON = True
+    tiny_cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1
+    tiny_cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
+    tiny_cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 7
+    for image in batch:
+        count = len(image["instances"])
+        image["instances"].gt_masks = BitMasks(torch.ones(count, 64, 64, dtype=torch.bool))
+    model = build_model(tiny_cfg)
+    with EventStorage(0):
+        assert "loss_mask" in model(batch)
+    model.eval()
+    with torch.no_grad():
+        assert model(batch)[0]["instances"].has("pred_masks")
+
+
+def test_class_count_of_the_data_must_be_the_models(tiny_cfg, batch):
+    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    with EventStorage(0), pytest.raises(ValueError, match="NUM_CLASSES disagree"):
+        build_model(tiny_cfg)(batch)
+
+
+def test_tiny_backbone_shapes():
+    backbone = TinyBackbone()
+    assert backbone(torch.zeros(2, 3, 64, 96))["p3"].shape == (2, 64, 8, 12)
+    assert backbone.output_shape()["p3"].stride == 8
+    with pytest.raises(ValueError, match="three stages"):
+        TinyBackbone(stage_channels=(8, 8))
+
+
+def test_tiny_backbone_channels_last_is_the_same_function():
+    torch.manual_seed(0)
+    backbone = TinyBackbone().eval()
+    image = torch.randn(1, 3, 64, 64)
+    expected = backbone(image)["p3"]
+    found = backbone.to(memory_format=torch.channels_last)(image)["p3"]
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
