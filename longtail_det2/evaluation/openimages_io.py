@@ -21,11 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from longtail_det2.data.store import AnnotationStore, ObjectFlag
 from longtail_det2.evaluation.openimages_metric import Detections, GroundTruth
 from longtail_det2.utils.errors import DataError
 
 __all__ = [
     "atomic_text_writer",
+    "ground_truth_from_store",
     "read_classes",
     "read_detections",
     "read_ground_truth",
@@ -115,6 +117,25 @@ def read_ground_truth(
         label_present=label_rows["Confidence"] == 1,
     )
     return truth, [ids[i] for i in order], skipped
+
+
+def ground_truth_from_store(store: AnnotationStore) -> GroundTruth:
+    """Ground truth of a store as annotated (not expanded): one box for each label of an object.
+
+    Image indices are those of the store; boxes are normalised.
+    """
+    images = np.arange(len(store), dtype=np.int32)
+    image_of_object = np.repeat(images, np.diff(store.object_offsets))
+    objects = np.repeat(np.arange(store.num_objects), np.diff(store.label_offsets))
+    return GroundTruth(
+        image=image_of_object[objects],
+        cls=np.asarray(store.labels),
+        box=store.boxes[objects],
+        group_of=(store.flags[objects] & int(ObjectFlag.GROUP_OF)) != 0,
+        label_image=np.repeat(images, np.diff(store.image_label_offsets)),
+        label_cls=np.asarray(store.image_labels),
+        label_present=store.image_label_positive != 0,
+    )
 
 
 def read_detections(

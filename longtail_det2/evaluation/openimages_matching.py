@@ -100,11 +100,11 @@ class MatchOptions:
         ConfigError: a value out of range.
     """
 
-    iou_threshold: float
-    group_of_weight: float
-    use_image_labels: bool
-    verified_filter: bool
-    max_detections: int
+    iou_threshold: float = 0.5
+    group_of_weight: float = 1.0
+    use_image_labels: bool = True
+    verified_filter: bool = True
+    max_detections: int = 10_000
 
     def __post_init__(self) -> None:
         if not 0 < self.iou_threshold <= 1:

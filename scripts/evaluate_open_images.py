@@ -1,0 +1,229 @@
+#!/usr/bin/env python3
+"""Scores a predictions CSV with the metric of the Open Images detection challenge.
+
+Annotations are given as released; boxes and image-level labels are expanded by the hierarchy here. The
+predictions are scored as they are, unless --expand-predictions repeats each of them for all ancestors of its
+class. Coordinates of all files are normalised by the image's width and height.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import longtail_det2
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.evaluation.openimages_io import (
+    atomic_text_writer,
+    read_classes,
+    read_detections,
+    read_ground_truth,
+)
+from longtail_det2.evaluation.openimages_matching import MatchOptions
+from longtail_det2.evaluation.openimages_metric import (
+    OpenImagesResult,
+    evaluate_detections,
+    expand_ground_truth,
+)
+from longtail_det2.utils.errors import ConfigError, DataError
+
+EXAMPLE = """example:
+  python scripts/evaluate_open_images.py \\
+      --boxes challenge-2019-validation-detection-bbox.csv \\
+      --image-labels challenge-2019-validation-detection-human-imagelabels.csv \\
+      --hierarchy challenge-2019-label500-hierarchy.json \\
+      --classes challenge-2019-classes-description-500.csv \\
+      --predictions predictions.csv --output result.json
+
+files:
+  predictions   ImageID,LabelName,Score,XMin,XMax,YMin,YMax
+  boxes         ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf
+  image labels  ImageID,LabelName,Confidence (1 verified present, 0 verified absent)
+  classes       LabelName,DisplayName
+Columns are found by the header's names, in any order; other columns are ignored. Only the class file may lack
+a header.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; its help is the tool's documentation."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--boxes", type=Path, required=True, metavar="CSV", help="annotated boxes")
+    add("--image-labels", type=Path, metavar="CSV", help="human-verified image-level labels")
+    add("--hierarchy", type=Path, metavar="JSON", help="label hierarchy (a tree, or {child: [parents]})")
+    add("--classes", type=Path, required=True, metavar="CSV", help="the classes that are evaluated")
+    add("--predictions", type=Path, required=True, metavar="CSV", help="scored boxes")
+    add("--output", type=Path, required=True, metavar="JSON", help="result file")
+    add(
+        "--expand-predictions",
+        action="store_true",
+        help="repeat each prediction for all ancestors of its class (not the challenge's number)",
+    )
+    add(
+        "--no-expansion",
+        action="store_true",
+        help="expand nothing: annotations are expanded already, or shall not be (needs no --hierarchy)",
+    )
+    add(
+        "--group-of-weight",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="weight of a group-of box (default: %(default)s; 0: finding it neither helps nor harms)",
+    )
+    add(
+        "--no-image-labels",
+        action="store_true",
+        help="forget image-level labels: the classes of an image's boxes are its verified classes",
+    )
+    add(
+        "--no-verified-filter",
+        action="store_true",
+        help="count detections of unverified classes as false positives (V2 protocol, with weight 0)",
+    )
+    add("--iou", type=float, default=0.5, help="least IoU of a match, in (0, 1] (default: %(default)s)")
+    add(
+        "--on-unknown-label",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do with rows of any file whose label is not in the class file (default: %(default)s)",
+    )
+    return parser
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses contradictory options before any file is read."""
+    if args.image_labels is None and not args.no_image_labels:
+        parser.error("give --image-labels, or --no-image-labels to do without (a different number)")
+    if args.hierarchy is None and not args.no_expansion:
+        parser.error("give --hierarchy, or --no-expansion to do without")
+    if args.expand_predictions and args.no_expansion:
+        parser.error("--expand-predictions contradicts --no-expansion")
+    try:
+        MatchOptions(iou_threshold=args.iou, group_of_weight=args.group_of_weight)
+    except ConfigError as error:
+        parser.error(str(error))
+    if not args.output.parent.is_dir():
+        parser.error(f"--output: folder {args.output.parent} does not exist")
+    if args.output.is_dir():
+        parser.error(f"--output: {args.output} is a folder, give a file name")
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Reads the files and computes the result document.
+
+    Raises:
+        DataError: a file that cannot be used.
+        ConfigError: an option out of range.
+    """
+    class_ids, _ = read_classes(args.classes)
+    hierarchy = None
+    if not args.no_expansion:
+        hierarchy = LabelHierarchy.from_json(args.hierarchy, class_ids, unlisted="contract")
+    image_labels = None if args.no_image_labels else args.image_labels
+    truth, image_ids, skipped = read_ground_truth(args.boxes, image_labels, class_ids, args.on_unknown_label)
+    if hierarchy is not None:
+        truth = expand_ground_truth(truth, hierarchy)
+    detections, left_out = read_detections(args.predictions, class_ids, image_ids, args.on_unknown_label)
+    result = evaluate_detections(
+        truth,
+        detections,
+        len(class_ids),
+        iou_threshold=args.iou,
+        group_of_weight=args.group_of_weight,
+        use_image_labels=not args.no_image_labels,
+        verified_filter=not args.no_verified_filter,
+        prediction_hierarchy=hierarchy if args.expand_predictions else None,
+    )
+    counts = dict(result.counts)
+    for name in ("detections", "image_not_annotated"):
+        counts[name] += left_out["unknown_image"]
+    counts["rows_of_unknown_labels"] = left_out["unknown_label"] + sum(skipped.values())
+    return result_document(result, class_ids, counts, args)
+
+
+def result_document(
+    result: OpenImagesResult, class_ids: Sequence[str], counts: dict[str, int], args: argparse.Namespace
+) -> dict[str, Any]:
+    """The JSON content; a number that does not exist (no ground truth) is null."""
+    options = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name != "output"
+    }
+    return {
+        "metric": result.metric,
+        "unit": "AP and mAP are fractions in [0, 1]; null: no ground truth",
+        "mAP": None if math.isnan(result.mean_ap) else result.mean_ap,
+        "AP": {
+            label: None if math.isnan(ap) else float(ap)
+            for label, ap in zip(class_ids, result.ap, strict=True)
+        },
+        "num_gt": dict(zip(class_ids, result.num_gt.tolist(), strict=True)),
+        "num_images": result.num_images,
+        "num_classes_with_gt": int((result.num_gt > 0).sum()),
+        "counts": counts,
+        "options": options,
+        "longtail_det2": longtail_det2.__version__,
+    }
+
+
+def summary(document: dict[str, Any]) -> str:
+    """A few lines for the terminal."""
+    counts = document["counts"]
+    mean = document["mAP"]
+    dropped = {
+        "of images without annotation": "image_not_annotated",
+        "of unverified classes": "class_not_verified",
+        "inverted": "inverted",
+        "over the limit per class and image": "over_limit",
+    }
+    return "\n".join(
+        [
+            f"{document['metric']}: {'none (no ground truth)' if mean is None else f'{mean:.6f}'}",
+            f"  mean over {document['num_classes_with_gt']} of {len(document['AP'])} classes "
+            f"(those with ground truth), {document['num_images']} annotated images",
+            f"  {counts['detections']} detections: {counts['true_positives']} true positives, "
+            f"{counts['false_positives']} false positives, "
+            f"{counts['absorbed_by_group_of']} absorbed by group-of boxes",
+            "  not counted: " + ", ".join(f"{counts[key]} {text}" for text, key in dropped.items()),
+            *(
+                [f"  skipped {counts['rows_of_unknown_labels']} rows whose label is not in the class file"]
+                if counts["rows_of_unknown_labels"]
+                else []
+            ),
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the tool.
+
+    Returns:
+        0, or 2 after an error that the user can mend (its message went to stderr).
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check_arguments(parser, args)
+    try:
+        document = evaluate(args)
+        with atomic_text_writer(args.output) as stream:
+            json.dump(document, stream, indent=1, allow_nan=False)
+            stream.write("\n")
+    except (DataError, ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(summary(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
