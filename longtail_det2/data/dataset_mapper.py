@@ -1,0 +1,213 @@
+"""From a dataset record to the model's input: image, boxes, and the multi-label truth."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from longtail_det2.data.datasets.builtin import get_hierarchy
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.utils.errors import ConfigError, DataError
+
+_ANNOTATION_KEYS = ("annotations", "pos_category_ids", "neg_category_ids", "not_exhaustive_category_ids")
+
+
+class MultiLabelDatasetMapper:
+    """Reads and augments the image and makes training truth with several labels an object.
+
+    The output has `image` (C, H, W) uint8, the record's `height`, `width`, `image_id` and `file_name`, and in
+    training also:
+
+    - `instances`: `gt_boxes`, `gt_classes` int64 (N,) the most specific label, `gt_labels` int8 (N, K) with 1
+      for the annotated labels and their ancestors, -1 (ignored) for the descendants of the most specific
+      labels, 0 elsewhere, and `gt_group_of` bool (N,).
+    - `image_labels` int8 (K,): what is known of the whole image before any cropping. 1 present (verified, or
+    an
+      object was annotated) with ancestors, 0 verified absent with descendants, -1 unverified.
+
+    Group-of boxes: `group_of="keep"` trains on them as on other objects, which is what the published Open
+    Images detectors do, and what fits the official metric: it credits a group once when any detection lies in
+    it, so a detector that fires on the group gains. `"drop"` leaves them out (their region may then be
+    sampled as background), which is what Detectron2 does with COCO's crowd regions. Records with `iscrowd` 1
+    always lose those boxes, as in Detectron2.
+
+    Other fields of a record pass through. Instances are picklable and safe in several workers.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str = "BGR",
+        hierarchy: LabelHierarchy | None = None,
+        num_classes: int | None = None,
+        ignore_descendants: bool = True,
+        group_of: Literal["keep", "drop"] = "keep",
+        keep_annotations: bool = False,
+    ) -> None:
+        """Sets the mapper up; `MultiLabelDatasetMapper(cfg, is_train)` reads a config instead.
+
+        Args:
+            is_train: make training truth; otherwise annotations stay out.
+            augmentations: applied to image and boxes in this order.
+            image_format: as `detection_utils.read_image` takes it, such as "BGR".
+            hierarchy: of the K classes; None means that they have none.
+            num_classes: K, needed only where there is no hierarchy.
+            ignore_descendants: False makes the descendants of the most specific label negatives.
+            group_of: what to do with group-of boxes.
+            keep_annotations: make the truth in inference too (for validation losses or pictures).
+
+        Raises:
+            ConfigError: unknown `group_of`, or no or contradicting numbers of classes where truth is made.
+        """
+        if group_of not in ("keep", "drop"):
+            raise ConfigError(f"INPUT.GROUP_OF must be 'keep' or 'drop', not {group_of!r}")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.ignore_descendants = ignore_descendants
+        self.group_of = group_of
+        self.makes_truth = is_train or keep_annotations
+        if hierarchy is None and num_classes is not None:
+            hierarchy = LabelHierarchy.flat([str(index) for index in range(num_classes)])
+        if hierarchy is None and self.makes_truth:
+            raise ConfigError("training truth needs a hierarchy, or num_classes where there is none")
+        if hierarchy is not None and num_classes not in (None, hierarchy.num_classes):
+            raise ConfigError(f"num_classes is {num_classes}, but the hierarchy has {hierarchy.num_classes}")
+        self.hierarchy = hierarchy
+        mode = "training" if is_train else "inference"
+        logging.getLogger(__name__).info("Augmentations used in %s: %s", mode, augmentations)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Arguments from a config; the hierarchy is that of the training data sets.
+
+        Raises:
+            ConfigError: masks, key points or precomputed proposals are asked for.
+            DataError: the training data sets have different class lists.
+        """
+        for key, wanted in (
+            ("MODEL.MASK_ON", cfg.MODEL.MASK_ON),
+            ("MODEL.KEYPOINT_ON", cfg.MODEL.KEYPOINT_ON),
+            ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS),
+        ):
+            if wanted:
+                raise ConfigError(f"{key} is True, but MultiLabelDatasetMapper carries boxes and labels only")
+        augmentations: list[Any] = detection_utils.build_augmentation(cfg, is_train)
+        if cfg.INPUT.CROP.ENABLED and is_train:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "hierarchy": get_hierarchy(cfg.DATASETS.TRAIN) if is_train else None,
+            "ignore_descendants": cfg.INPUT.IGNORE_DESCENDANTS,
+            "group_of": cfg.INPUT.GROUP_OF,
+        }
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Maps one record, which is not changed.
+
+        Args:
+            record: a Detectron2 dict as `MultiLabelDataset` gives it. Plain Detectron2 records will do: an
+                annotation without `category_ids` has its `category_id` only.
+
+        Raises:
+            DataError: the image cannot be read, or its size is not the annotated one.
+        """
+        result = {key: copy.deepcopy(record[key]) for key in record if key not in _ANNOTATION_KEYS}
+        image = self._read_image(result)
+        inputs = T.AugInput(image)
+        transforms = self.augmentations(inputs)
+        augmented = np.asarray(inputs.image)
+        image_size = (augmented.shape[0], augmented.shape[1])
+        result["image"] = torch.as_tensor(np.ascontiguousarray(augmented.transpose(2, 0, 1)))
+        if self.makes_truth:
+            annotations = record.get("annotations", ())
+            result["instances"] = self._make_instances(annotations, transforms, image_size)
+            result["image_labels"] = self._make_image_labels(record, annotations)
+        return result
+
+    def _read_image(self, record: dict[str, Any]) -> np.ndarray:
+        """The image; sets the record's height and width where it has none."""
+        path = record["file_name"]
+        try:
+            image = detection_utils.read_image(path, format=self.image_format)
+        except FileNotFoundError:
+            raise DataError(
+                f"{path}: image not found; check the image folder that the data set was registered with"
+            ) from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"{path}: cannot read the image ({error}); replace the file or remove it from the annotations"
+            ) from error
+        height, width = image.shape[:2]
+        expected = (record.setdefault("height", height), record.setdefault("width", width))
+        if expected != (height, width):
+            raise DataError(
+                f"{path}: annotated as {expected[1]} x {expected[0]} pixels (width x height), but the "
+                f"file has {width} x {height}; was it resized after the data set was prepared? Prepare it "
+                "again"
+            )
+        return image
+
+    def _make_instances(
+        self,
+        annotations: Sequence[Mapping[str, Any]],
+        transforms: T.Transform,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        objects = [one for one in annotations if not self._is_left_out(one)]
+        boxes = np.array(
+            [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in objects]
+        ).reshape(-1, 4)
+        height, width = image_size
+        if len(boxes):
+            boxes = transforms.apply_box(boxes).clip(0, [width, height, width, height])
+        target = Boxes(torch.as_tensor(boxes, dtype=torch.float32))
+        # What cropping or rounding made degenerate goes, together with its labels.
+        kept = target.nonempty(threshold=1e-5)
+        objects = [one for one, keep in zip(objects, kept.tolist(), strict=True) if keep]
+        instances = Instances(image_size)
+        instances.gt_boxes = target[kept]
+        instances.gt_classes = torch.tensor([one["category_id"] for one in objects], dtype=torch.int64)
+        instances.gt_labels = torch.from_numpy(self._encode([_labels(one) for one in objects]))
+        instances.gt_group_of = torch.tensor([_is_group(one) for one in objects], dtype=torch.bool)
+        return instances
+
+    def _is_left_out(self, annotation: Mapping[str, Any]) -> bool:
+        if annotation.get("iscrowd", 0):
+            return True
+        return self.group_of == "drop" and _is_group(annotation)
+
+    def _encode(self, label_lists: list[Sequence[int]]) -> np.ndarray:
+        assert self.hierarchy is not None
+        return self.hierarchy.encode(label_lists, ignore_descendants=self.ignore_descendants)
+
+    def _make_image_labels(
+        self, record: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]
+    ) -> torch.Tensor:
+        assert self.hierarchy is not None
+        present = {label for one in annotations for label in _labels(one)}
+        present.update(record.get("pos_category_ids", ()))
+        absent = list(record.get("neg_category_ids", ()))
+        return torch.from_numpy(self.hierarchy.encode_image_labels(sorted(present), absent))
+
+
+def _labels(annotation: Mapping[str, Any]) -> Sequence[int]:
+    return annotation.get("category_ids") or [annotation["category_id"]]
+
+
+def _is_group(annotation: Mapping[str, Any]) -> bool:
+    return bool(annotation.get("is_group_of", False))

@@ -1,0 +1,177 @@
+"""Registration of annotation stores under names that `DATASETS.TRAIN` and `DATASETS.TEST` can use.
+
+Nothing is registered by importing this module: call `register_store` for own data, `register_all` for the
+built-in names. The train scripts do both from the config (`DATASETS.STORES`, `DATASETS.ROOT`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from longtail_det2.data.datasets.dataset import MultiLabelDataset, check_same_classes
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.utils.errors import ConfigError, DataError
+
+_PREPARE_OPEN_IMAGES = (
+    "python scripts/prepare_openimages.py --boxes BOXES.csv --image-labels IMAGELABELS.csv "
+    "--classes CLASSES.csv --hierarchy HIERARCHY.json --images IMAGES --output {path}"
+)
+_BUILTIN = {
+    **{
+        f"openimages_v6_{split}": (f"openimages_v6/stores/{split}", _PREPARE_OPEN_IMAGES)
+        for split in ("train", "validation", "test")
+    },
+    **{
+        f"openimages_challenge_2019_{split}": (
+            f"openimages_challenge_2019/stores/{split}",
+            _PREPARE_OPEN_IMAGES,
+        )
+        for split in ("train", "validation")
+    },
+    **{
+        f"shapes_{split}": (
+            f"shapes/stores/{split}",
+            "python scripts/generate_shapes.py, then " + _PREPARE_OPEN_IMAGES,
+        )
+        for split in ("train", "validation")
+    },
+}
+"""Name -> (directory below the root, command that makes it)."""
+
+
+def register_store(
+    name: str,
+    path: str | os.PathLike[str],
+    image_root: str | os.PathLike[str] | None = None,
+    *,
+    command: str = "",
+) -> None:
+    """Registers an annotation store as a Detectron2 data set.
+
+    `DatasetCatalog.get(name)` then gives a `MultiLabelDataset`; `MetadataCatalog.get(name)` has
+    `thing_classes` (names), `class_ids`, `hierarchy`, `store_path`, `image_root` and `evaluator_type`
+    "openimages". A store that
+    does not exist yet may be registered: its classes are added when it is first loaded. Registering the same
+    again does nothing.
+
+    Args:
+        name: data set name.
+        path: directory of the store.
+        image_root: folder that holds the images, instead of the one that the store names.
+        command: what makes the store, for the message when it is absent.
+
+    Raises:
+        ConfigError: the name already stands for something else.
+        DataError: the store exists but cannot be used.
+    """
+    path = os.path.abspath(path)
+    root = None if image_root is None else os.path.abspath(image_root)
+    metadata = MetadataCatalog.get(name)
+    if name in DatasetCatalog.list():
+        known = (metadata.get("store_path"), metadata.get("image_root"))
+        if known != (path, root):
+            raise ConfigError(
+                f"data set name {name!r} is taken by {known[0] or 'another data set'}; choose another "
+                f"name for {path}"
+            )
+    else:
+        DatasetCatalog.register(name, partial(_load, name, path, root, command))
+        metadata.set(store_path=path, image_root=root, evaluator_type="openimages")
+    if os.path.isdir(path):
+        _describe(name, AnnotationStore.open(path))
+
+
+def register_all(root: str | os.PathLike[str] | None = None) -> None:
+    """Registers the built-in names, whether their stores exist or not.
+
+    The names are openimages_v6_{train,validation,test}, openimages_challenge_2019_{train,validation} and
+    shapes_{train,validation}; the store of `<data set>_<split>` is at `<root>/<data set>/stores/<split>`.
+
+    Args:
+        root: None means $DETECTRON2_DATASETS, or "datasets" where that is not set.
+    """
+    folder = Path(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
+    for name, (place, command) in _BUILTIN.items():
+        path = folder / place
+        register_store(name, path, command=command.format(path=path))
+
+
+def get_metadata(name: str) -> Any:
+    """Detectron2's metadata of a data set, with its classes.
+
+    Many data sets describe their classes only when they are loaded; this loads one if need be.
+
+    Raises:
+        DataError: the name is not registered, or the data set cannot be loaded.
+    """
+    check_registered(name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        DatasetCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        raise DataError(f"data set {name!r} has no thing_classes in its metadata")
+    return metadata
+
+
+def get_hierarchy(names: Sequence[str]) -> LabelHierarchy:
+    """The hierarchy of some data sets' common classes; flat where they have none.
+
+    Args:
+        names: registered data sets, at least one.
+
+    Raises:
+        ConfigError: no name is given.
+        DataError: a name is unknown, or the class lists differ.
+    """
+    if not names:
+        raise ConfigError("DATASETS.TRAIN is empty: name at least one data set")
+    ids = [_class_ids(get_metadata(name)) for name in names]
+    for other, name in zip(ids[1:], names[1:], strict=True):
+        check_same_classes(ids[0], other, names[0], name)
+    return get_metadata(names[0]).get("hierarchy") or LabelHierarchy.flat(ids[0])
+
+
+def check_registered(name: str) -> None:
+    """Raises DataError, naming those that are, if a data set is not registered."""
+    known = DatasetCatalog.list()
+    if name not in known:
+        stores = sorted(one for one in known if MetadataCatalog.get(one).get("store_path"))
+        close = difflib.get_close_matches(name, known, n=1)
+        guess = f" (do you mean {close[0]!r}?)" if close else ""
+        raise DataError(
+            f"unknown data set {name!r}{guess}; registered annotation stores: {', '.join(stores) or 'none'}. "
+            "Own data: "
+            "DATASETS.STORES \"('name=store directory',)\" or register_store(name, directory)"
+        )
+
+
+def _class_ids(metadata: Any) -> tuple[str, ...]:
+    ids = metadata.get("class_ids")
+    return tuple(ids if ids is not None else metadata.thing_classes)
+
+
+def _load(name: str, path: str, image_root: str | None, command: str) -> MultiLabelDataset:
+    if not os.path.isdir(path):
+        how = command or "one of the scripts/prepare_*.py"
+        raise DataError(f"data set {name!r}: there is no annotation store at {path}; make it with: {how}")
+    dataset = MultiLabelDataset(path, image_root)
+    _describe(name, dataset.store)
+    return dataset
+
+
+def _describe(name: str, store: AnnotationStore) -> None:
+    metadata = MetadataCatalog.get(name)
+    known = metadata.get("class_ids")
+    if known is not None and known != list(store.class_ids):
+        check_same_classes(known, store.class_ids, f"{name!r} as it was loaded before", str(store.path))
+    metadata.set(
+        thing_classes=list(store.class_names), class_ids=list(store.class_ids), hierarchy=store.hierarchy
+    )

@@ -1,0 +1,267 @@
+"""A map-style dataset over annotation stores: Detectron2's standard dicts, several labels a box."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from detectron2.structures import BoxMode
+from torch.utils.data import ConcatDataset, Dataset
+
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.store import AnnotationStore, ObjectFlag
+from longtail_det2.utils.errors import DataError
+
+_GROUP_OF = int(ObjectFlag.GROUP_OF)
+Record: TypeAlias = dict[str, Any]
+"""One image as a Detectron2 standard dict, see `MultiLabelDataset.__getitem__`."""
+
+
+class MultiLabelDataset(Dataset[Record]):
+    """Images of one annotation store.
+
+    Records are made on the fly from the memory-mapped columns (a few microseconds each), so neither start-up
+    time nor memory grows with the data, and all workers and ranks share the pages. Pickling keeps the path
+    only.
+
+    Attributes:
+        store: the annotation store.
+        class_ids: its K class identifiers.
+        indices: (len(self),) int32 positions of this dataset's images in the store; None for all of them.
+    """
+
+    def __init__(
+        self,
+        store: AnnotationStore | str | os.PathLike[str],
+        image_root: str | os.PathLike[str] | None = None,
+        filter_empty: bool = False,
+    ) -> None:
+        """Opens the store if need be.
+
+        Args:
+            store: an open store or its directory.
+            image_root: folder that holds the images, instead of the one that the store names.
+            filter_empty: leave out the images without objects.
+
+        Raises:
+            DataError: no usable store, or one that was made without image sizes.
+        """
+        self.store = store if isinstance(store, AnnotationStore) else AnnotationStore.open(store)
+        if len(self.store) and not self.store.has_image_sizes:
+            raise DataError(
+                f"{self.store.path}: the store has no image sizes, which training and inference need; "
+                "prepare it again with the image folder"
+            )
+        root = image_root if image_root is not None else self.store.image_root
+        if root is None:
+            raise DataError(f"{self.store.path}: the store names no image folder; pass image_root")
+        self.image_root = str(root)
+        self.filter_empty = filter_empty
+        self.indices: np.ndarray | None = None
+        if filter_empty:
+            kept = np.flatnonzero(np.diff(self.store.object_offsets))
+            if len(kept) < len(self.store):
+                self.indices = kept.astype(np.int32)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MultiLabelDataset, (self.store, self.image_root, self.filter_empty)
+
+    def filtered(self) -> MultiLabelDataset:
+        """The same dataset without the images that have no objects."""
+        return MultiLabelDataset(self.store, self.image_root, filter_empty=True)
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """K class identifiers in class-index order."""
+        return self.store.class_ids
+
+    @property
+    def hierarchy(self) -> LabelHierarchy:
+        """Hierarchy of the classes (flat if the store has none)."""
+        return self.store.hierarchy
+
+    @property
+    def image_sizes(self) -> np.ndarray:
+        """(len(self), 2) int32, (height, width) of each image."""
+        return self.store.image_sizes if self.indices is None else self.store.image_sizes[self.indices]
+
+    def labels_per_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of all objects as annotated, image by image.
+
+        Returns:
+            (offsets (len(self) + 1,) int64, labels): image i has `labels[offsets[i]:offsets[i + 1]]`, one
+            entry for each label of each object, so classes repeat.
+        """
+        offsets = self.store.label_offsets[self.store.object_offsets]
+        if self.indices is not None:
+            # The images left out have no labels: the others' ranges stay next to each other.
+            offsets = np.append(offsets[self.indices], offsets[-1])
+        return offsets, self.store.labels
+
+    def __len__(self) -> int:
+        return len(self.store) if self.indices is None else len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record of one image.
+
+        Returns:
+            A dict with `file_name`, `image_id` (str), `height` and `width` in pixels, `annotations` (a list
+            of `bbox` [x0, y0, x1, y1] in pixels, `bbox_mode`, `category_id` the most specific label,
+            `category_ids` all labels as annotated, `iscrowd` 0, `is_group_of`), and the classes verified for
+            the
+            whole image: `pos_category_ids` present, `neg_category_ids` absent.
+
+        Raises:
+            IndexError: `index` is not in [-len(self), len(self)).
+        """
+        length = len(self)
+        if not -length <= index < length:
+            raise IndexError(f"image {index} of a dataset of {length}")
+        index = index % length if self.indices is None else int(self.indices[index])
+        store = self.store
+        height, width = store.image_sizes[index].tolist()
+        positive, negative = self._image_labels(index)
+        return {
+            "file_name": os.path.join(self.image_root, store.file_names[index].decode()),
+            "image_id": store.image_ids[index].decode(),
+            "height": height,
+            "width": width,
+            "annotations": self._annotations(index, height, width),
+            "pos_category_ids": positive,
+            "neg_category_ids": negative,
+        }
+
+    def _annotations(self, index: int, height: int, width: int) -> list[Record]:
+        # Lists of Python numbers, because for the few objects of an image they beat array arithmetic.
+        store = self.store
+        first, last = store.object_offsets[index : index + 2].tolist()
+        if first == last:
+            return []
+        ends = store.label_offsets[first : last + 1].tolist()
+        base = ends[0]
+        labels = store.labels[base : ends[-1]].tolist()
+        return [
+            {
+                "bbox": [x0 * width, y0 * height, x1 * width, y1 * height],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": labels[begin - base],
+                "category_ids": labels[begin - base : end - base],
+                "iscrowd": 0,
+                "is_group_of": flags & _GROUP_OF != 0,
+            }
+            for (x0, y0, x1, y1), flags, begin, end in zip(
+                store.boxes[first:last].tolist(),
+                store.flags[first:last].tolist(),
+                ends,
+                ends[1:],
+                strict=False,
+            )
+        ]
+
+    def _image_labels(self, index: int) -> tuple[list[int], list[int]]:
+        store = self.store
+        first, last = store.image_label_offsets[index : index + 2].tolist()
+        if first == last:
+            return [], []
+        labels = store.image_labels[first:last].tolist()
+        present = store.image_label_positive[first:last].tolist()
+        pairs = list(zip(labels, present, strict=True))
+        return [label for label, yes in pairs if yes], [label for label, yes in pairs if not yes]
+
+    def __repr__(self) -> str:
+        return f"MultiLabelDataset({str(self.store.path)!r}, {len(self)} images)"
+
+
+class ConcatMultiLabelDataset(ConcatDataset[Record]):
+    """Several stores with the same classes, one after the other.
+
+    Attributes:
+        class_ids: the K class identifiers that all parts have.
+        hierarchy: hierarchy of the first part.
+    """
+
+    def __init__(self, datasets: Sequence[MultiLabelDataset], names: Sequence[str] | None = None) -> None:
+        """Checks that class index c means the same in all parts.
+
+        Args:
+            datasets: at least one.
+            names: what error messages call them; their store paths if None.
+
+        Raises:
+            DataError: two parts have different class lists.
+        """
+        super().__init__(datasets)
+        self.parts = list(datasets)
+        names = list(names) if names is not None else [str(part.store.path) for part in self.parts]
+        for part, name in zip(self.parts[1:], names[1:], strict=True):
+            check_same_classes(self.parts[0].class_ids, part.class_ids, names[0], name)
+        self.class_ids = self.parts[0].class_ids
+        self.hierarchy = self.parts[0].hierarchy
+
+    @property
+    def image_sizes(self) -> np.ndarray:
+        """(len(self), 2) int32, (height, width) of each image."""
+        return np.concatenate([part.image_sizes for part in self.parts])
+
+    def labels_per_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `MultiLabelDataset.labels_per_image`."""
+        return _concatenate_labels([part.labels_per_image() for part in self.parts])
+
+
+def check_same_classes(ours: Sequence[str], theirs: Sequence[str], our_name: str, their_name: str) -> None:
+    """Two class lists must be equal, order included.
+
+    Raises:
+        DataError: names both sources and the first difference.
+    """
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            raise DataError(
+                f"class {index} is {one!r} in {our_name} but {other!r} in {their_name}: both need the "
+                "same class list in the same order"
+            )
+    if len(ours) != len(theirs):
+        raise DataError(
+            f"{our_name} has {len(ours)} classes but {their_name} has {len(theirs)}: both need the same "
+            "class list"
+        )
+
+
+def labels_per_image(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of all objects, image by image, of a dataset or an annotation store.
+
+    Args:
+        source: an `AnnotationStore`, a dataset with a `labels_per_image` method, or any sequence of
+            Detectron2 dicts (which is read from beginning to end).
+
+    Returns:
+        (offsets (n + 1,) int64, labels): image i has `labels[offsets[i]:offsets[i + 1]]`; classes may repeat.
+    """
+    if isinstance(source, AnnotationStore):
+        return source.label_offsets[source.object_offsets], source.labels
+    if hasattr(source, "labels_per_image"):
+        return source.labels_per_image()
+    per_image = [
+        [
+            label
+            for one in record.get("annotations", ())
+            for label in one.get("category_ids", [one["category_id"]])
+        ]
+        for record in (source[index] for index in range(len(source)))
+    ]
+    offsets = np.zeros(len(per_image) + 1, dtype=np.int64)
+    np.cumsum([len(labels) for labels in per_image], out=offsets[1:])
+    return offsets, np.array([label for labels in per_image for label in labels], dtype=np.int32)
+
+
+def _concatenate_labels(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    offsets, labels, base = [np.zeros(1, dtype=np.int64)], [], 0
+    for part_offsets, part_labels in parts:
+        # A part's first offset need not be 0: a filtered part may be a window of its store.
+        begin, end = int(part_offsets[0]), int(part_offsets[-1])
+        offsets.append(part_offsets[1:] - begin + base)
+        labels.append(part_labels[begin:end])
+        base += end - begin
+    return np.concatenate(offsets), np.concatenate(labels)

@@ -1,0 +1,105 @@
+"""What all training samplers share: one infinite global stream of image indices, sliced over the ranks.
+
+Detectron2 runs the sampler inside every data-loading worker, so nothing outside can steer a running sampler.
+A sampler here is therefore a pure function of (seed, number of ids drawn): epoch e's indices depend on
+(seed, e) alone, every rank and worker makes the same epoch, and `start` continues anywhere in the stream.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from detectron2.utils import comm
+from fvcore.common.registry import Registry
+from torch.utils.data import Sampler
+from typing_extensions import Self
+
+from longtail_det2.utils.errors import ConfigError
+
+SAMPLER_REGISTRY = Registry("TRAINING_SAMPLER")
+"""Classes that `DATALOADER.SAMPLER_TRAIN` may name; add your own with `@SAMPLER_REGISTRY.register()`."""
+
+_YIELD_CHUNK = 4096
+"""Indices turned into Python numbers at once: an epoch as one list would cost a worker tens of MB."""
+
+
+class TrainingSampler(Sampler[int], ABC):
+    """Infinite stream of image indices; rank r yields elements `start + r`, `start + r + world`, ...
+
+    A subclass says what the indices of epoch e are (`epoch_indices`) and how to make the sampler for a
+    dataset (`from_dataset`).
+
+    Attributes:
+        seed: the same on all ranks.
+        start: ids that were drawn before, counted over all ranks (iterations x total batch size).
+        rank, world_size: which slice of the stream this process takes.
+    """
+
+    def __init__(
+        self, *, seed: int, start: int = 0, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        """Takes the slice of the current process unless told otherwise.
+
+        Args:
+            seed: non-negative.
+            start: non-negative.
+            rank: in [0, world_size); Detectron2's rank if None.
+            world_size: number of processes; Detectron2's if None.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        self.seed = int(seed)
+        self.start = int(start)
+        self.rank = comm.get_rank() if rank is None else rank
+        self.world_size = comm.get_world_size() if world_size is None else world_size
+        if self.seed < 0 or self.start < 0 or not 0 <= self.rank < self.world_size:
+            raise ConfigError(
+                f"{type(self).__name__}: seed {self.seed} and start {self.start} must not be negative, "
+                f"and rank {self.rank} must be below the number of processes {self.world_size}"
+            )
+
+    @classmethod
+    @abstractmethod
+    def from_dataset(cls, dataset: Any, *, seed: int, start: int = 0, **options: Any) -> Self:
+        """Makes the sampler for a dataset; `options` are its own, as `options_from_config` gives."""
+
+    @classmethod
+    def options_from_config(cls, cfg: Any) -> dict[str, Any]:
+        """Keyword arguments for `from_dataset` that a config holds; none unless overridden."""
+        return {}
+
+    @abstractmethod
+    def epoch_indices(self, epoch: int) -> np.ndarray:
+        """All ids of one epoch over all ranks: (epoch_size(epoch),) int32, a function of (seed, epoch)."""
+
+    @abstractmethod
+    def epoch_size(self, epoch: int) -> int:
+        """Number of ids of one epoch, at least 1."""
+
+    def generator(self, epoch: int) -> np.random.Generator:
+        """The random numbers of one epoch."""
+        return np.random.default_rng(np.random.SeedSequence((self.seed, epoch)))
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """The epoch that holds an element of the stream, and the position at which that epoch begins."""
+        epoch, begin = 0, 0
+        while begin + (size := self.epoch_size(epoch)) <= position:
+            begin += size
+            epoch += 1
+        return epoch, begin
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.start + self.rank
+        epoch, begin = self.locate(position)
+        while True:
+            indices = self.epoch_indices(epoch)
+            mine = indices[position - begin :: self.world_size]
+            for first in range(0, len(mine), _YIELD_CHUNK):
+                yield from mine[first : first + _YIELD_CHUNK].tolist()
+            position += len(mine) * self.world_size
+            begin += len(indices)
+            epoch += 1
