@@ -1,0 +1,170 @@
+"""Image files of a folder and their sizes, from the headers alone, in parallel processes."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from longtail_det2.utils.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSED = frozenset({5, 6, 7, 8})
+_PNG_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+_IMAGES_PER_TASK = 512
+
+
+def find_images(root: Path, image_ids: np.ndarray) -> np.ndarray:
+    """File of each image, wherever below `root` it lies (flat, `train/`, by first hex digit, ...).
+
+    Args:
+        root: folder that is walked; links to folders are followed.
+        image_ids: (n,) bytes, UTF-8, each id once: the file's name without its suffix.
+
+    Returns:
+        (n,) bytes: path relative to `root` with forward slashes; empty where there is no file.
+
+    Raises:
+        DataError: `root` is no folder, or two files below it have the name of one wanted image.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder of images")
+    stems: list[bytes] = []
+    files: list[bytes] = []
+    for file in _walk(os.fsencode(root), b""):
+        stem, suffix = os.path.splitext(file)
+        if suffix.lower().decode(errors="replace") in SUFFIXES:
+            stems.append(os.path.basename(stem))
+            files.append(file)
+    wanted = pa.array(image_ids.tolist(), pa.binary())
+    lookup = pc.SetLookupOptions(wanted)
+    found = pc.call_function("index_in", [pa.array(stems, pa.binary())], lookup)
+    chosen = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+    targets = found.drop_null().to_numpy()
+    _refuse_ambiguous(root, targets, chosen, files)
+    picked = np.array([files[place] for place in chosen.tolist()], dtype=np.bytes_)
+    names = np.zeros(len(image_ids), dtype=picked.dtype if len(picked) else "S1")
+    names[targets] = picked
+    return names
+
+
+def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) in pixels of an image as Detectron2 reads it: EXIF orientation 5 to 8 swaps them.
+
+    Only the file's header is read.
+
+    Raises:
+        OSError: no such file, or no image that Pillow knows.
+    """
+    with open(path, "rb") as file, Image.open(file) as image:
+        width, height = image.size
+        if image.format == "PNG" and not _png_has_exif(file):
+            return height, width  # Pillow would decode the whole PNG to look for EXIF data behind the pixels
+        if image.getexif().get(_ORIENTATION_TAG) in _TRANSPOSED:
+            return width, height
+        return height, width
+
+
+def read_image_sizes(
+    root: Path, file_names: np.ndarray, workers: int, advance: Callable[[int], object]
+) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Sizes of many images.
+
+    Args:
+        root: folder that the file names are relative to.
+        file_names: (n,) bytes, UTF-8.
+        workers: processes; up to 1 means this one. They are spawned: a script that comes here needs the usual
+            `if __name__ == "__main__":` guard.
+        advance: called with the number of images done.
+
+    Returns:
+        ((n, 2) int32 of (height, width), 0 where unreadable; and (index, reason) of each unreadable one).
+    """
+    sizes = np.zeros((len(file_names), 2), dtype=np.int32)
+    unreadable: list[tuple[int, str]] = []
+    tasks = [file_names[i : i + _IMAGES_PER_TASK] for i in range(0, len(file_names), _IMAGES_PER_TASK)]
+    start = 0
+    for part, problems in _run(os.fsencode(root), tasks, min(workers, len(tasks))):
+        sizes[start : start + len(part)] = part
+        unreadable += [(start + index, reason) for index, reason in problems]
+        start += len(part)
+        advance(len(part))
+    return sizes, unreadable
+
+
+def _run(
+    root: bytes, tasks: list[np.ndarray], workers: int
+) -> Iterator[tuple[np.ndarray, list[tuple[int, str]]]]:
+    roots = [root] * len(tasks)
+    if workers <= 1:
+        yield from map(_read_part, roots, tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from pool.map(_read_part, roots, tasks)
+
+
+def _read_part(root: bytes, file_names: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    sizes = np.zeros((len(file_names), 2), dtype=np.int32)
+    problems = []
+    for index, name in enumerate(file_names.tolist()):
+        try:
+            sizes[index] = read_image_size(os.fsdecode(os.path.join(root, name)))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            problems.append((index, f"{type(error).__name__}: {error}"))
+    return sizes, problems
+
+
+def _walk(root: bytes, relative: bytes) -> Iterator[bytes]:
+    """Files below `root`, relative to it; each folder once, whatever links point to it."""
+    seen: set[tuple[int, int]] = set()
+    pending = [relative]
+    while pending:
+        folder = pending.pop()
+        path = os.path.join(root, folder)
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(path) as entries:
+            for entry in entries:
+                name = folder + b"/" + entry.name if folder else entry.name
+                if entry.is_dir():
+                    if not entry.name.startswith(b"."):
+                        pending.append(name)
+                else:
+                    yield name
+
+
+def _refuse_ambiguous(root: Path, targets: np.ndarray, chosen: np.ndarray, files: list[bytes]) -> None:
+    if len(targets) == 0 or len(np.unique(targets)) == len(targets):
+        return
+    image = np.flatnonzero(np.bincount(targets) > 1)[0]
+    one, two = sorted(files[place].decode(errors="replace") for place in chosen[targets == image][:2])
+    raise DataError(
+        f"{root}: two files could be one image: {one} and {two}; remove one, or give a folder with one split"
+    )
+
+
+def _png_has_exif(file: BinaryIO) -> bool:
+    """Whether a PNG may have EXIF or XMP data, by the headers of its chunks; the file's position stays."""
+    position = file.tell()
+    file.seek(8)
+    found = False
+    while not found and len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        found = kind == b"eXIf"
+        if kind in (b"tEXt", b"zTXt", b"iTXt"):
+            keyword = file.read(min(length, len(_PNG_KEYWORDS[0])))
+            found = keyword.startswith(_PNG_KEYWORDS)
+            length -= len(keyword)
+        file.seek(length + 4, os.SEEK_CUR)
+    file.seek(position)
+    return found
