@@ -3,7 +3,8 @@
 
 Synthetic, seeded: 20 boxes and 30 different verified classes an image, class frequencies falling as 1 / rank,
 a third of the detections near a box of the truth, the others anywhere. Writes the three CSVs, reads and
-evaluates them in a fresh process, and prints CPU seconds (all threads) and peak resident memory beside the targets.
+evaluates them in a fresh process, and prints CPU seconds (all threads) and peak resident memory beside the
+targets.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+import csv
+import importlib.util
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+PROTOCOLS = {
+    "official": [],
+    "expanded_gt_and_predictions": ["--expand-predictions"],
+    "unexpanded": ["--no-expansion"],
+    "expanded_no_image_labels": ["--no-image-labels"],
+    "expanded_groupof_weight0": ["--group-of-weight", "0"],
+    "v2_protocol_expanded": ["--group-of-weight", "0", "--no-verified-filter"],
+}
+
+
+@pytest.fixture(scope="session")
+def oid(golden_dir) -> Path:
+    return golden_dir / "oid"
+
+
+@pytest.fixture(scope="session")
+def expected(oid) -> dict:
+    return json.loads((oid / "expected.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tool(repository):
+    """The command-line tool as a module."""
+    spec = importlib.util.spec_from_file_location(
+        "evaluate_open_images", repository / "scripts/evaluate_open_images.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def shuffled(oid, tmp_path):
+    """Copies of the golden CSVs with rows and columns in random order and a column more."""
+
+    def make(seed: int) -> Path:
+        rng = random.Random(seed)
+        for name in ("boxes", "imagelabels", "predictions"):
+            with (oid / f"{name}.csv").open() as stream:
+                rows = list(csv.DictReader(stream))
+            rng.shuffle(rows)
+            columns = [*rows[0], "Extra"]
+            rng.shuffle(columns)
+            with (tmp_path / f"{name}.csv").open("w", newline="") as stream:
+                writer = csv.DictWriter(stream, columns, restval="text, with a comma")
+                writer.writeheader()
+                writer.writerows(rows)
+        for name in ("classes.csv", "hierarchy.json"):
+            (tmp_path / name).write_bytes((oid / name).read_bytes())
+        return tmp_path
+
+    return make

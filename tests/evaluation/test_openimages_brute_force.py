@@ -1,0 +1,145 @@
+"""Hundreds of small random cases against the obvious implementation in openimages_oracle.py."""
+
+import numpy as np
+import openimages_oracle
+import pytest
+
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.evaluation import Detections, GroundTruth, evaluate_detections, expand_ground_truth
+
+
+def random_boxes(rng, count, grid):
+    """On a coarse grid many overlaps tie exactly; some sides are zero or negative if `grid` allows."""
+    if grid == 0:
+        corner = rng.random((count, 2)) * 0.6
+        return np.concatenate([corner, corner + 0.1 + 0.3 * rng.random((count, 2))], axis=1)
+    corner = rng.integers(0, grid, (count, 2))
+    return np.concatenate([corner, corner + rng.integers(1, grid, (count, 2))], axis=1).astype(float)
+
+
+def random_case(seed):
+    rng = np.random.default_rng(seed)
+    classes, images = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+    grid = int(rng.choice([0, 3, 5]))
+    boxes, labels, scored = (int(rng.integers(0, n)) for n in (25, 8, 60))
+    truth = GroundTruth(
+        image=rng.integers(0, images, boxes),
+        cls=rng.integers(0, classes, boxes),
+        box=random_boxes(rng, boxes, grid),
+        group_of=rng.random(boxes) < 0.3,
+        label_image=rng.integers(0, images + 1, labels),
+        label_cls=rng.integers(0, classes, labels),
+        label_present=rng.random(labels) < 0.5,
+    )
+    box = random_boxes(rng, scored, grid)
+    near = rng.random(scored) < (0.5 if boxes else 0.0)
+    if near.any():
+        source = rng.integers(0, boxes, int(near.sum()))
+        box[near] = truth.box[source]
+        if grid == 0:
+            box[near] += rng.normal(0, 0.03, box[near].shape)
+    inverted = rng.random(scored) < 0.05
+    box[inverted] = box[inverted][:, [2, 1, 0, 3]]
+    scores = rng.random(scored) if rng.random() < 0.5 else rng.integers(-1, 4, scored) / 3
+    detections = Detections(
+        rng.integers(0, images + 2, scored), rng.integers(0, classes, scored), scores, box
+    )
+    options = {
+        "iou_threshold": float(rng.choice([0.5, 0.5, 0.25, 0.75])),
+        "group_of_weight": float(rng.choice([1.0, 1.0, 0.0, 0.5])),
+        "use_image_labels": bool(rng.random() < 0.8),
+        "verified_filter": bool(rng.random() < 0.8),
+        "max_detections": int(rng.choice([2, 5, 10_000])),
+    }
+    return truth, detections, classes, options
+
+
+def by_oracle(truth, detections, classes, options):
+    return openimages_oracle.evaluate(
+        [
+            (int(i), int(c), tuple(b), bool(g))
+            for i, c, b, g in zip(truth.image, truth.cls, truth.box.tolist(), truth.group_of, strict=True)
+        ],
+        [(int(i), int(c)) for i, c in zip(truth.label_image, truth.label_cls, strict=True)],
+        [
+            (int(i), int(c), s, tuple(b))
+            for i, c, s, b in zip(
+                detections.image,
+                detections.cls,
+                detections.score.tolist(),
+                detections.box.tolist(),
+                strict=True,
+            )
+        ],
+        classes,
+        options["iou_threshold"],
+        options["group_of_weight"],
+        options["use_image_labels"],
+        options["verified_filter"],
+        options["max_detections"],
+    )
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_equals_the_obvious_implementation(block):
+    for seed in range(100 * block, 100 * block + 100):
+        truth, detections, classes, options = random_case(seed)
+        ap, num_gt = by_oracle(truth, detections, classes, options)
+        result = evaluate_detections(truth, detections, classes, **options)
+        np.testing.assert_allclose(result.ap, ap, atol=1e-12, rtol=0, err_msg=f"seed {seed}, {options}")
+        np.testing.assert_array_equal(result.num_gt, num_gt, err_msg=f"seed {seed}, {options}")
+
+
+def test_random_cases_reach_every_rule():
+    seen = dict.fromkeys(evaluate_detections(*random_case(0)[:3]).counts, 0)
+    for seed in range(100):
+        truth, detections, classes, options = random_case(seed)
+        for name, count in evaluate_detections(truth, detections, classes, **options).counts.items():
+            seen[name] += count
+    assert all(seen.values()), seen
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_expansion_equals_loops_over_ancestors(seed):
+    truth, detections, classes, options = random_case(seed)
+    rng = np.random.default_rng(seed)
+    parents = [sorted(set(rng.integers(0, c, 2).tolist())) if c else [] for c in range(classes)]
+    hierarchy = LabelHierarchy([str(c) for c in range(classes)], parents)
+
+    def above(c):
+        found = set(parents[c])
+        for parent in parents[c]:
+            found |= above(parent)
+        return found
+
+    up = [above(c) for c in range(classes)]
+    down = [{d for d in range(classes) if c in up[d]} for c in range(classes)]
+    boxes = [(r, c) for r, own in enumerate(truth.cls) for c in (own, *sorted(up[own]))]
+    labels = [
+        (r, c)
+        for r, own in enumerate(truth.label_cls)
+        for c in (own, *sorted((up if truth.label_present[r] else down)[own]))
+    ]
+    scored = [(r, c) for r, own in enumerate(detections.cls) for c in (own, *sorted(up[own]))]
+
+    def split(pairs):
+        return np.array([p[0] for p in pairs], dtype=int), np.array([p[1] for p in pairs], dtype=int)
+
+    (box_rows, box_cls), (label_rows, label_cls), (det_rows, det_cls) = map(split, (boxes, labels, scored))
+    by_hand = GroundTruth(
+        truth.image[box_rows],
+        box_cls,
+        truth.box[box_rows],
+        truth.group_of[box_rows],
+        truth.label_image[label_rows],
+        label_cls,
+        truth.label_present[label_rows],
+    )
+    det_by_hand = Detections(
+        detections.image[det_rows], det_cls, detections.score[det_rows], detections.box[det_rows]
+    )
+    ap, num_gt = by_oracle(by_hand, det_by_hand, classes, options)
+    expanded = expand_ground_truth(truth, hierarchy)
+    result = evaluate_detections(expanded, detections, classes, prediction_hierarchy=hierarchy, **options)
+    np.testing.assert_allclose(result.ap, ap, atol=1e-12, rtol=0)
+    np.testing.assert_array_equal(result.num_gt, num_gt)

@@ -1,0 +1,301 @@
+import numpy as np
+import pytest
+
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.evaluation import (
+    Detections,
+    GroundTruth,
+    evaluate_detections,
+    expand_detections,
+    expand_ground_truth,
+    openimages_matching,
+    openimages_metric,
+)
+from longtail_det2.evaluation.openimages_io import read_classes, read_detections, read_ground_truth
+from longtail_det2.evaluation.openimages_metric import average_precision
+from longtail_det2.utils.errors import ConfigError, DataError
+
+UNIT = [0.0, 0.0, 1.0, 1.0]
+LEFT = [0.0, 0.0, 0.5, 1.0]
+RIGHT = [0.5, 0.0, 1.0, 1.0]
+
+
+def truth_of(*rows, labels=()):
+    """Rows (image, cls, box, group_of); labels (image, cls, present)."""
+    return GroundTruth(
+        np.array([r[0] for r in rows], dtype=np.int64),
+        np.array([r[1] for r in rows], dtype=np.int64),
+        np.array([r[2] for r in rows], dtype=np.float64).reshape(-1, 4),
+        np.array([r[3] for r in rows], dtype=bool),
+        np.array([r[0] for r in labels], dtype=np.int64),
+        np.array([r[1] for r in labels], dtype=np.int64),
+        np.array([r[2] for r in labels], dtype=bool),
+    )
+
+
+def detections_of(*rows):
+    """Rows (image, cls, score, box)."""
+    return Detections(
+        np.array([r[0] for r in rows], dtype=np.int64),
+        np.array([r[1] for r in rows], dtype=np.int64),
+        np.array([r[2] for r in rows], dtype=np.float64),
+        np.array([r[3] for r in rows], dtype=np.float64).reshape(-1, 4),
+    )
+
+
+def permuted(detections, rng):
+    order = rng.permutation(len(detections))
+    return Detections(*(getattr(detections, name)[order] for name in ("image", "cls", "score", "box")))
+
+
+@pytest.fixture(scope="module")
+def golden(oid):
+    class_ids, _ = read_classes(oid / "classes.csv")
+    hierarchy = LabelHierarchy.from_json(oid / "hierarchy.json", class_ids)
+    truth, image_ids, _ = read_ground_truth(oid / "boxes.csv", oid / "imagelabels.csv", class_ids)
+    detections, _ = read_detections(oid / "predictions.csv", class_ids, image_ids)
+    return class_ids, hierarchy, truth, detections
+
+
+PROTOCOLS = {
+    "official": (True, {}),
+    "expanded_gt_and_predictions": (True, {"expand": True}),
+    "unexpanded": (False, {}),
+    "expanded_no_image_labels": (True, {"use_image_labels": False}),
+    "expanded_groupof_weight0": (True, {"group_of_weight": 0.0}),
+    "v2_protocol_expanded": (True, {"group_of_weight": 0.0, "verified_filter": False}),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_reference_values(golden, expected, protocol, seed):
+    class_ids, hierarchy, truth, detections = golden
+    expand_truth, options = PROTOCOLS[protocol]
+    options = dict(options)
+    if expand_truth:
+        truth = expand_ground_truth(truth, hierarchy)
+    if options.pop("expand", False):
+        options["prediction_hierarchy"] = hierarchy
+    if seed is not None:
+        detections = permuted(detections, np.random.default_rng(seed))
+    result = evaluate_detections(truth, detections, len(class_ids), **options)
+    reference = expected[protocol]
+    assert result.metric == reference["metric"]
+    assert result.mean_ap == pytest.approx(reference["mAP"], abs=1e-12)
+    assert result.num_images == reference["num_images"]
+    assert dict(zip(class_ids, result.num_gt.tolist(), strict=True)) == reference["num_gt"]
+    for label, ap in zip(class_ids, result.ap, strict=True):
+        if reference["AP"][label] is None:
+            assert np.isnan(ap)
+        else:
+            assert ap == pytest.approx(reference["AP"][label], abs=1e-12)
+
+
+def test_expansion_equals_the_reference_tool(oid, golden):
+    class_ids, hierarchy, truth, detections = golden
+    reference, image_ids, _ = read_ground_truth(
+        oid / "boxes_expanded.csv", oid / "imagelabels_expanded.csv", class_ids
+    )
+    ours = expand_ground_truth(truth, hierarchy)
+
+    def box_rows(t):
+        return sorted(zip(t.image, t.cls, t.group_of, *t.box.T, strict=True))
+
+    def label_rows(t):
+        return sorted(zip(t.label_image, t.label_cls, t.label_present, strict=True))
+
+    assert box_rows(ours) == box_rows(reference)
+    assert label_rows(ours) == label_rows(reference)
+    scored, _ = read_detections(oid / "predictions_expanded.csv", class_ids, image_ids)
+    ours = expand_detections(detections, hierarchy)
+    assert sorted(zip(ours.image, ours.cls, ours.score, *ours.box.T, strict=True)) == sorted(
+        zip(scored.image, scored.cls, scored.score, *scored.box.T, strict=True)
+    )
+
+
+def test_batches_and_chunks_do_not_change_anything(golden, monkeypatch):
+    class_ids, hierarchy, truth, detections = golden
+    truth = expand_ground_truth(truth, hierarchy)
+    whole = evaluate_detections(truth, detections, len(class_ids), prediction_hierarchy=hierarchy)
+    copies = evaluate_detections(truth, expand_detections(detections, hierarchy), len(class_ids))
+    monkeypatch.setattr(openimages_metric, "_DETECTIONS_AT_ONCE", 7)
+    monkeypatch.setattr(openimages_matching, "_OVERLAPS_AT_ONCE", 5)
+    small = evaluate_detections(truth, detections, len(class_ids), prediction_hierarchy=hierarchy)
+    for other in (copies, small):
+        np.testing.assert_array_equal(whole.ap, other.ap)
+        assert whole.counts == other.counts
+
+
+def test_counts_add_up(golden):
+    class_ids, _, truth, detections = golden
+    counts = dict(evaluate_detections(truth, detections, len(class_ids)).counts)
+    counts.pop("groups_found")
+    assert counts.pop("detections") == sum(counts.values()) == len(detections)
+
+
+def test_no_detections_is_zero_and_no_truth_is_nan():
+    truth = truth_of((0, 0, UNIT, False), labels=[(0, 1, True)])
+    result = evaluate_detections(truth, detections_of(), 2)
+    assert result.ap[0] == 0.0 and np.isnan(result.ap[1]) and result.mean_ap == 0.0
+    nothing = evaluate_detections(truth_of(), detections_of((0, 0, 0.5, UNIT)), 1)
+    assert np.isnan(nothing.mean_ap) and nothing.num_images == 0
+    assert nothing.counts["image_not_annotated"] == 1
+
+
+def test_one_class():
+    truth = truth_of((0, 0, LEFT, False), (0, 0, RIGHT, False))
+    result = evaluate_detections(truth, detections_of((0, 0, 0.5, LEFT)), 1)
+    assert result.mean_ap == 0.5 and result.num_gt.tolist() == [2.0]
+
+
+def test_threshold_is_inclusive():
+    truth = truth_of((0, 0, UNIT, False))
+    detections = detections_of((0, 0, 0.5, LEFT))
+    assert evaluate_detections(truth, detections, 1, iou_threshold=0.5).mean_ap == 1.0
+    assert evaluate_detections(truth, detections, 1, iou_threshold=np.nextafter(0.5, 1)).mean_ap == 0.0
+
+
+def test_second_best_box_is_not_tried():
+    # Both detections overlap the first box most; the second would match the other box too, but may not.
+    truth = truth_of((0, 0, [0, 0, 1.0, 1], False), (0, 0, [0.2, 0, 1.2, 1], False))
+    detections = detections_of((0, 0, 0.9, [0, 0, 1.0, 1]), (0, 0, 0.8, [0.05, 0, 1.05, 1]))
+    counts = evaluate_detections(truth, detections, 1).counts
+    assert (counts["true_positives"], counts["false_positives"]) == (1, 1)
+
+
+def test_one_detection_over_several_boxes_finds_one():
+    truth = truth_of((0, 0, [0, 0, 1, 0.6], False), (0, 0, [0, 0.4, 1, 1], False))
+    result = evaluate_detections(truth, detections_of((0, 0, 0.9, UNIT)), 1)
+    assert result.counts["true_positives"] == 1 and result.mean_ap == 0.5
+
+
+def test_equal_boxes_of_the_truth_share_one_match():
+    # A box annotated as child and as parent becomes two equal boxes of the parent: one can be found.
+    truth = truth_of((0, 0, UNIT, False), (0, 0, UNIT, False))
+    detections = detections_of((0, 0, 0.9, UNIT), (0, 0, 0.8, UNIT))
+    assert evaluate_detections(truth, detections, 1).mean_ap == 0.5
+
+
+def test_group_of_absorbs_and_counts_once():
+    truth = truth_of((0, 0, UNIT, True), (0, 0, [2, 0, 3, 1], False))
+    detections = detections_of(
+        (0, 0, 0.9, [2, 0, 3, 1]), (0, 0, 0.8, LEFT), (0, 0, 0.7, RIGHT), (0, 0, 0.6, [2, 0, 3, 1])
+    )
+    result = evaluate_detections(truth, detections, 1)
+    assert result.counts["absorbed_by_group_of"] == 2 and result.counts["groups_found"] == 1
+    assert result.num_gt.tolist() == [2.0] and result.mean_ap == 1.0
+    half = evaluate_detections(truth, detections, 1, group_of_weight=0.5)
+    assert half.num_gt.tolist() == [1.5] and half.mean_ap == pytest.approx(1.0, abs=1e-15)
+    ignored = evaluate_detections(truth, detections, 1, group_of_weight=0.0)
+    assert ignored.num_gt.tolist() == [1.0] and ignored.mean_ap == 1.0
+
+
+def test_duplicate_of_a_found_object_inside_a_group_is_absorbed():
+    truth = truth_of((0, 0, LEFT, False), (0, 0, UNIT, True))
+    detections = detections_of((0, 0, 0.9, LEFT), (0, 0, 0.8, LEFT))
+    counts = evaluate_detections(truth, detections, 1).counts
+    assert (counts["true_positives"], counts["absorbed_by_group_of"], counts["false_positives"]) == (1, 1, 0)
+
+
+def test_group_of_only():
+    truth = truth_of((0, 0, UNIT, True))
+    assert evaluate_detections(truth, detections_of((0, 0, 0.9, LEFT)), 1).mean_ap == 1.0
+    assert evaluate_detections(truth, detections_of(), 1).mean_ap == 0.0
+    assert np.isnan(
+        evaluate_detections(truth, detections_of((0, 0, 0.9, LEFT)), 1, group_of_weight=0).mean_ap
+    )
+    # A group counts as found only with a positive score, and its detections are absorbed all the same.
+    zero = evaluate_detections(truth, detections_of((0, 0, 0.0, LEFT)), 1)
+    assert zero.mean_ap == 0.0 and zero.counts["absorbed_by_group_of"] == 1
+
+
+def test_unverified_classes_and_unannotated_images_are_not_read():
+    truth = truth_of((0, 0, UNIT, False), labels=[(1, 0, False)])
+    detections = detections_of(
+        (0, 0, 0.1, UNIT),
+        (0, 1, 0.9, UNIT),  # class 1 is not verified in image 0
+        (1, 0, 0.8, UNIT),  # verified absent: a false positive
+        (2, 0, 0.7, UNIT),  # image without any annotation row
+        (-1, 0, 0.7, UNIT),
+        (99, 0, 0.7, UNIT),
+    )
+    result = evaluate_detections(truth, detections, 2)
+    assert result.mean_ap == 0.5 and result.num_images == 2
+    assert result.counts["class_not_verified"] == 1 and result.counts["image_not_annotated"] == 3
+    assert evaluate_detections(truth, detections, 2, use_image_labels=False).mean_ap == 1.0
+
+
+def test_inverted_detections_are_dropped():
+    truth = truth_of((0, 0, UNIT, False))
+    boxes = ([1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1], [0, 1, 1, 1])
+    detections = detections_of(*((0, 0, 0.9, box) for box in boxes), (0, 0, 0.1, UNIT))
+    result = evaluate_detections(truth, detections, 1)
+    assert result.counts["inverted"] == 4 and result.mean_ap == 1.0
+
+
+def test_cap_keeps_the_highest_scores_of_each_class_and_image():
+    count = 10_050
+    boxes = np.tile(np.array([[2.0, 2.0, 3.0, 3.0]]), (count, 1))
+    boxes[count - 1] = UNIT
+    score = np.linspace(1.0, 0.1, count)
+    detections = Detections(np.zeros(count, int), np.zeros(count, int), score, boxes)
+    truth = truth_of((0, 0, UNIT, False))
+    result = evaluate_detections(truth, detections, 1)
+    assert result.counts["over_limit"] == 50 and result.mean_ap == 0.0
+    assert evaluate_detections(truth, detections, 1, max_detections=count).mean_ap > 0.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_order_of_detections_with_equal_scores_does_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 4, (200, 2))
+    box = np.concatenate([corner, corner + rng.integers(1, 4, (200, 2))], axis=1).astype(float)
+    detections = Detections(
+        rng.integers(0, 4, 200), rng.integers(0, 3, 200), rng.integers(0, 3, 200) / 2, box
+    )
+    truth = GroundTruth(rng.integers(0, 4, 40), rng.integers(0, 3, 40), box[:40], rng.random(40) < 0.2)
+    first = evaluate_detections(truth, detections, 3, max_detections=10)
+    for _ in range(5):
+        again = evaluate_detections(truth, permuted(detections, rng), 3, max_detections=10)
+        np.testing.assert_array_equal(first.ap, again.ap)
+
+
+def test_average_precision_by_hand():
+    # Precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
+    assert average_precision(np.array([1.0, 0.0, 1.0]), 2) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3, abs=1e-15)
+    assert average_precision(np.zeros(3), 2) == 0.0
+    assert np.isnan(average_precision(np.ones(0), 0))
+
+
+def test_single_precision_and_small_integers_are_accepted(golden):
+    class_ids, _, truth, detections = golden
+    small = Detections(
+        detections.image.astype(np.int16),
+        detections.cls.astype(np.int16),
+        detections.score.astype(np.float32),
+        detections.box.astype(np.float32),
+    )
+    reference = evaluate_detections(truth, detections, len(class_ids))
+    np.testing.assert_allclose(evaluate_detections(truth, small, len(class_ids)).ap, reference.ap, atol=1e-12)
+
+
+def test_errors_say_what_is_wrong():
+    truth, detections = truth_of((0, 0, UNIT, False)), detections_of((0, 0, 0.5, UNIT))
+    with pytest.raises(DataError, match="class index 3 is outside"):
+        evaluate_detections(truth, detections_of((0, 3, 0.5, UNIT)), 2)
+    with pytest.raises(DataError, match="image index -1 is negative"):
+        evaluate_detections(truth_of((-1, 0, UNIT, False)), detections, 1)
+    with pytest.raises(DataError, match="score of row 0 is not finite"):
+        evaluate_detections(truth, detections_of((0, 0, np.nan, UNIT)), 1)
+    with pytest.raises(DataError, match="box of row 0 is not finite"):
+        evaluate_detections(truth, detections_of((0, 0, 0.5, [0, 0, np.inf, 1])), 1)
+    with pytest.raises(DataError, match="box of row 0 has min > max"):
+        evaluate_detections(truth_of((0, 0, [1, 0, 0, 1], False)), detections, 1)
+    with pytest.raises(DataError, match="one length"):
+        Detections(np.zeros(2, int), np.zeros(1, int), np.zeros(2), np.zeros((2, 4)))
+    with pytest.raises(DataError, match=r"expected \(1, 4\)"):
+        Detections(np.zeros(1, int), np.zeros(1, int), np.zeros(1), np.zeros((1, 5)))
+    for option in ({"iou_threshold": 0}, {"group_of_weight": -1}, {"max_detections": 0}):
+        with pytest.raises(ConfigError, match=next(iter(option))):
+            evaluate_detections(truth, detections, 1, **option)
