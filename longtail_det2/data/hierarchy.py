@@ -119,15 +119,7 @@ class LabelHierarchy:
             HierarchyError: unreadable file, malformed node, unknown or missing label, or a cycle.
         """
         name = str(source) if isinstance(source, (str, Path)) else "hierarchy"
-        tree = read_parents(source)
-        if tree.is_tree and missing == "error":
-            lost = [class_id for class_id in class_ids if class_id not in tree.parents]
-            if lost:
-                raise HierarchyError(
-                    f"{name}: {len(lost)} of {len(class_ids)} classes are not in the tree "
-                    f"(first: {lost[0]!r}; Part links do not count); add them, or use missing='root'"
-                )
-        return cls._from_parsed(tree, class_ids, unlisted, name)
+        return cls.from_parsed(read_parents(source), class_ids, unlisted, missing, name)
 
     @classmethod
     def from_parents(
@@ -142,7 +134,7 @@ class LabelHierarchy:
             HierarchyError: an id that is not in `class_ids` (unless `unlisted="contract"`) or a cycle.
         """
         parsed = ParsedHierarchy(class_parents(parents, "hierarchy"), root=None)
-        return cls._from_parsed(parsed, class_ids, unlisted, "hierarchy")
+        return cls.from_parsed(parsed, class_ids, unlisted, "root", "hierarchy")
 
     @classmethod
     def flat(cls, class_ids: Sequence[str]) -> LabelHierarchy:
@@ -150,11 +142,23 @@ class LabelHierarchy:
         return cls(class_ids, [()] * len(class_ids))
 
     @classmethod
-    def _from_parsed(
-        cls, parsed: ParsedHierarchy, class_ids: Sequence[str], unlisted: str, name: str
+    def from_parsed(
+        cls,
+        parsed: ParsedHierarchy,
+        class_ids: Sequence[str],
+        unlisted: Literal["error", "contract"] = "error",
+        missing: Literal["error", "root"] = "error",
+        name: str = "hierarchy",
     ) -> LabelHierarchy:
+        """From the links of a file; arguments and errors as `from_json`, `name` for messages."""
         if unlisted not in ("error", "contract"):
             raise HierarchyError(f"unlisted must be 'error' or 'contract', not {unlisted!r}")
+        lost = [class_id for class_id in class_ids if class_id not in parsed.parents]
+        if parsed.is_tree and missing == "error" and lost:
+            raise HierarchyError(
+                f"{name}: {len(lost)} of {len(class_ids)} classes are not in the tree (first: {lost[0]!r}; "
+                "Part links do not count); add them, or use missing='root'"
+            )
         try:
             kept = resolve_unlisted(parsed, class_ids, contract=unlisted == "contract")
             index = {class_id: i for i, class_id in enumerate(class_ids)}
