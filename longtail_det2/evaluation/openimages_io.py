@@ -11,7 +11,7 @@ import csv
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ OnUnknownLabel = Literal["error", "skip"]
 PREDICTION_COLUMNS = ("ImageID", "LabelName", "Score", "XMin", "XMax", "YMin", "YMax")
 """Columns of the challenge's prediction files; coordinates are normalised by the image's width and height."""
 
-_BOX_COLUMNS = ("XMin", "YMin", "XMax", "YMax")
+_BOX_COLUMNS = ("XMin", "YMin", "XMax", "YMax")  # the order of the arrays
 _BLOCK_BYTES = 8 << 20
 _ROWS_PER_WRITE = 1 << 16
 
@@ -238,10 +238,15 @@ class _Codes:
 
 @dataclass(frozen=True)
 class _Cell:
-    """One numeric column: the check of its values, and what it allows in words."""
+    """What a numeric column may hold: any finite number, or one of a few values."""
 
-    valid: Callable[[np.ndarray], np.ndarray]
     expected: str
+    allowed: tuple[float, ...] | None = None
+
+    def valid(self, values: np.ndarray) -> bool:
+        """Checks a block of the column."""
+        checked = np.isfinite(values) if self.allowed is None else np.isin(values, self.allowed)
+        return bool(checked.all())
 
     def problem(self, text: str) -> str | None:
         """What is wrong with one cell; None if nothing."""
@@ -249,21 +254,18 @@ class _Cell:
             value = float(text)
         except ValueError:
             value = math.nan
-        return None if bool(self.valid(np.array([value]))[0]) else f"expected {self.expected}"
+        sound = math.isfinite(value) if self.allowed is None else value in self.allowed
+        return None if sound else f"expected {self.expected}"
 
 
-_NUMBER = _Cell(np.isfinite, "a finite number")
+_NUMBER = _Cell("a finite number")
+_CONFIDENCE = "1 (verified present) or 0 (verified absent); machine-generated labels are not verified labels"
 _BOX_CELLS = {
     **dict.fromkeys(_BOX_COLUMNS, _NUMBER),
-    "IsGroupOf": _Cell(lambda v: np.isin(v, (-1, 0, 1)), "1, 0 or -1 (unknown)"),
+    "IsGroupOf": _Cell("1, 0 or -1 (unknown)", allowed=(-1.0, 0.0, 1.0)),
 }
-_LABEL_CELLS = {
-    "Confidence": _Cell(
-        lambda v: np.isin(v, (0, 1)),
-        "1 (verified present) or 0 (verified absent); machine-generated labels are not verified labels",
-    )
-}
-_PREDICTION_CELLS = {**dict.fromkeys(_BOX_COLUMNS, _NUMBER), "Score": _NUMBER}
+_LABEL_CELLS = {"Confidence": _Cell(_CONFIDENCE, allowed=(0.0, 1.0))}
+_PREDICTION_CELLS = {"Score": _NUMBER, **dict.fromkeys(_BOX_COLUMNS, _NUMBER)}
 
 
 class _Table:
@@ -332,7 +334,7 @@ class _Table:
 
     def _block(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         columns: dict[str, Any] = {name: batch.column(name).to_numpy() for name in self.cells}
-        sound = all(bool(cell.valid(columns[name]).all()) for name, cell in self.cells.items())
+        sound = all(cell.valid(columns[name]) for name, cell in self.cells.items())
         if sound and "XMin" in columns:
             box = np.stack([columns.pop(name) for name in _BOX_COLUMNS], axis=1)
             sound = self.inverted_boxes or bool((box[:, :2] <= box[:, 2:]).all())

@@ -6,15 +6,6 @@ from pathlib import Path
 
 import pytest
 
-PROTOCOLS = {
-    "official": [],
-    "expanded_gt_and_predictions": ["--expand-predictions"],
-    "unexpanded": ["--no-expansion"],
-    "expanded_no_image_labels": ["--no-image-labels"],
-    "expanded_groupof_weight0": ["--group-of-weight", "0"],
-    "v2_protocol_expanded": ["--group-of-weight", "0", "--no-verified-filter"],
-}
-
 
 @pytest.fixture(scope="session")
 def oid(golden_dir) -> Path:

@@ -1,0 +1,155 @@
+"""The command-line tool: six protocols, errors, atomic output."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROTOCOLS = {
+    "official": [],
+    "expanded_gt_and_predictions": ["--expand-predictions"],
+    "unexpanded": ["--no-expansion"],
+    "expanded_no_image_labels": ["--no-image-labels"],
+    "expanded_groupof_weight0": ["--group-of-weight", "0"],
+    "v2_protocol_expanded": ["--group-of-weight", "0", "--no-verified-filter"],
+}
+
+
+def arguments(folder, output, *, without=()):
+    named = {
+        "--boxes": "boxes.csv",
+        "--image-labels": "imagelabels.csv",
+        "--hierarchy": "hierarchy.json",
+        "--classes": "classes.csv",
+        "--predictions": "predictions.csv",
+    }
+    given = [
+        part for flag, name in named.items() if flag not in without for part in (flag, str(folder / name))
+    ]
+    return [*given, "--output", str(output)]
+
+
+def check(document, reference):
+    assert document["metric"] == reference["metric"]
+    assert document["mAP"] == pytest.approx(reference["mAP"], abs=1e-12)
+    assert document["AP"] == {
+        label: None if ap is None else pytest.approx(ap, abs=1e-12) for label, ap in reference["AP"].items()
+    }
+    assert document["num_gt"] == reference["num_gt"]
+    assert document["num_images"] == reference["num_images"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocols(tool, oid, expected, tmp_path, capsys, protocol):
+    output = tmp_path / "result.json"
+    assert tool.main([*arguments(oid, output), *PROTOCOLS[protocol]]) == 0
+    check(json.loads(output.read_text()), expected[protocol])
+    assert f"{expected[protocol]['mAP']:.6f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_files(tool, shuffled, expected, tmp_path, protocol, seed):
+    output = tmp_path / "result.json"
+    assert tool.main([*arguments(shuffled(seed), output), *PROTOCOLS[protocol]]) == 0
+    check(json.loads(output.read_text()), expected[protocol])
+
+
+def test_files_expanded_beforehand(tool, oid, expected, tmp_path):
+    output = tmp_path / "result.json"
+    files = {name: str(oid / f"{name}_expanded.csv") for name in ("boxes", "imagelabels", "predictions")}
+    common = ["--boxes", files["boxes"], "--image-labels", files["imagelabels"], "--no-expansion"]
+    common += ["--classes", str(oid / "classes.csv"), "--output", str(output), "--predictions"]
+    assert tool.main([*common, str(oid / "predictions.csv")]) == 0
+    check(json.loads(output.read_text()), expected["official"])
+    assert tool.main([*common, files["predictions"]]) == 0
+    check(json.loads(output.read_text()), expected["expanded_gt_and_predictions"])
+
+
+def test_as_a_program(repository, oid, expected, tmp_path):
+    output = tmp_path / "result.json"
+    command = [sys.executable, str(repository / "scripts/evaluate_open_images.py")]
+    done = subprocess.run([*command, *arguments(oid, output)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(output.read_text())
+    check(document, expected["official"])
+    assert document["options"]["group_of_weight"] == 1.0 and document["longtail_det2"]
+    assert document["counts"]["detections"] == 398
+    bad = subprocess.run(
+        [*command, *arguments(tmp_path, output)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert bad.returncode == 2 and bad.stderr.startswith("error: ") and "Traceback" not in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("without", "extra", "message"),
+    [
+        (["--image-labels"], [], "give --image-labels, or --no-image-labels"),
+        (["--hierarchy"], [], "give --hierarchy, or --no-expansion"),
+        ([], ["--no-expansion", "--expand-predictions"], "contradicts"),
+        ([], ["--iou", "0"], "iou_threshold must be in"),
+        ([], ["--group-of-weight", "-1"], "group_of_weight must be"),
+        ([], ["--output", "/nowhere/at/all/result.json"], "does not exist"),
+        ([], ["--output", "."], "is a folder"),
+        (["--boxes"], [], "--boxes"),
+    ],
+)
+def test_bad_options(tool, oid, tmp_path, capsys, without, extra, message):
+    with pytest.raises(SystemExit) as status:
+        tool.main([*arguments(oid, tmp_path / "r.json", without=without), *extra])
+    assert status.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("predictions.csv", "ImageID,LabelName\n", "predictions.csv: no column Score, XMin"),
+        (
+            "predictions.csv",
+            "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\na,/m/none,1,0,1,0,1\n",
+            "predictions.csv, line 2: label '/m/none' is not in the class list",
+        ),
+        (
+            "boxes.csv",
+            "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\na,/m/01000,x,1,0,1,0\n",
+            "boxes.csv, line 2: column XMin is 'x'",
+        ),
+        ("hierarchy.json", '{"LabelName": "/m/0root"}', "classes are not in the tree"),
+        ("hierarchy.json", "{", "not a JSON file"),
+        ("classes.csv", "/m/01000,A\n/m/01000,B\n", "classes.csv, line 2"),
+    ],
+)
+def test_bad_files(tool, shuffled, tmp_path, capsys, name, text, message):
+    folder = shuffled(0)
+    (folder / name).write_text(text)
+    output = tmp_path / "result.json"
+    assert tool.main(arguments(folder, output)) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ") and message in printed.err and not printed.out
+    assert not output.exists()
+
+
+def test_unknown_labels_can_be_skipped(tool, shuffled, expected, tmp_path, capsys):
+    folder = shuffled(0)
+    header, *rows = (folder / "predictions.csv").read_text().splitlines()
+    position = header.split(",").index("LabelName")
+    cells = rows[0].replace('"text, with a comma"', "text").split(",")
+    cells[position] = "/m/none"
+    (folder / "predictions.csv").write_text("\n".join([header, *rows, ",".join(cells)]) + "\n")
+    output = tmp_path / "result.json"
+    assert tool.main(arguments(folder, output)) == 2
+    assert tool.main([*arguments(folder, output), "--on-unknown-label", "skip"]) == 0
+    check(json.loads(output.read_text()), expected["official"])
+    assert "skipped 1 rows" in capsys.readouterr().out
+
+
+def test_no_ground_truth_is_null(tool, shuffled, tmp_path, capsys):
+    folder = shuffled(0)
+    for name in ("boxes.csv", "imagelabels.csv"):
+        header = (folder / name).read_text().splitlines()[0]
+        (folder / name).write_text(header + "\n")
+    output = tmp_path / "result.json"
+    assert tool.main(arguments(folder, output)) == 0
+    assert json.loads(output.read_text())["mAP"] is None
+    assert "no ground truth" in capsys.readouterr().out
