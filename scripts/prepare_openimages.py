@@ -63,8 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--image-sizes",
         type=Path,
         metavar="CSV",
-        help="ImageID,Width,Height of the images; spares opening them. With neither this nor --images the sizes "
-        "are unknown: enough for statistics and evaluation, not for training",
+        help="ImageID,Width,Height of the images; spares opening them. With neither this nor --images the "
+        "sizes are unknown: enough for statistics and evaluation, not for training",
     )
     add("--output", type=Path, required=True, metavar="DIR", help="the store to make")
     rules = parser.add_argument_group("rules")
@@ -74,8 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="T",
-        help="also join boxes with different labels into one object when their IoU is at least T, one to one, best "
-        "first (default: 1, equal boxes only)",
+        help="also join boxes with different labels into one object when their IoU is at least T, one to "
+        "one, best first (default: 1, equal boxes only)",
     )
     add(
         "--on-missing-image",
@@ -93,8 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--on-bad-box",
         choices=("error", "skip", "clip"),
         default="error",
-        help="coordinates outside [0, 1] by more than 1e-6, inverted or not a number; clip cuts boxes at the border "
-        "and leaves out what cannot be cut (default: error)",
+        help="coordinates outside [0, 1] by more than 1e-6, inverted or not a number; clip cuts boxes at the "
+        "border and leaves out what cannot be cut (default: error)",
     )
     add(
         "--machine-label-threshold",

@@ -63,8 +63,8 @@ def prepare_openimages(
     """Make an annotation store, or open the one that is there if it is made of the same sources and options.
 
     The images of the store are those of the rows that are kept, with boxes or with image labels alone, by id.
-    How rows become objects: `longtail_det2.data.datasets.openimages_objects`. What was kept, joined and left out
-    is counted in `store.header["summary"]`.
+    How rows become objects: `longtail_det2.data.datasets.openimages_objects`. What was kept, joined and left
+    out is counted in `store.header["summary"]`.
 
     Args:
         boxes: box CSVs; columns ImageID, LabelName, XMin, XMax, YMin, YMax by name, flags if there are any.

@@ -7,10 +7,10 @@ boxes. The rules, for rows of one image:
    group-of boxes differently, so they stay apart.) Its other flags are united. A label that it bears twice
    counts once.
 2. With `merge_iou` < 1, objects that share no label, with equal group-of flag and an IoU of at least
-   `merge_iou`, are joined one to one: pairs of mutual best matches first (ties: the earlier objects), then the
-   same among what is left. An object that is already joined takes another one only if all its boxes overlap
-   that one's boxes so much, and no label is borne twice: two adjacent "Man" boxes never end up as one object.
-   The object keeps the box of its most specific label.
+   `merge_iou`, are joined one to one: pairs of mutual best matches first (ties: the earlier objects), then
+   the same among what is left. An object that is already joined takes another one only if all its boxes
+   overlap that one's boxes so much, and no label is borne twice: two adjacent "Man" boxes never end up as one
+   object. The object keeps the box of its most specific label.
 3. Labels of an object stand most specific first; objects of an image from left to right, in an order that
    depends on their boxes alone. The result does not depend on the order of the rows.
 """
@@ -134,7 +134,7 @@ def _sort_rows(image: np.ndarray, box: np.ndarray, flags: np.ndarray) -> tuple[n
     """Order that puts the rows of an object together, and whether a row (in that order) begins an object.
 
     One sort of 64-bit keys: image, rough x0 and y0, and a hash of the box in the remaining bits. Equal boxes
-    have equal keys; the few rows whose keys are equal though their boxes differ are then sorted by their boxes.
+    have equal keys; rows with equal keys and different boxes (few) are then sorted by their boxes.
     """
     keys = _sort_keys(image, box, flags)
     order = np.argsort(keys)

@@ -327,7 +327,8 @@ def _check_confidence(
         stream.fail(
             first + row,
             f"Confidence is {confidence[row]:.7g}; human labels have 1 (present) or 0 (absent), machine "
-            "labels lie between: use those with --machine-label-threshold, or give the human-imagelabels file",
+            "labels lie between: take those with --machine-label-threshold, or give the human-imagelabels "
+            "file",
         )
     return human | (confidence >= (1.0 if threshold is None else threshold))
 
