@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 from longtail_det2.data.datasets import shapes
+from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.data.datasets.openimages import prepare_openimages
 from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
 from longtail_det2.data.datasets.shapes_drawing import draw_image
 from longtail_det2.data.datasets.shapes_figures import rasterise, unit_outline
@@ -392,6 +394,54 @@ def test_coco_tells_of_the_same_objects(dataset, vocabulary):
             assert mask[:, x].any() and mask[:, x + width - 1].any()
         columns = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
         assert ours == [tuple(row[name] for name in columns) for row in rows]
+
+
+def stored_objects(store):
+    """(image, box, flags, labels) of all objects, in no particular order."""
+    files = [Path(name.decode() if isinstance(name, bytes) else str(name)).stem for name in store.file_names]
+    found = []
+    for image, file in enumerate(files):
+        for k in range(store.object_offsets[image], store.object_offsets[image + 1]):
+            labels = store.labels[store.label_offsets[k] : store.label_offsets[k + 1]]
+            box = [round(float(edge) * 96) for edge in store.boxes[k]]
+            found.append((file, box, int(store.flags[k]) & 4, sorted(labels.tolist())))
+    return sorted(found)
+
+
+def stored_image_labels(store):
+    files = [Path(name.decode() if isinstance(name, bytes) else str(name)).stem for name in store.file_names]
+    rows = np.repeat(np.arange(len(files)), np.diff(store.image_label_offsets))
+    labels = zip(rows.tolist(), store.image_labels.tolist(), store.image_label_positive.tolist(), strict=True)
+    return sorted((files[row], label, positive) for row, label, positive in labels)
+
+
+def test_the_stores_of_both_forms_are_the_same(dataset, tmp_path):
+    folder = dataset / "annotations"
+    images = dataset / "images" / "train"
+    ours = prepare_openimages(
+        [folder / "train-annotations-bbox.csv"],
+        [folder / "train-human-imagelabels.csv"],
+        folder / "class-descriptions.csv",
+        folder / "hierarchy.json",
+        images,
+        tmp_path / "openimages",
+        workers=1,
+        progress=False,
+    )
+    coco = prepare_coco(
+        dataset / "coco" / "train.json",
+        images,
+        tmp_path / "coco",
+        hierarchy=dataset / "coco" / "hierarchy.json",
+    )
+    counts = read_json(dataset / "generation.json")["counts"]["train"]
+    assert len(ours) == 150 and ours.num_objects == counts["objects"]
+    assert ours.class_names == coco.class_names
+    assert stored_objects(ours) == stored_objects(coco)
+    assert stored_image_labels(ours) == stored_image_labels(coco)
+    assert np.array_equal(ours.hierarchy.ancestors, coco.hierarchy.ancestors)
+    rows = [entry["rows"] for entry in counts["classes"].values()]
+    assert ours.object_counts().tolist() == rows
 
 
 def test_lvis_files(dataset, vocabulary):

@@ -207,7 +207,9 @@ class _Canvas:
             share = np.zeros((self.size, self.size), dtype=np.float32)
             share[part.window] = part.cover
             self.layers.append(share)
-            self._blend(part, self._shade(part, tones))
+            # Members of a group differ in brightness, or they would run into one blot.
+            light = self.rng.uniform(0.8, 1.08) if len(parts) > 1 else 1.0
+            self._blend(part, self._shade(part, [tone * light for tone in tones]))
         layers = range(first, len(self.layers))
         inside = float(sum(self.layers[layer].sum() for layer in layers))
         # Parts of a group hide one another: its whole area is that of their union.

@@ -8,7 +8,8 @@ would:
   leaf was not written has no annotation; of a group only the members that stand free have one. In both cases
   the class is in the image's `not_exhaustive_category_ids`.
 - COCO: one annotation per object with `category_ids` (all written labels) and `category_id` (the most
-  specific, the first of several); groups have `iscrowd` 1 and run-length masks.
+  specific, the first of several); groups have `iscrowd` 1 and run-length masks. Images have the verified
+  classes as `pos_category_ids` and `neg_category_ids`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ Made by `scripts/generate_shapes.py` of longtail_det2; `generation.json` has the
 | annotations/class-descriptions.csv | class id, name; no header; in class order |
 | annotations/hierarchy.json | Open Images hierarchy; a leaf stands below its shape and below its colour |
 | coco/SPLIT.json | COCO form; `category_ids` has all labels of a box |
+| coco/hierarchy.json | the parents of each class, by names |
 | lvis/SPLIT.json | LVIS v1 form: leaves only, visible masks as polygons |
 """
 
@@ -109,7 +111,10 @@ def write_readme(path: Path) -> None:
 
 
 def write_coco(path: Path, records: Sequence[ImageRecord], vocabulary: ShapesVocabulary) -> None:
-    """Writes COCO JSON of a split; category id = class index + 1, image id = position + 1."""
+    """Writes COCO JSON of a split; category id = class index + 1, image id = position + 1.
+
+    Beside it stands `hierarchy.json`, `{"child name": ["parent name", ...]}`: COCO knows classes by name.
+    """
     annotations: list[dict[str, Any]] = []
     for image_number, record in enumerate(records, start=1):
         for planned, drawn in zip(record.planned.objects, record.drawn, strict=True):
@@ -137,8 +142,19 @@ def write_coco(path: Path, records: Sequence[ImageRecord], vocabulary: ShapesVoc
                 "parent_ids": [parent + 1 for parent in parents],
             }
         )
-    images = [_image_entry(number, record) for number, record in enumerate(records, start=1)]
+    images = []
+    for number, record in enumerate(records, start=1):
+        verified = {"pos_category_ids": record.positives(), "neg_category_ids": record.planned.negatives}
+        one_based = {name: [label + 1 for label in labels] for name, labels in verified.items()}
+        images.append({**_image_entry(number, record), **one_based})
     _write_json(path, {"images": images, "annotations": annotations, "categories": categories})
+    names = vocabulary.class_names
+    parents = {
+        name: [names[parent] for parent in above]
+        for name, above in zip(names, vocabulary.parents, strict=True)
+        if above
+    }
+    path.with_name("hierarchy.json").write_text(json.dumps(parents, indent=1) + "\n", encoding="utf-8")
 
 
 def lvis_frequencies(image_counts: Sequence[int], thresholds: tuple[int, int]) -> list[str]:
