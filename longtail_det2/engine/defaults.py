@@ -1,0 +1,200 @@
+"""What happens before a model is built: data sets, number of classes, device, logging, seed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig, OmegaConf
+
+from longtail_det2.config import NUM_CLASSES_FROM_DATA
+from longtail_det2.data.datasets.builtin import get_metadata, register_all, register_store
+from longtail_det2.utils.errors import ConfigError, DataError
+
+from .build import register_components
+from .config_files import load_cfg, load_lazy
+
+logger = logging.getLogger(__name__)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Everything between the command line and the model, for a YAML config.
+
+    Args:
+        args: from :func:`longtail_det2.engine.cli.parse_args`.
+
+    Returns:
+        The frozen config, its number of classes and device settled.
+
+    Raises:
+        ConfigError: see :func:`load_cfg` and :func:`settle_classes`.
+        DataError: a data set is unknown or absent.
+    """
+    cfg = load_cfg(args.config_file, args.opts)
+    register_components()
+    register_datasets(cfg.DATASETS.ROOT, cfg.DATASETS.STORES)
+    train = () if args.eval_only else cfg.DATASETS.TRAIN
+    class_ids = settle_classes(train, cfg.DATASETS.TEST, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(class_ids)
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
+    cfg.freeze()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="longtail_det2")
+    default_setup(cfg, args)
+    return cfg
+
+
+def setup_lazy(args: argparse.Namespace) -> DictConfig:
+    """The same for a lazy config.
+
+    Raises:
+        ConfigError: see :func:`load_lazy` and :func:`settle_classes`; or no config file is given.
+        DataError: a data set is unknown or absent.
+    """
+    if not args.config_file:
+        raise ConfigError("--config-file is missing: a lazy config has no defaults to fall back on")
+    cfg = load_lazy(args.config_file, args.opts)
+    register_components()
+    datasets = cfg.get("datasets") or OmegaConf.create()
+    register_datasets(datasets.get("root", ""), datasets.get("stores", ()))
+    train, test = lazy_dataset_names(cfg)
+    train = [] if args.eval_only else train
+    cfg.model.roi_heads.num_classes = len(settle_classes(train, test, cfg.model.roi_heads.num_classes))
+    cfg.train.device = available_device(cfg.train.device)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="longtail_det2")
+    default_setup(cfg, args)
+    return cfg
+
+
+def register_datasets(root: str = "", stores: Sequence[str] = ()) -> None:
+    """Registers the built-in data sets and the user's own.
+
+    Args:
+        root: folder of the built-in ones; "" takes $DETECTRON2_DATASETS, else "datasets".
+        stores: "name=folder of an annotation store" each; the name may be a built-in one.
+
+    Raises:
+        ConfigError: an entry is not of that form, or its name stands for data that are no store.
+    """
+    own = dict(_parse_store(str(entry)) for entry in stores)
+    for name, path in own.items():
+        _forget_other_store(name, path)
+    register_all(root or None)
+    for name, path in own.items():
+        _forget_other_store(name, path)
+        if name not in DatasetCatalog.list():
+            register_store(name, path)
+
+
+def _parse_store(entry: str) -> tuple[str, str]:
+    name, equals, path = (part.strip() for part in entry.partition("="))
+    if not (name and equals and path):
+        raise ConfigError(
+            f"DATASETS.STORES: {entry!r} is not of the form name=folder, for example my_train=stores/train"
+        )
+    return name, os.path.abspath(path)
+
+
+def _forget_other_store(name: str, path: str) -> None:
+    """Makes room for a store under a name that means another store so far, such as a built-in one."""
+    if name in DatasetCatalog.list() and MetadataCatalog.get(name).get("store_path") not in (None, path):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def settle_classes(train: Sequence[str], test: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """Class identifiers that the model is about.
+
+    Args:
+        train: training data sets; the first decides.
+        test: test data sets.
+        num_classes: the config's number, or -1 to take the data's.
+
+    Raises:
+        ConfigError: no data set is named, the config's number is not the data's, or two data sets have
+            different classes.
+        DataError: a data set is unknown or absent.
+    """
+    names = [*train, *test]
+    if not names:
+        raise ConfigError(
+            "no data set is named: set DATASETS.TRAIN and DATASETS.TEST (in a lazy config dataloader.train "
+            "and dataloader.test)"
+        )
+    first, *others = names
+    class_ids = class_ids_of(first)
+    for other in others:
+        _check_equal_classes(first, class_ids, other, class_ids_of(other))
+    if num_classes not in (NUM_CLASSES_FROM_DATA, len(class_ids)):
+        raise ConfigError(
+            f"the config says {num_classes} classes (MODEL.ROI_HEADS.NUM_CLASSES, in a lazy config "
+            f"model.roi_heads.num_classes), but data set {first!r} has {len(class_ids)}. Set it to "
+            f"{len(class_ids)}, or to {NUM_CLASSES_FROM_DATA} to take the data set's number."
+        )
+    return class_ids
+
+
+def class_ids_of(name: str) -> tuple[str, ...]:
+    """Class identifiers of a registered data set in the order of their indices."""
+    metadata = get_metadata(name)
+    return tuple(metadata.get("class_ids") or metadata.thing_classes)
+
+
+def frequency_counts(names: str | Sequence[str]) -> np.ndarray | None:
+    """Images with a class or one of its descendants, over some data sets: what head and tail are made of.
+
+    Returns:
+        (K,) int64; None, with a line in the log, where a data set is absent or no annotation store.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    try:
+        stores = [getattr(DatasetCatalog.get(name), "store", None) for name in names]
+    except (DataError, KeyError) as error:
+        logger.warning("no head, medium and tail results: %s", error)
+        return None
+    if not stores or None in stores:
+        return None
+    return np.sum([store.image_counts(expanded=True) for store in stores if store is not None], axis=0)
+
+
+def available_device(device: str) -> str:
+    """`device`, or "cpu" with a line in the log where CUDA is asked for and there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        logging.getLogger("longtail_det2").warning("no CUDA device is available: using the CPU")
+        return "cpu"
+    return device
+
+
+def lazy_dataset_names(cfg: DictConfig) -> tuple[list[str], list[str]]:
+    """Names of the training and test data sets of a lazy config."""
+
+    def names(key: str) -> list[str]:
+        found: Any = OmegaConf.select(cfg, key)
+        if found is None:
+            return []
+        return [found] if isinstance(found, str) else [str(name) for name in found]
+
+    return names("dataloader.train.dataset.names"), names("dataloader.test.dataset.names")
+
+
+def _check_equal_classes(name: str, ids: tuple[str, ...], other: str, other_ids: tuple[str, ...]) -> None:
+    if len(ids) != len(other_ids):
+        raise ConfigError(
+            f"data set {name!r} has {len(ids)} classes, but {other!r} has {len(other_ids)}: training and "
+            "test data need the same classes in the same order"
+        )
+    for index, (one, two) in enumerate(zip(ids, other_ids, strict=True)):
+        if one != two:
+            raise ConfigError(
+                f"class {index} is {one!r} in data set {name!r}, but {two!r} in {other!r}: training and test "
+                "data need the same classes in the same order"
+            )

@@ -1,0 +1,122 @@
+"""Training and evaluation from a lazy (Python) config: the twin of :mod:`.trainer`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.solver import LRMultiplier
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.utils.errors import ConfigError
+
+from .build import build_lazy_model
+from .defaults import class_ids_of, lazy_dataset_names, setup_lazy
+from .training import ResumableLoader, default_hooks, distribute, evaluate_model, make_training_step
+
+logger = logging.getLogger(__name__)
+
+
+def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Evaluates a model on ``dataloader.test`` with ``dataloader.evaluator``.
+
+    Returns:
+        Results on the main process, {} on the others and where the config has no evaluator.
+    """
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    names = lazy_dataset_names(cfg)[1]
+    evaluator = cfg.dataloader.evaluator.copy()
+    if evaluator.get("output_dir") is None and names:
+        evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", names[0])
+    loader: Iterable[Any] = instantiate(cfg.dataloader.test)
+    return evaluate_model(model, loader, instantiate(evaluator), ", ".join(names))
+
+
+def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
+    """Trains the model of a lazy config and evaluates it at the end.
+
+    Args:
+        cfg: from :func:`longtail_det2.engine.defaults.setup_lazy`.
+        resume: go on from the newest checkpoint of ``train.output_dir``, if there is one.
+
+    Returns:
+        Results of the last evaluation.
+    """
+    model = build_lazy_model(cfg)
+    cfg.optimizer.model = model
+    optimizer = instantiate(cfg.optimizer)
+    loader = ResumableLoader(lambda start: _train_loader(cfg, start))
+    wrapped = distribute(model, **cfg.train.ddp)
+    trainer = make_training_step(wrapped, loader, optimizer, cfg.train.amp.enabled)
+    checkpointer = ClassAwareCheckpointer(
+        model,
+        cfg.train.output_dir,
+        class_ids=class_ids_of(lazy_dataset_names(cfg)[0][0]),
+        reset_weights=cfg.train.get("reset_weights", ()),
+        trainer=trainer,
+    )
+    results: dict[str, Any] = {}
+
+    def evaluate() -> dict[str, Any]:
+        results.clear()
+        results.update(do_test(cfg, wrapped))
+        return results
+
+    trainer.register_hooks(
+        default_hooks(
+            optimizer=optimizer,
+            scheduler=LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter),
+            checkpointer=checkpointer,
+            checkpoint_period=cfg.train.checkpointer.period,
+            max_checkpoints=cfg.train.checkpointer.max_to_keep,
+            evaluate=evaluate,
+            eval_period=cfg.train.eval_period,
+            output_dir=cfg.train.output_dir,
+            max_iter=cfg.train.max_iter,
+            log_period=cfg.train.log_period,
+        )
+    )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    loader.start = start_iter * cfg.dataloader.train.total_batch_size
+    if start_iter:
+        logger.info("Continuing at iteration %d of %d", start_iter, cfg.train.max_iter)
+    trainer.train(start_iter, cfg.train.max_iter)
+    return results
+
+
+def _train_loader(cfg: DictConfig, start: int) -> Iterable[Any]:
+    """``dataloader.train``, going on after `start` images."""
+    loader = cfg.dataloader.train.copy()
+    if OmegaConf.is_dict(loader.get("sampler")):  # a sampler that the config describes has its own start
+        loader.sampler.start = start
+    else:
+        loader.start = start
+    built: Iterable[Any] = instantiate(loader)
+    return built
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Trains, or with ``--eval-only`` evaluates, as the command line says.
+
+    Raises:
+        ConfigError: see :func:`longtail_det2.engine.defaults.setup_lazy`.
+        DataError: likewise.
+    """
+    cfg = setup_lazy(args)
+    if not args.eval_only:
+        return do_train(cfg, args.resume)
+    names = lazy_dataset_names(cfg)[1]
+    if "evaluator" not in cfg.dataloader or not names:
+        raise ConfigError("--eval-only: the config has no dataloader.evaluator or no dataloader.test")
+    model = build_lazy_model(cfg)
+    checkpointer = ClassAwareCheckpointer(model, cfg.train.output_dir, class_ids=class_ids_of(names[0]))
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    return do_test(cfg, model)

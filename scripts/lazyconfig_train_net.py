@@ -1,0 +1,10 @@
+#!/usr/bin/env python3
+"""Trains or evaluates a detector that a lazy (Python) config describes (`--help` shows how)."""
+
+import sys
+
+from longtail_det2.engine.cli import parse_args, run
+from longtail_det2.engine.lazy import main
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args(lazy=True)))
