@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import inspect
 import os
@@ -78,10 +79,13 @@ def load_lazy(config_file: str | os.PathLike[str], overrides: Sequence[str] = ()
             does not have and the object to be built does not take.
     """
     path = find_config_file(config_file, ".py")
+    importer = builtins.__import__
     try:
         cfg: Any = LazyConfig.load(str(path))
     except (ImportError, SyntaxError, NameError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    finally:
+        builtins.__import__ = importer  # which Detectron2 leaves replaced when a config raises
     for override in overrides:
         key, equals, _ = override.lstrip("+~").partition("=")
         if not equals:

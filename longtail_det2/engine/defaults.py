@@ -18,7 +18,8 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA
-from longtail_det2.data.datasets.builtin import get_metadata, register_all, register_store
+from longtail_det2.data.datasets.builtin import get_hierarchy, get_metadata, register_all, register_store
+from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
 
 from .build import register_components
@@ -147,6 +148,11 @@ def class_ids_of(name: str) -> tuple[str, ...]:
     """Class identifiers of a registered data set in the order of their indices."""
     metadata = get_metadata(name)
     return tuple(metadata.get("class_ids") or metadata.thing_classes)
+
+
+def hierarchy_of(names: str | Sequence[str]) -> LabelHierarchy:
+    """The hierarchy of the classes of one or several data sets; see :func:`get_hierarchy`."""
+    return get_hierarchy([names] if isinstance(names, str) else list(names))
 
 
 def frequency_counts(names: str | Sequence[str]) -> np.ndarray | None:

@@ -27,16 +27,20 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """Evaluates a model on ``dataloader.test`` with ``dataloader.evaluator``.
 
     Returns:
-        Results on the main process, {} on the others and where the config has no evaluator.
+        The results of the one test set, or those of each by its name; {} on other processes than the main one
+        and where the config has no evaluator.
     """
     if "evaluator" not in cfg.dataloader:
         return {}
-    names = lazy_dataset_names(cfg)[1]
-    evaluator = cfg.dataloader.evaluator.copy()
-    if evaluator.get("output_dir") is None and names:
-        evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", names[0])
-    loader: Iterable[Any] = instantiate(cfg.dataloader.test)
-    return evaluate_model(model, loader, instantiate(evaluator), ", ".join(names))
+    results: dict[str, Any] = {}
+    for name in lazy_dataset_names(cfg)[1]:
+        test, evaluator = cfg.dataloader.test.copy(), cfg.dataloader.evaluator.copy()
+        test.dataset.names = evaluator.dataset = name
+        if evaluator.get("output_dir") is None:
+            evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", name)
+        loader: Iterable[Any] = instantiate(test)
+        results[name] = evaluate_model(model, loader, instantiate(evaluator), name)
+    return next(iter(results.values())) if len(results) == 1 else results
 
 
 def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from omegaconf import OmegaConf
+
+from longtail_det2.data.build import build_test_loader, build_train_loader, get_dataset
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+from longtail_det2.engine.defaults import frequency_counts, hierarchy_of
+from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
+
+dataloader = OmegaConf.create(flags={"allow_objects": True})
+
+dataloader.train = L(build_train_loader)(
+    dataset=L(get_dataset)(names="openimages_challenge_2019_train", filter_empty=True),
+    mapper=L(MultiLabelDatasetMapper)(
+        is_train=True,
+        augmentations=[
+            L(T.ResizeShortestEdge)(short_edge_length=(800,), max_size=1024, sample_style="choice"),
+            L(T.RandomFlip)(horizontal=True),
+        ],
+        image_format="BGR",
+        hierarchy=L(hierarchy_of)(names="${...dataset.names}"),
+        ignore_descendants=True,
+        group_of="keep",
+    ),
+    sampler="UniformTrainingSampler",
+    total_batch_size=64,
+    aspect_ratio_grouping=True,
+    num_workers=4,
+    seed=None,
+)
+
+dataloader.test = L(build_test_loader)(
+    dataset=L(get_dataset)(names="openimages_challenge_2019_validation"),
+    mapper=L(MultiLabelDatasetMapper)(
+        is_train=False,
+        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1024)],
+        image_format="${...train.mapper.image_format}",
+    ),
+    num_workers=4,
+)
+
+dataloader.evaluator = L(OpenImagesEvaluator)(
+    dataset="${..test.dataset.names}",
+    train_counts=L(frequency_counts)(names="${...train.dataset.names}"),
+    iou_threshold=0.5,
+    group_of_weight=1.0,
+    expand_predictions=True,
+    write_predictions_csv=True,
+    frequency_thresholds=None,
+)
