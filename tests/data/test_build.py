@@ -1,0 +1,296 @@
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from detectron2.data import transforms as T
+
+from longtail_det2.config import get_cfg
+from longtail_det2.data.build import (
+    build_sampler,
+    build_test_loader,
+    build_test_loader_from_config,
+    build_train_loader,
+    build_train_loader_from_config,
+    get_dataset,
+)
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+from longtail_det2.data.datasets.builtin import register_store
+from longtail_det2.data.datasets.dataset import ConcatMultiLabelDataset, MultiLabelDataset
+from longtail_det2.data.samplers import (
+    SAMPLER_REGISTRY,
+    ClassAwareTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+    UniformTrainingSampler,
+)
+from longtail_det2.data.training_stream import TrainingStream
+from longtail_det2.utils.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def clean_catalog():
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def dataset(random_store):
+    return MultiLabelDataset(random_store, filter_empty=True)
+
+
+@pytest.fixture
+def mapper(pet_hierarchy):
+    augmentations = [T.RandomCrop("absolute", (5, 5)), T.RandomFlip()]
+    return MultiLabelDatasetMapper(True, augmentations=augmentations, hierarchy=pet_hierarchy)
+
+
+def summary(loader, count):
+    """What training sees of the first batches: ids, pixels (cropping and flipping show in them), boxes."""
+    batches = []
+    for batch in itertools.islice(loader, count):
+        batches.append(
+            [
+                (item["image_id"], item["image"][2, 0].tolist(), item["instances"].gt_boxes.tensor.tolist())
+                for item in batch
+            ]
+        )
+    return batches
+
+
+@pytest.mark.parametrize("grouping", [False, True])
+def test_training_does_not_depend_on_workers_and_resumes_exactly(dataset, mapper, grouping):
+    def load(count, **options):
+        options = {"sampler": "ClassAwareTrainingSampler", "seed": 7, **options}
+        loader = build_train_loader(
+            dataset, mapper=mapper, total_batch_size=4, aspect_ratio_grouping=grouping, **options
+        )
+        return summary(loader, count)
+
+    expected = load(12)
+    assert all(len(batch) == 4 for batch in expected)
+    for workers in (1, 3):
+        assert load(12, num_workers=workers) == expected
+    for workers in (0, 2):
+        assert load(7, num_workers=workers, start=5 * 4) == expected[5:]
+    assert load(12, seed=8) != expected
+    assert len({tuple(item[1]) for batch in expected for item in batch}) > 4  # augmentation varies
+
+
+def test_workers_do_not_repeat_each_others_augmentation(dataset, mapper):
+    single = [dataset[0]] * 64
+    loader = build_train_loader(single, mapper=mapper, total_batch_size=16, num_workers=2, seed=0)
+    crops = [tuple(item[1]) for batch in summary(loader, 4) for item in batch]
+    assert len(set(crops)) >= 6 and crops[:16] != crops[16:32]
+
+
+def test_grouping_separates_landscape_images(dataset, mapper):
+    loader = build_train_loader(dataset, mapper=mapper, total_batch_size=3, seed=1)
+    for batch in itertools.islice(loader, 40):
+        assert len({item["width"] > item["height"] for item in batch}) == 1
+
+
+def test_grouping_of_plain_records(dataset, mapper):
+    records = [dataset[index] for index in range(40)]
+    loader = build_train_loader(records, mapper=mapper, total_batch_size=2, seed=1)
+    for batch in itertools.islice(loader, 10):
+        assert len({item["width"] > item["height"] for item in batch}) == 1
+
+
+def test_ranks_share_the_images(dataset):
+    size, seen = len(dataset), []
+    for rank in range(2):
+        sampler = UniformTrainingSampler(size, 0, rank=rank, world_size=2)
+        stream = TrainingStream(dataset, _image_id, sampler, 2, 0)
+        loader = torch.utils.data.DataLoader(stream, batch_size=2, num_workers=2, collate_fn=list)
+        batches = list(itertools.islice(loader, (size + 1 - rank) // 4))
+        seen += [one for batch in batches for one in batch]
+    assert len(seen) == len(set(seen)) >= size - 6
+
+
+def _image_id(record):
+    return record["image_id"]
+
+
+def test_the_training_process_keeps_its_random_numbers(dataset, mapper):
+    def numbers():
+        return (np.random.rand(), random.random(), torch.rand(1).item())  # noqa: NPY002
+
+    for seed_all in (np.random.seed, random.seed, torch.manual_seed):
+        seed_all(0)
+    expected = [numbers(), numbers()]
+    for seed_all in (np.random.seed, random.seed, torch.manual_seed):
+        seed_all(0)
+    loader = iter(build_train_loader(dataset, mapper=mapper, total_batch_size=2, seed=3, num_workers=0))
+    observed = []
+    for _ in range(2):
+        next(loader)
+        observed.append(numbers())
+    # DataLoader itself draws one base seed from PyTorch when an iteration begins.
+    assert [one[:2] for one in observed] == [one[:2] for one in expected]
+    assert observed[0][2] != observed[1][2]
+
+
+def test_rejected_images_are_replaced(dataset):
+    def even_only(record):
+        return record["image_id"] if int(record["image_id"]) % 2 == 0 else None
+
+    def load(workers):
+        loader = build_train_loader(
+            dataset, mapper=even_only, total_batch_size=4, seed=0, num_workers=workers
+        )
+        return list(itertools.islice(loader, 10))
+
+    assert all(int(one) % 2 == 0 for batch in load(0) for one in batch)
+    assert load(0) == load(2)
+    loader = build_train_loader(dataset, mapper=lambda record: None, total_batch_size=1, seed=0)
+    with pytest.raises(DataError, match="rejected 20 images in a row"):
+        next(iter(loader))
+
+
+def test_errors_come_out_of_workers(dataset, mapper):
+    moved = MultiLabelDataset(dataset.store, image_root="/nowhere")
+    loader = build_train_loader(moved, mapper=mapper, total_batch_size=2, seed=0, num_workers=1)
+    with pytest.raises(DataError, match=r"/nowhere/.*image not found"):
+        next(iter(loader))
+
+
+def test_loader_arguments(dataset, mapper):
+    with pytest.raises(ConfigError, match="total batch size"):
+        build_train_loader(dataset, mapper=mapper, total_batch_size=0)
+    sampler = UniformTrainingSampler(len(dataset), 0)
+    with pytest.raises(ConfigError, match="pass start to the sampler"):
+        build_train_loader(dataset, mapper=mapper, sampler=sampler, total_batch_size=1, start=3)
+    with pytest.raises(ConfigError, match="start=3 is no multiple of the total batch size 2"):
+        build_train_loader(dataset, mapper=mapper, total_batch_size=2, seed=0, start=3)
+    loader = build_train_loader(
+        dataset, mapper=mapper, total_batch_size=2, seed=0, start=3, aspect_ratio_grouping=False
+    )
+    assert len(summary(loader, 2)) == 2
+
+
+def test_sampler_by_name_class_and_config(dataset):
+    assert isinstance(build_sampler("TrainingSampler", dataset, seed=0), UniformTrainingSampler)
+    sampler = build_sampler(RepeatFactorTrainingSampler, dataset, seed=0, start=8, threshold=0.5)
+    assert isinstance(sampler, RepeatFactorTrainingSampler) and sampler.start == 8
+    cfg = get_cfg()
+    assert isinstance(build_sampler(cfg, dataset, seed=0), UniformTrainingSampler)
+    cfg.DATALOADER.SAMPLER_TRAIN = "ClassAwareTrainingSampler"
+    assert isinstance(build_sampler(cfg, dataset, seed=0), ClassAwareTrainingSampler)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    with pytest.raises(ConfigError, match="REPEAT_THRESHOLD is 0"):
+        build_sampler(cfg, dataset, seed=0)
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
+    from_config = build_sampler(cfg, dataset, seed=0, start=8)
+    assert list(itertools.islice(from_config, 50)) == list(itertools.islice(sampler, 50))
+
+
+def test_sampler_errors(dataset):
+    with pytest.raises(ConfigError, match=r"unknown training sampler 'Nope'.*ClassAwareTrainingSampler"):
+        build_sampler("Nope", dataset, seed=0)
+    with pytest.raises(ConfigError, match="no subclass"):
+        build_sampler(int, dataset, seed=0)  # type: ignore[arg-type]
+
+
+def test_a_sampler_of_ones_own(dataset):
+    class FirstImage(TrainingSampler):
+        @classmethod
+        def from_dataset(cls, dataset, *, seed, start=0, which=0):
+            sampler = cls(seed=seed, start=start)
+            sampler.which = which
+            return sampler
+
+        def epoch_size(self, epoch):
+            return 1
+
+        def epoch_indices(self, epoch):
+            return np.array([self.which], np.int32)
+
+    SAMPLER_REGISTRY.register(FirstImage)
+    cfg = get_cfg()
+    cfg.DATALOADER.SAMPLER_TRAIN = "FirstImage"
+    assert list(itertools.islice(build_sampler(cfg, dataset, seed=0, which=4), 3)) == [4, 4, 4]
+    loader = build_train_loader(dataset, mapper=_image_id, sampler=FirstImage, total_batch_size=2, seed=0)
+    assert next(iter(loader)) == [dataset[0]["image_id"]] * 2
+    with pytest.raises(ConfigError, match=r"FirstImage: .*wich"):
+        build_sampler(FirstImage, dataset, seed=0, wich=1)
+
+
+def test_get_dataset(random_store, store, make_store):
+    register_store("r1", random_store.path)
+    register_store("r2", random_store.path)
+    one = get_dataset("r1")
+    assert isinstance(one, MultiLabelDataset) and len(one) == 200
+    both = get_dataset(["r1", "r2"], filter_empty=True)
+    assert isinstance(both, ConcatMultiLabelDataset) and 200 < len(both) < 400
+    register_store("other", make_store(class_ids=["x", *store.class_ids[1:]], parents=None).path)
+    with pytest.raises(DataError, match="class 0 is 'animal' in r1 but 'x' in other"):
+        get_dataset(["r1", "other"])
+    with pytest.raises(DataError, match="unknown data set 'r3'"):
+        get_dataset(["r1", "r3"])
+    with pytest.raises(DataError, match="no data set is named"):
+        get_dataset([])
+    DatasetCatalog.register("plain", lambda: [{"file_name": "x", "height": 2, "width": 3, "annotations": []}])
+    MetadataCatalog.get("plain").thing_classes = ["a"]
+    assert get_dataset("plain")[0]["width"] == 3
+    with pytest.raises(DataError, match=r"cannot be joined: r1 \(MultiLabelDataset\), plain \(list\)"):
+        get_dataset(["r1", "plain"])
+
+
+def test_nothing_left(make_store, picture):
+    register_store("bare", make_store([picture("a", 8, 8)]).path)
+    with pytest.raises(DataError, match="no image is left in bare with an object"):
+        get_dataset("bare", filter_empty=True)
+
+
+@pytest.fixture
+def cfg(random_store):
+    register_store("random_train", random_store.path)
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("random_train",)
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (8, 12), 8
+    cfg.SEED = 5
+    return cfg
+
+
+def test_train_loader_from_config(cfg):
+    expected = summary(build_train_loader_from_config(cfg), 8)
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert summary(build_train_loader_from_config(cfg, start=6), 5) == expected[3:]
+    cfg.SEED = -1
+    assert len(summary(build_train_loader_from_config(cfg), 1)) == 1
+
+
+def test_test_loader_from_config(cfg):
+    cfg.DATALOADER.NUM_WORKERS = 2
+    batches = list(build_test_loader_from_config(cfg, "random_train"))
+    assert [batch[0]["image_id"] for batch in batches] == [f"{i:05d}" for i in range(200)]
+    assert all(len(batch) == 1 and "instances" not in batch[0] for batch in batches)
+
+
+def test_test_loader_batches(dataset):
+    batches = list(build_test_loader(dataset, mapper=_image_id, batch_size=64))
+    assert list(itertools.chain(*batches)) == [dataset[i]["image_id"] for i in range(len(dataset))]
+    with pytest.raises(DataError, match="no images"):
+        build_test_loader([], mapper=_image_id)
+
+
+def test_parts_fit_detectron2s_own_loader(dataset, mapper):
+    sampler = UniformTrainingSampler(len(dataset), 0)
+    loader = build_detection_train_loader(
+        dataset,
+        mapper=mapper,
+        sampler=sampler,
+        total_batch_size=2,
+        aspect_ratio_grouping=False,
+        num_workers=2,
+    )
+    ids = [item["image_id"] for batch in itertools.islice(loader, 20) for item in batch]
+    assert len(set(ids)) == 40

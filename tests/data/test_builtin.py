@@ -1,0 +1,94 @@
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from longtail_det2.data.datasets.builtin import get_hierarchy, get_metadata, register_all, register_store
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.utils.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def clean_catalog():
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_register_store(store):
+    register_store("tiny", store.path)
+    register_store("tiny", store.path)
+    metadata = MetadataCatalog.get("tiny")
+    assert metadata.thing_classes == list(store.class_names)
+    assert metadata.class_ids == list(store.class_ids)
+    assert metadata.hierarchy == store.hierarchy
+    assert metadata.store_path == str(store.path) and metadata.evaluator_type == "openimages"
+    dataset = DatasetCatalog.get("tiny")
+    assert isinstance(dataset, MultiLabelDataset) and len(dataset) == 5
+
+
+def test_image_root_is_passed_on(store, tmp_path):
+    register_store("tiny", store.path, tmp_path)
+    assert DatasetCatalog.get("tiny")[0]["file_name"] == str(tmp_path / "a.png")
+
+
+def test_a_taken_name(store, make_store):
+    register_store("tiny", store.path)
+    with pytest.raises(ConfigError, match="'tiny' is taken by"):
+        register_store("tiny", make_store(name="other").path)
+    with pytest.raises(ConfigError, match="'coco_2017_train' is taken by another data set"):
+        register_store("coco_2017_train", store.path)
+
+
+def test_absent_store_says_what_makes_it(tmp_path, make_store):
+    register_store("later", tmp_path / "later")
+    with pytest.raises(DataError, match=r"'later': there is no annotation store at .*/later; make it with"):
+        DatasetCatalog.get("later")
+    make_store(name="later")
+    assert len(DatasetCatalog.get("later")) == 5
+    assert get_metadata("later").class_ids[0] == "animal"
+
+
+def test_builtin_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    register_all()
+    register_all()
+    for name in ("openimages_v6_test", "openimages_challenge_2019_validation", "shapes_train"):
+        assert name in DatasetCatalog.list()
+    with pytest.raises(
+        DataError, match=r"make it with: python scripts/prepare_openimages\.py .*--output " + str(tmp_path)
+    ):
+        DatasetCatalog.get("openimages_v6_train")
+    with pytest.raises(DataError, match=r"generate_shapes\.py"):
+        get_metadata("shapes_validation")
+
+
+def test_hierarchy_of_training_sets(store, make_store):
+    register_store("one", store.path)
+    register_store("two", make_store(name="two").path)
+    register_store(
+        "other",
+        make_store(name="other", class_ids=["animal", "dog", "x", "pet", "fish", "car"], parents=None).path,
+    )
+    assert get_hierarchy(["one", "two"]) == store.hierarchy
+    with pytest.raises(DataError, match="class 2 is 'puppy' in one but 'x' in other"):
+        get_hierarchy(["one", "other"])
+    with pytest.raises(ConfigError, match="empty"):
+        get_hierarchy([])
+    with pytest.raises(DataError, match=r"unknown data set 'on'.*do you mean 'one'"):
+        get_hierarchy(["on"])
+
+
+def test_other_data_sets_are_flat():
+    DatasetCatalog.register("plain", lambda: [])
+    MetadataCatalog.get("plain").thing_classes = ["a", "b"]
+    assert get_hierarchy(["plain"]) == LabelHierarchy.flat(["a", "b"])
+
+
+def test_a_store_that_changed_classes_is_noticed(tmp_path, make_store):
+    register_store("changing", make_store(name="changing").path)
+    ids = ["animal", "dog", "x", "pet", "fish", "car"]
+    make_store(name="changing", class_ids=ids, parents=None)
+    with pytest.raises(DataError, match="class 2 is 'puppy' in 'changing' as it was loaded before"):
+        DatasetCatalog.get("changing")

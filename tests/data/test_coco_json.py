@@ -1,0 +1,234 @@
+import copy
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.hierarchy import HierarchyError
+from longtail_det2.data.store import AnnotationStore, ObjectFlag
+from longtail_det2.utils.errors import DataError
+
+CONTENT = {
+    "images": [
+        {"id": 9, "file_name": "nine.png", "height": 40, "width": 80, "neg_category_ids": [30]},
+        {"id": 10, "file_name": "sub/ten.png", "height": 20, "width": 20, "not_exhaustive_category_ids": [7]},
+        {"id": 2, "file_name": "two.png", "height": 20, "width": 20, "pos_category_ids": [5]},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 9, "category_id": 5, "bbox": [8, 4, 16, 8]},
+        {"id": 2, "image_id": 9, "category_id": 7, "bbox": [8, 4, 16, 8], "iscrowd": 0},
+        {"id": 3, "image_id": 9, "category_id": 30, "category_ids": [30, 5], "bbox": [0, 0, 80, 40]},
+        {"id": 4, "image_id": 10, "category_ids": [7], "bbox": [1.5, 1.5, 4, 4], "iscrowd": 1},
+        {"id": 5, "image_id": 9, "category_id": 5, "bbox": [70, 30, 20, 20]},
+    ],
+    "categories": [{"id": 30, "name": "car"}, {"id": 5, "name": "animal"}, {"id": 7, "name": "dog"}],
+}
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for name, size in (("nine", (80, 40)), ("sub/ten", (20, 20)), ("two", (20, 20))):
+        Image.new("RGB", size).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def prepare(tmp_path, images):
+    def run(content=CONTENT, hierarchy=None, image_root=images, **options):
+        path = tmp_path / "data.json"
+        path.write_text(json.dumps(content))
+        if hierarchy is not None:
+            (tmp_path / "hierarchy.json").write_text(json.dumps(hierarchy))
+            hierarchy = tmp_path / "hierarchy.json"
+        return prepare_coco(path, image_root, tmp_path / "store", hierarchy, **options)
+
+    return run
+
+
+def test_store(prepare, images):
+    store = prepare(hierarchy={"dog": ["animal"]})
+    assert store.class_ids == ("5", "7", "30") and store.class_names == ("animal", "dog", "car")
+    assert store.hierarchy.to_parents() == {"7": ["5"]}
+    assert store.image_ids.tolist() == [b"10", b"2", b"9"]  # ascending as bytes
+    records = {record["image_id"]: record for record in MultiLabelDataset(store)}
+    nine = records["9"]
+    assert nine["file_name"] == str(images / "nine.png") and (nine["height"], nine["width"]) == (40, 80)
+    objects = {tuple(np.round(one["bbox"], 3)): one for one in nine["annotations"]}
+    assert set(objects) == {(0, 0, 80, 40), (8, 4, 24, 12), (70, 30, 80, 40)}  # the last one clipped
+    assert objects[(8, 4, 24, 12)]["category_ids"] == [1, 0]  # equal boxes merge, most specific first
+    assert sorted(objects[(0, 0, 80, 40)]["category_ids"]) == [0, 2]
+    assert nine["neg_category_ids"] == [2] and records["2"]["pos_category_ids"] == [0]
+    assert records["10"]["pos_category_ids"] == [1]
+    group = records["10"]["annotations"][0]
+    assert group["is_group_of"] and group["iscrowd"] == 0 and group["category_ids"] == [1]
+    assert store.header["summary"]["labels_merged_into_objects"] == 2
+    assert store.flags.tolist().count(int(ObjectFlag.GROUP_OF)) == 1
+    assert [source["role"] for source in store.header["sources"]] == ["coco", "hierarchy"]
+
+
+def test_hierarchy_by_id_tree_and_contraction(prepare):
+    assert prepare(hierarchy={"7": ["5"]}).hierarchy.to_parents() == {"7": ["5"]}
+    tree = {
+        "LabelName": "root",
+        "Subcategory": [
+            {
+                "LabelName": "animal",
+                "Subcategory": [{"LabelName": "pet", "Subcategory": [{"LabelName": "dog"}]}],
+            }
+        ],
+    }
+    with pytest.raises(HierarchyError, match=r"hierarchy\.json: 1 of 3 classes are not in the tree.*'30'"):
+        prepare(hierarchy=tree, unlisted="contract")
+    with pytest.raises(HierarchyError, match=r"1 labels are not in the class list.*pet"):
+        prepare(hierarchy=tree, missing="root")
+    store = prepare(hierarchy=tree, unlisted="contract", missing="root")
+    assert store.hierarchy.to_parents() == {"7": ["5"]}
+    assert not prepare().has_hierarchy
+
+
+def test_names_that_are_not_distinct(prepare):
+    content = copy.deepcopy(CONTENT)
+    content["categories"][0]["name"] = "dog"
+    with pytest.raises(HierarchyError, match="several categories are called 'dog'"):
+        prepare(content, hierarchy={"dog": ["animal"]})
+
+
+def test_merge_iou(prepare):
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][1]["bbox"] = [8, 4, 16, 8.2]
+    assert prepare(content).num_objects == 5
+    merged = prepare(content, merge_iou=0.9)
+    assert merged.num_objects == 4 and merged.header["summary"]["objects_merged_by_iou"] == 1
+    with pytest.raises(DataError, match="merge_iou"):
+        prepare(content, merge_iou=0.0)
+
+
+def test_sizes_come_from_the_files_where_they_are_not_given(prepare):
+    content = copy.deepcopy(CONTENT)
+    for image in content["images"]:
+        del image["height"], image["width"]
+    assert prepare(content).image_sizes.tolist() == [[20, 20], [20, 20], [40, 80]]
+    with pytest.raises(DataError, match="image '10' has no height and width"):
+        prepare(content, image_root=None)
+
+
+def test_without_images(prepare, images):
+    store = prepare(image_root=None)
+    assert store.image_root is None
+    assert len(MultiLabelDataset(store, image_root=images)) == 3
+
+
+def test_missing_images(prepare, images):
+    (images / "nine.png").unlink()
+    with pytest.raises(DataError, match=r"nine\.png: cannot read the image.*1 images are absent"):
+        prepare()
+    store = prepare(on_missing_image="skip")
+    assert store.image_ids.tolist() == [b"10", b"2"] and store.num_objects == 1
+    assert store.header["summary"]["images_left_out"] == 1
+
+
+def change(part, index, **values):
+    def apply(content):
+        content[part][index].update(values)
+
+    return apply
+
+
+def remove(part, index, key):
+    return lambda content: content[part][index].pop(key)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (change("images", 0, id=10), "id 10 occurs twice among the images"),
+        (change("images", 0, id="10"), "image ids 10 and '10'"),
+        (change("categories", 0, id=5), "id 5 occurs twice among the categories"),
+        (change("categories", 0, id="5"), "category ids 1 and '1'"),
+        (change("annotations", 1, id=1), "annotation id 1 occurs twice"),
+        (change("annotations", 1, image_id=77), "annotation 2 is on the unknown image 77"),
+        (change("annotations", 1, category_id=6), "annotation 2 has the unknown category 6"),
+        (change("annotations", 2, category_ids=[30, None]), "annotation 3 has the unknown category None"),
+        (change("annotations", 2, category_ids=30), "annotation 3: category ids must be a list"),
+        (remove("annotations", 1, "category_id"), "annotation 2 has the unknown category None"),
+        (change("annotations", 1, bbox=[1, 2, 3]), r"annotation 2 has the bbox \[1, 2, 3\]"),
+        (change("annotations", 1, bbox=[1, 2, 3, float("nan")]), "annotation 2 has the bbox"),
+        (change("annotations", 1, bbox=[1, 2, 0, 3]), "annotation 2 has the box .*no area inside its image"),
+        (change("annotations", 1, bbox=[90, 2, 5, 3]), "annotation 2 has the box .*80 x 40 pixels"),
+        (change("images", 0, height=0), "image 9 has height 0 and width 80"),
+        (remove("images", 0, "height"), "image 9 has height 0 and width 80"),
+        (change("images", 0, height=41), r"annotated as 80 x 41 pixels.*nine\.png has 80 x 40"),
+        (remove("images", 0, "file_name"), "image 9 has no file_name"),
+        (remove("images", 0, "id"), r"images\[0\] has no id"),
+        (change("images", 0, neg_category_ids=[1]), "image 9, neg_category_ids has the unknown category 1"),
+        (lambda content: content.pop("images"), "has no list 'images'"),
+        (lambda content: content["annotations"].append(3), r"annotations\[5\] is no object"),
+    ],
+)
+def test_errors(prepare, edit, message, tmp_path):
+    content = copy.deepcopy(CONTENT)
+    edit(content)
+    with pytest.raises(DataError, match=rf"data\.json.*{message}"):
+        prepare(content)
+    assert not (tmp_path / "store").exists()
+
+
+def test_files_that_are_no_json(tmp_path, images):
+    with pytest.raises(DataError, match=r"absent\.json: no such file"):
+        prepare_coco(tmp_path / "absent.json", images, tmp_path / "store")
+    (tmp_path / "x.json").write_text("{'a'")
+    with pytest.raises(DataError, match=r"x\.json: not a JSON file"):
+        prepare_coco(tmp_path / "x.json", images, tmp_path / "store")
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(DataError, match=r"x\.json: has no list 'images'"):
+        prepare_coco(tmp_path / "x.json", images, tmp_path / "store")
+    (tmp_path / "x.json").write_text(json.dumps(CONTENT))
+    with pytest.raises(DataError, match="no such folder"):
+        prepare_coco(tmp_path / "x.json", tmp_path / "nowhere", tmp_path / "store")
+
+
+def test_bad_boxes_may_be_skipped(prepare):
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][1]["bbox"] = [1, 2, 0, 3]
+    store = prepare(content, on_bad_box="skip")
+    assert store.num_objects == 4 and store.header["summary"]["label_rows_left_out"] == 1
+
+
+def test_no_annotations(prepare):
+    store = prepare({**CONTENT, "annotations": []})
+    assert len(store) == 3 and store.num_objects == 0
+
+
+def test_command(tmp_path, images, repository):
+    (tmp_path / "data.json").write_text(json.dumps(CONTENT))
+    command = [sys.executable, str(repository / "scripts" / "prepare_coco.py"), "--json"]
+    command += [str(tmp_path / "data.json"), "--images", str(images), "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "3 images, 4 objects" in done.stdout, done.stderr
+    assert len(AnnotationStore.open(tmp_path / "out")) == 3
+    (tmp_path / "data.json").write_text("{}")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_real_photographs(shared_dir, tmp_path):
+    photos = shared_dir / "data" / "photos"
+    store = prepare_coco(photos / "coco" / "train.json", photos / "images" / "train", tmp_path / "store")
+    assert (len(store), store.num_objects, store.num_classes) == (128, 929, 80)
+    content = json.loads((photos / "coco" / "train.json").read_text())
+    found = {}
+    for record in MultiLabelDataset(store):
+        for one in record["annotations"]:
+            found.setdefault((record["image_id"], one["category_id"]), []).append(one["bbox"])
+    for one in content["annotations"]:
+        x, y, width, height = one["bbox"]
+        key = (str(one["image_id"]), store.class_ids.index(str(one["category_id"])))
+        distance = np.abs(np.array(found[key]) - [x, y, x + width, y + height]).max(axis=1)
+        assert distance.min() < 0.02  # the file has two decimals
