@@ -166,7 +166,7 @@ class TruthOfClasses:
                 inside = (truth.label_cls >= classes.start) & (truth.label_cls < classes.stop)
                 label_cls = truth.label_cls[inside].astype(np.int64)
                 keys.append(label_cls * num_images + truth.label_image[inside])
-            verified = np.unique(np.concatenate(keys))
+            verified = np.sort(np.concatenate(keys))  # repeats are harmless, and np.unique is slow
         box = truth.box[rows]
         return cls(
             num_images, _Targets.select(key, box, ~group_of), _Targets.select(key, box, group_of), verified
@@ -263,11 +263,11 @@ def match_detections(
     )
     absorbed = rest[group >= 0]
     best = rest[_first_of_each(group)]
+    counts["groups_found"] += len(best)
     best = best[(kept.score[best] > 0) & (options.group_of_weight > 0)]
     counts["true_positives"] += len(kept.key) - len(rest)
     counts["absorbed_by_group_of"] += len(absorbed)
     counts["false_positives"] += len(rest) - len(absorbed)
-    counts["groups_found"] += len(np.unique(group[group >= 0]))
     weights[absorbed] = np.nan
     weights[best] = options.group_of_weight
     return weights

@@ -109,12 +109,20 @@ def cpu_seconds() -> float:
 
 
 def peak_gb() -> float:
-    """Peak resident memory of this process."""
+    """Peak resident memory of this process.
+
+    Linux's own record is preferred: getrusage may answer with the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def measure(folder: Path, images: int, classes: int, expand: bool) -> None:
-    """Reads and evaluates the files; prints the rows of the table."""
+def measure(folder: Path, images: int, classes: int, expand: bool) -> bool:
+    """Reads and evaluates the files, prints the table; whether the targets were met."""
     _, class_ids = names(images, classes)
     parents = {class_ids[i]: [class_ids[i // 8]] for i in range(8, classes)}
     hierarchy = LabelHierarchy.from_parents(parents, class_ids)
@@ -139,9 +147,8 @@ def measure(folder: Path, images: int, classes: int, expand: bool) -> None:
     print(row("metric, CSVs excluded", total - reading, f"<= {TARGET_CPU_SECONDS:g}", peak_gb(), "<= 1"))
     print(row("metric, CSVs included", total, f"<= {TARGET_CPU_SECONDS:g}", peak_gb(), "<= 1"))
     met = total <= TARGET_CPU_SECONDS and peak_gb() <= TARGET_PEAK_GB
-    print(f"  targets {'met' if met else 'MISSED'}")
-    if not met:
-        sys.exit(1)
+    print(f"  targets (for the default size) {'met' if met else 'MISSED'}")
+    return met
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,8 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--expand", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.folder is not None:
-        measure(args.folder, args.images, args.classes, args.expand)
-        return 0
+        return 0 if measure(args.folder, args.images, args.classes, args.expand) else 1
     status = 0
     with tempfile.TemporaryDirectory() as name:
         make_files(Path(name), args.images, args.classes, args.detections, args.seed)

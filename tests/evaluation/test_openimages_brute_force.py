@@ -9,7 +9,7 @@ from longtail_det2.evaluation import Detections, GroundTruth, evaluate_detection
 
 
 def random_boxes(rng, count, grid):
-    """On a coarse grid many overlaps tie exactly; some sides are zero or negative if `grid` allows."""
+    """On a coarse grid many overlaps tie exactly; `grid` 0 means anywhere."""
     if grid == 0:
         corner = rng.random((count, 2)) * 0.6
         return np.concatenate([corner, corner + 0.1 + 0.3 * rng.random((count, 2))], axis=1)
@@ -40,6 +40,8 @@ def random_case(seed):
             box[near] += rng.normal(0, 0.03, box[near].shape)
     inverted = rng.random(scored) < 0.05
     box[inverted] = box[inverted][:, [2, 1, 0, 3]]
+    thin = rng.random(scored) < 0.05
+    box[thin, 2] = box[thin, 0]
     scores = rng.random(scored) if rng.random() < 0.5 else rng.integers(-1, 4, scored) / 3
     detections = Detections(
         rng.integers(0, images + 2, scored), rng.integers(0, classes, scored), scores, box
