@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Builds and reads an annotation store of the size of Open Images, and prints figures beside their targets.
 
-Makes a synthetic box CSV (13 columns; at --scale 1: 14.6 million rows, 1.74 million images, 500 classes; one row
-in ten repeats the previous box with another label) and image sizes in a temporary folder, builds the store in a
-process of its own, opens it in another, and reads random records in four forked workers. Page cache warm; CPU
-seconds count all threads and include the start of the interpreter and the hashing of the sources.
+Makes a synthetic box CSV (13 columns; at --scale 1: 14.6 million rows, 1.74 million images, 500 classes; one
+row in ten repeats the previous box with another label) and image sizes in a temporary folder, builds the
+store in a process of its own, opens it in another, and reads random records in four forked workers. Page
+cache warm; CPU seconds count all threads, the start of the interpreter and the hashing of the sources.
 
 Example:
     python scripts/benchmarks/bm_openimages_store.py --scale 0.1

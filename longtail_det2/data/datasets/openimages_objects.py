@@ -86,11 +86,12 @@ def group_rows(
     flags = np.bitwise_or.reduceat(flags[order], starts)
     counts = np.diff(starts, append=len(order))
     heads = order[starts]
-    del order
+    del order, starts
     label, num_duplicates = _order_labels(label, counts, rank)
-    num_merged = len(label) - len(starts)
-    offsets = np.zeros(len(starts) + 1, dtype=np.int64)
+    num_merged = len(label) - len(heads)
+    offsets = np.zeros(len(heads) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
+    del counts
     return Objects(image[heads], box[heads], flags, offsets, label, num_duplicates, num_merged)
 
 

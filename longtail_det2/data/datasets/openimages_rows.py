@@ -47,8 +47,13 @@ class LabelTable:
     on_unknown: Literal["error", "skip"] = "error"
     unknown: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Smallest of int16 and int32 that holds every class index."""
+        return np.dtype(np.int16 if len(self.indices) < 2**15 else np.int32)
+
     def encode(self, labels: pa.DictionaryArray, stream: CsvStream, first: int) -> np.ndarray:
-        """Class index of each row, -1 for an unknown label that is to be skipped: (rows,) int32.
+        """Class index of each row, -1 for an unknown label that is to be skipped: (rows,) of type `dtype`.
 
         Args:
             labels: column LabelName of one batch.
@@ -59,7 +64,7 @@ class LabelTable:
             DataError: an unknown label, with its line, unless such rows are to be skipped.
         """
         names = labels.dictionary.to_pylist()
-        table = np.array([self.indices.get(name, -1) for name in names], dtype=np.int32)
+        table = np.array([self.indices.get(name, -1) for name in names], dtype=self.dtype)
         codes = labels.indices.to_numpy()
         classes = table[codes]
         if len(table) and table.min() < 0 and len(classes):
@@ -91,7 +96,7 @@ class BoxRows:
 
     Attributes:
         image: dictionary-encoded image ids, one array per block.
-        label: (r,) int32 class indices.
+        label: (r,) int16 or int32 class indices.
         box: (r, 4) float32 (x0, y0, x1, y1), shares of width and height in [0, 1].
         flags: (r,) uint8 bits of `ObjectFlag`.
         num_bad: rows left out, or cut at the border, because of their coordinates.
@@ -110,7 +115,7 @@ class ImageLabelRows:
 
     Attributes:
         image: dictionary-encoded image ids, one array per block.
-        label: (q,) int32 class indices.
+        label: (q,) int16 or int32 class indices.
         positive: (q,) bool, verified present (else verified absent).
         num_below: machine labels left out because of their confidence.
     """
@@ -119,6 +124,28 @@ class ImageLabelRows:
     label: np.ndarray
     positive: np.ndarray
     num_below: int
+
+
+class _Growing:
+    """A column that grows in place: lists of blocks would need twice its memory when they are joined."""
+
+    def __init__(self, dtype: np.dtype[Any], width: tuple[int, ...] = ()) -> None:
+        self._values = np.empty((0, *width), dtype)
+        self._rows = 0
+
+    def append(self, values: np.ndarray) -> None:
+        """Add rows at the end."""
+        rows = self._rows + len(values)
+        if rows > len(self._values):
+            # No view of the array exists outside, so that it may be moved.
+            self._values.resize((rows + rows // 8, *self._values.shape[1:]), refcheck=False)
+        self._values[self._rows : rows] = values
+        self._rows = rows
+
+    def finish(self) -> np.ndarray:
+        """The column."""
+        self._values.resize((self._rows, *self._values.shape[1:]), refcheck=False)
+        return self._values
 
 
 def read_box_rows(
@@ -143,7 +170,8 @@ def read_box_rows(
     Raises:
         DataError: what cannot be read, with file and line.
     """
-    parts: dict[str, list[Any]] = {"image": [], "label": [], "box": [], "flags": []}
+    images: list[pa.DictionaryArray] = []
+    columns = _Growing(labels.dtype), _Growing(np.dtype(np.float32), (4,)), _Growing(np.dtype(np.uint8))
     sources = []
     num_bad = 0
     optional = dict.fromkeys(_FLAG_COLUMNS, pa.int8())
@@ -161,20 +189,13 @@ def read_box_rows(
             num_bad += _check_boxes(box, keep, on_bad_box, stream, first)
             if not keep.all():
                 image, label, box, flags = image.filter(pa.array(keep)), label[keep], box[keep], flags[keep]
-            for name, values in (("image", image), ("label", label), ("box", box), ("flags", flags)):
-                parts[name].append(values)
+            images.append(image)
+            for column, values in zip(columns, (label, box, flags), strict=True):
+                column.append(values)
             first += len(batch)
         sources.append(stream.source)
-    return (
-        BoxRows(
-            parts["image"],
-            _join(parts["label"], np.empty(0, np.int32)),
-            _join(parts["box"], np.empty((0, 4), np.float32)),
-            _join(parts["flags"], np.empty(0, np.uint8)),
-            num_bad,
-        ),
-        sources,
-    )
+    label, box, flags = (column.finish() for column in columns)
+    return BoxRows(images, label, box, flags, num_bad), sources
 
 
 def read_image_label_rows(
@@ -198,7 +219,8 @@ def read_image_label_rows(
     Raises:
         DataError: what cannot be read, with file and line.
     """
-    parts: dict[str, list[Any]] = {"image": [], "label": [], "positive": []}
+    images: list[pa.DictionaryArray] = []
+    columns = _Growing(labels.dtype), _Growing(np.dtype(bool))
     sources = []
     num_below = 0
     for path in paths:
@@ -211,14 +233,12 @@ def read_image_label_rows(
             keep = _check_confidence(confidence, machine_label_threshold, stream, first)
             num_below += int(np.count_nonzero(~keep))
             keep &= label >= 0
-            parts["image"].append(image if keep.all() else image.filter(pa.array(keep)))
-            parts["label"].append(label[keep])
-            parts["positive"].append(confidence[keep] > 0)
+            images.append(image if keep.all() else image.filter(pa.array(keep)))
+            columns[0].append(label[keep])
+            columns[1].append(confidence[keep] > 0)
             first += len(batch)
         sources.append(stream.source)
-    label = _join(parts["label"], np.empty(0, np.int32))
-    positive = _join(parts["positive"], np.empty(0, bool))
-    return ImageLabelRows(parts["image"], label, positive, num_below), sources
+    return ImageLabelRows(images, columns[0].finish(), columns[1].finish(), num_below), sources
 
 
 def index_images(*columns: list[pa.DictionaryArray]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -247,13 +267,6 @@ def index_images(*columns: list[pa.DictionaryArray]) -> tuple[np.ndarray, list[n
     rank = np.full(len(ids), -1, dtype=np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
     return ids[order], [rank[column] for column in codes]
-
-
-def _join(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    """Concatenate and forget the parts, which would otherwise live as long as the caller's frame."""
-    joined = np.concatenate([empty, *parts])
-    parts.clear()
-    return joined
 
 
 def _image_column(batch: pa.RecordBatch, stream: CsvStream, first: int) -> pa.DictionaryArray:
