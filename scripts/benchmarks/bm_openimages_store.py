@@ -51,10 +51,12 @@ def make_data(folder: Path, scale: float, shuffle: bool, seed: int = 0) -> int:
     corner[generator.random((num_rows, 2)) < 0.1] = 0
     size = (generator.random((num_rows, 2), dtype=np.float32) * (1_000_000 - corner)).astype(np.int32)
     repeated = 1 + np.flatnonzero((generator.random(num_rows - 1) < 0.1) & (image[1:] == image[:-1]))
-    corner[repeated], size[repeated] = corner[repeated - 1], size[repeated - 1]
+    flags = generator.choice(np.array([0, 1, -1], np.int8), (num_rows, len(FLAGS)), p=(0.8, 0.15, 0.05))
+    for column in (corner, size, flags):
+        column[repeated] = column[repeated - 1]
     box = np.concatenate([corner, corner + size], axis=1)
     order = generator.permutation(num_rows) if shuffle else np.arange(num_rows)
-    _write_boxes(folder / "boxes.csv", ids, image, label, box, order, generator)
+    _write_boxes(folder / "boxes.csv", ids, image, label, box, flags, order)
     sizes = generator.integers(600, 1025, (2, num_images), dtype=np.int32)
     table = pa.table({"ImageID": ids, "Width": sizes[0], "Height": sizes[1]})
     pa_csv.write_csv(table, folder / "sizes.csv", pa_csv.WriteOptions(quoting_style="none"))
@@ -79,8 +81,8 @@ def _write_boxes(
     image: np.ndarray,
     label: np.ndarray,
     box: np.ndarray,
+    flags: np.ndarray,
     order: np.ndarray,
-    generator: np.random.Generator,
 ) -> None:
     decimals = pa.array([f"{value / 1e6:.6f}" for value in range(1_000_001)])
     names = pa.array([f"/m/{index:05d}" for index in range(NUM_CLASSES)])
