@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -221,7 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(summary(document))
+    try:
+        print(summary(document), flush=True)
+    except BrokenPipeError:  # the reader has seen enough (`| head -1`); the result file is complete
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
