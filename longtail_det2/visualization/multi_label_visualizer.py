@@ -18,6 +18,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import ResizeTransform
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.utils.visualizer import VisImage, Visualizer
+from matplotlib.colors import to_hex
 
 from longtail_det2.data.hierarchy import LabelHierarchy
 
@@ -120,7 +121,7 @@ class MultiLabelVisualizer(Visualizer):
         metadata: Metadata | None = None,
         *,
         min_size: int = 384,
-        max_labels: int = 6,
+        max_labels: int = 8,
     ) -> None:
         """Prepares the canvas.
 
@@ -210,38 +211,63 @@ class MultiLabelVisualizer(Visualizer):
         order = sorted(objects, key=lambda one: -_area(one.box))
         for one in order:
             style = ":" if one.ignored else "--" if one.group_of else "-"
-            self.draw_box(self._zoomed(one.box), alpha=0.9, edge_color=self._color(one), line_style=style)
+            self.draw_box(
+                self._zoomed(one.box), alpha=0.9, edge_color=to_hex(self._color(one)), line_style=style
+            )
         taken: list[tuple[float, float, float, float]] = []
         for one in reversed(order):  # small boxes have the least room: they choose first
             text = self.text_of(one)
             if not text:
                 continue
             size = self._default_font_size * _FONT_SHARE
-            place = self._free_place(self._zoomed(one.box), self._text_size(text, size), taken)
+            others = [self._zoomed(other.box) for other in order if other is not one]
+            place = self._free_place(self._zoomed(one.box), self._text_size(text, size), taken, others)
             taken.append(place)
-            color = self._change_color_brightness(self._color(one), brightness_factor=0.5)
+            color = to_hex(self._change_color_brightness(self._color(one), brightness_factor=0.7))
             self.draw_text(text, place[:2], color=color, font_size=size, horizontal_alignment="left")
         return self.output
 
     def text_of(self, one: DrawnObject) -> str:
-        """Text block of an object: a line per label (with its score), then marks and note."""
-        names = [self._class_name(label) for label in one.classes]
-        if len(one.scores):
-            names = [f"{name} {100 * score:.0f}%" for name, score in zip(names, one.scores, strict=True)]
-        else:  # truth is known to belong together, so it reads as a sum
-            names = names[:1] + [f"+ {name}" for name in names[1:]]
-        lines = names[: self.max_labels]
-        if len(names) > self.max_labels:
-            lines.append(f"… {len(names) - self.max_labels} more")
+        """Text block of an object: its labels (with their scores), then marks and note.
+
+        Each label has a line; labels that follow from another one by the hierarchy share a line per depth.
+        """
+        scores = one.scores if len(one.scores) else [None] * len(one.classes)
+        words = {
+            int(label): self._class_name(label) + ("" if score is None else f" {100 * score:.0f}%")
+            for label, score in zip(one.classes, scores, strict=True)
+        }
+        shown = list(words)[: self.max_labels]
+        lines = self._label_lines(shown, words)
+        if not len(one.scores):  # the labels of a true object belong together: they read as a sum
+            lines = lines[:1] + [f"+ {line}" for line in lines[1:]]
+        if len(words) > len(shown):
+            lines.append(f"… {len(words) - len(shown)} more")
         lines += [mark for mark, on in (("[group of]", one.group_of), ("[ignored]", one.ignored)) if on]
         if one.note:
             lines.append(one.note)
         return "\n".join(lines)
 
+    def _label_lines(self, labels: Sequence[int], words: Mapping[int, str]) -> list[str]:
+        hierarchy = self._hierarchy()
+        if hierarchy is None:
+            return [words[label] for label in labels]
+        implied = {int(above) for label in labels for above in hierarchy.ancestors_of(label)}
+        lines = [words[label] for label in labels if label not in implied]
+        by_depth: dict[int, list[str]] = {}
+        for label in labels:
+            if label in implied:
+                by_depth.setdefault(int(hierarchy.depth[label]), []).append(words[label])
+        return lines + [", ".join(by_depth[depth]) for depth in sorted(by_depth, reverse=True)]
+
+    def _hierarchy(self) -> LabelHierarchy | None:
+        hierarchy = self.metadata.get("hierarchy", None)
+        return hierarchy if isinstance(hierarchy, LabelHierarchy) else None
+
     def most_specific_first(self, classes: Sequence[int]) -> list[int]:
         """The labels by falling depth in the hierarchy; as they come where depths are equal or unknown."""
-        hierarchy = self.metadata.get("hierarchy", None)
-        if not isinstance(hierarchy, LabelHierarchy):
+        hierarchy = self._hierarchy()
+        if hierarchy is None:
             return [int(label) for label in classes]
         return sorted((int(label) for label in classes), key=lambda label: -int(hierarchy.depth[label]))
 
@@ -269,7 +295,8 @@ class MultiLabelVisualizer(Visualizer):
         self,
         box: tuple[float, ...],
         size: tuple[float, float],
-        taken: list[tuple[float, float, float, float]],
+        taken: Sequence[tuple[float, ...]],
+        others: Sequence[tuple[float, ...]],
     ) -> tuple[float, float, float, float]:
         """Rectangle for a text block: inside the picture, near the box, least overlap with other blocks."""
         x0, y0, x1, y1 = box
@@ -282,8 +309,10 @@ class MultiLabelVisualizer(Visualizer):
             y = float(np.clip(y, 0, max(self.output.height - height, 0)))
             place = (x, y, x + width, y + height)
             hidden = sum(_intersection(place, other) for other in taken)
-            # Covering its own object is a lesser evil than covering another text.
-            cost = hidden + 0.5 * _intersection(place, box) + rank
+            # Covering an object is a lesser evil than covering another text.
+            hidden += 0.5 * _intersection(place, box)
+            hidden += 0.25 * sum(_intersection(place, other) for other in others)
+            cost = hidden + rank
             places.append((cost, rank, place))
         return min(places)[2]
 

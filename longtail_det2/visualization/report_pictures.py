@@ -1,0 +1,190 @@
+"""Pictures of a validation store: truth and predictions side by side, as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.data.catalog import Metadata
+from detectron2.data.detection_utils import read_image
+from PIL import Image
+
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.evaluation.openimages_matching import Detections
+from longtail_det2.utils.errors import DataError
+from longtail_det2.visualization.multi_label_visualizer import (
+    MultiLabelVisualizer,
+    labels_metadata,
+    merge_predictions,
+)
+from longtail_det2.visualization.picture_choice import Tally, choose, tally_image
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["DetectionsByImage", "Picture", "draw_pair", "draw_pictures"]
+
+_MOST_IMAGES = 2000
+"""Images looked at when choosing; larger data sets are sampled evenly."""
+_LARGEST_SIDE = 640
+"""Photographs are shrunk to this many pixels, so that the report stays small."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row of the report's pictures.
+
+    Attributes:
+        image_id: name of the image.
+        reason: why it is shown.
+        caption: what was found, missed and wrongly said; empty without predictions.
+        truth, predictions: JPEG as data URI; `predictions` is empty without predictions.
+    """
+
+    image_id: str
+    reason: str
+    caption: str
+    truth: str
+    predictions: str
+
+
+class DetectionsByImage:
+    """Looks detections up by image."""
+
+    def __init__(self, detections: Detections, score_threshold: float = 0.0) -> None:
+        """Keeps the detections with at least `score_threshold`."""
+        rows = np.flatnonzero(detections.score >= score_threshold)
+        self._rows = rows[np.argsort(detections.image[rows], kind="stable")]
+        self._images = detections.image[self._rows]
+        self._all = detections
+
+    def __getitem__(self, image: int) -> Detections:
+        """The detections of an image of the store; possibly none."""
+        first, last = np.searchsorted(self._images, (image, image + 1))
+        rows = self._rows[first:last]
+        every = self._all
+        return Detections(every.image[rows], every.cls[rows], every.score[rows], every.box[rows])
+
+
+def draw_pictures(
+    store: AnnotationStore,
+    detections: Detections | None,
+    groups: Mapping[int, str],
+    *,
+    count: int = 12,
+    score_threshold: float | None = None,
+) -> tuple[list[Picture], float]:
+    """Chooses and draws validation pictures.
+
+    Args:
+        store: validation truth. Images that cannot be read are passed over with a warning.
+        detections: predictions with image indices of the store and normalised boxes; None draws truth alone.
+        groups: frequency group ("head", "medium", "tail") by class index.
+        count: most pictures.
+        score_threshold: predictions with lower scores are not drawn; None: see `default_threshold`.
+
+    Returns:
+        The pictures and the score threshold that was used.
+    """
+    threshold = default_threshold(store, detections) if score_threshold is None else score_threshold
+    by_image = None if detections is None else DetectionsByImage(detections, threshold)
+    step = max(len(store) // _MOST_IMAGES, 1)
+    tallies = [
+        tally_image(store, index, None if by_image is None else by_image[index])
+        for index in range(0, len(store), step)
+    ]
+    try:
+        dataset = MultiLabelDataset(store)
+    except DataError as error:
+        logger.warning("no pictures: %s", error)
+        return [], threshold
+    pictures = []
+    for tally, reason in choose(tallies, groups, count, by_image is not None):
+        try:
+            pair = draw_pair(dataset, tally.index, None if by_image is None else by_image[tally.index])
+        except OSError as error:
+            logger.warning("picture passed over: %s", error)
+            continue
+        caption = "" if by_image is None else _caption(store, tally)
+        image_id = store.image_ids[tally.index].decode()
+        pictures.append(Picture(image_id, reason, caption, *(_data_uri(one) for one in pair)))
+    return pictures, threshold
+
+
+def draw_pair(
+    dataset: MultiLabelDataset, index: int, predictions: Detections | None, metadata: Metadata | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Draws the truth and, if given, the predictions (normalised boxes) of an image.
+
+    Returns:
+        Two (H, W, 3) uint8 RGB pictures; the second is None without predictions.
+
+    Raises:
+        OSError: the image cannot be read.
+    """
+    store = dataset.store
+    metadata = metadata or labels_metadata(store.class_names, store.hierarchy)
+    record = dataset[index]
+    pixels, scale = _shrunk(read_image(record["file_name"], format="RGB"))
+    truth = MultiLabelVisualizer(pixels, metadata)
+    for annotation in record["annotations"]:
+        annotation["bbox"] = [value * scale for value in annotation["bbox"]]
+    drawn_truth = truth.draw_dataset_dict(record).get_image()
+    if predictions is None:
+        return drawn_truth, None
+    visualizer = MultiLabelVisualizer(pixels, metadata)
+    height, width = pixels.shape[:2]
+    boxes = predictions.box * np.array([width, height, width, height])
+    visualizer.draw_predictions(merge_predictions(boxes, predictions.cls, predictions.score))
+    return drawn_truth, visualizer.output.get_image()
+
+
+def default_threshold(store: AnnotationStore, detections: Detections | None) -> float:
+    """At most 0.5; less if so few predictions reach it that the pictures would be nearly empty.
+
+    It goes down until as many predictions remain as there are annotated labels, no further.
+    """
+    if detections is None or not len(detections) or not len(store.labels):
+        return 0.5
+    place = len(detections) - min(len(store.labels), len(detections))
+    return float(min(0.5, np.partition(detections.score, place)[place]))
+
+
+def _caption(store: AnnotationStore, tally: Tally) -> str:
+    parts = [f"{tally.found} of {tally.labels} labels found"]
+    if tally.wrong:
+        parts.append(f"{tally.wrong} wrong prediction{'s' if tally.wrong > 1 else ''}")
+    text = ", ".join(parts) + "."
+    if tally.missed_classes:
+        text += f" Missed: {_names(store, tally.missed_classes)}."
+    return text
+
+
+def _names(store: AnnotationStore, classes: Sequence[int], most: int = 6) -> str:
+    counts = Counter(classes)
+    words = [store.class_names[label] + (f" × {n}" if n > 1 else "") for label, n in counts.items()]
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def _shrunk(pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    """The picture with its longer side at most _LARGEST_SIDE px, and the scale applied."""
+    longest = max(pixels.shape[:2])
+    if longest <= _LARGEST_SIDE:
+        return pixels, 1.0
+    scale = _LARGEST_SIDE / longest
+    size = max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)), scale
+
+
+def _data_uri(pixels: np.ndarray | None) -> str:
+    if pixels is None:
+        return ""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=88, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

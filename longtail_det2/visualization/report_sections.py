@@ -1,0 +1,293 @@
+"""The sections of the report: each a function from results to HTML, empty where there is no content."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from longtail_det2 import __version__
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.evaluation.openimages_io import read_detections
+from longtail_det2.evaluation.openimages_matching import Detections
+from longtail_det2.visualization.report_facts import (
+    changed_settings,
+    describe_environment,
+    describe_run,
+    describe_store,
+    duration,
+)
+from longtail_det2.visualization.report_html import Cell, definitions, details, figure, section, table
+from longtail_det2.visualization.report_pictures import Picture, draw_pictures
+from longtail_det2.visualization.report_plots import (
+    ap_figure,
+    frequency_figure,
+    group_of_class,
+    training_figure,
+)
+from longtail_det2.visualization.run_data import ClassResult, Evaluation, RunData, TrainingLog
+
+logger = logging.getLogger(__name__)
+
+_GROUPS = ("head", "medium", "tail")
+
+
+def header(title: str, log: TrainingLog | None, evaluation: Evaluation | None) -> str:
+    """Heading and one or two sentences."""
+    sentences = []
+    if log is not None:
+        sentences.append(f"Trained for {int(log.iteration[-1]) + 1:,} iterations.")
+    if evaluation is not None:
+        images = f"{evaluation.num_images:,} images of " if evaluation.num_images else ""
+        sentences.append(f"Evaluated on {images}{evaluation.dataset} by the Open Images challenge metric.")
+    return f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(" ".join(sentences))}</p>'
+
+
+def cards(evaluation: Evaluation) -> str:
+    """The numbers to look at first."""
+    labels = {"": "official mAP, all classes", "leaves": "leaf classes"}
+    labels.update({group: f"{group} classes" for group in _GROUPS})
+    pieces = []
+    for kind, label in labels.items():
+        value = _summary(evaluation, kind)
+        if not math.isnan(value):
+            pieces.append(f'<div class="card {kind}"><b>{_percent(value)} %</b><span>{label}</span></div>')
+    return f'<div class="cards">{"".join(pieces)}</div>' if pieces else ""
+
+
+def results(evaluation: Evaluation) -> str:
+    """The table of means, and how to read it."""
+    rows = []
+    for kind, label, members in _kinds(evaluation):
+        value = _summary(evaluation, kind)
+        if math.isnan(value) and not members:
+            continue
+        counts = [one.train_images for one in members if one.train_images is not None]
+        spread = f"{min(counts):,} – {max(counts):,}" if counts else "unknown"
+        rows.append(
+            [
+                Cell(label),
+                Cell(_percent(value), bar=0 if math.isnan(value) else 100 * value),
+                Cell(f"{sum(one.num_gt > 0 for one in members):,}", numeric=True),
+                Cell(spread, numeric=True),
+            ]
+        )
+    iou = evaluation.options.get("iou_threshold", 0.5)
+    columns = ("Mean over", f"mAP@{iou:g}, %", "classes with ground truth", "training images a class")
+    means = f'<div class="wide">{table(columns, rows, "Mean average precision of groups of classes.")}</div>'
+    return section("Results", means, "<h3>How to read this</h3>", *_paragraphs(_reading(evaluation)))
+
+
+def run_facts(
+    data: RunData,
+    train: AnnotationStore | None,
+    validation: AnnotationStore | None,
+    steps: Sequence[tuple[str, float]],
+) -> str:
+    """What was run, on what, for how long and with which software."""
+    pairs = [
+        ("Training data", describe_store(train)),
+        ("Validation data", describe_store(validation)),
+        *describe_run(data),
+    ]
+    if steps:
+        listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in steps)
+        pairs.append(("Steps", f"{listed}; together {duration(sum(seconds for _, seconds in steps))}"))
+    pairs += describe_environment()
+    changed = changed_settings(data.config)
+    folded = details(
+        "Settings that differ from Detectron2's and this package's defaults", definitions(changed)
+    )
+    return section("The run", definitions(pairs), folded if changed else "")
+
+
+def ap_by_frequency(evaluation: Evaluation) -> str:
+    """AP of each class against its training images."""
+    svg = ap_figure(evaluation.classes)
+    if svg is None:
+        return ""
+    caption = (
+        "One mark is one class; point at it for its name and numbers. A horizontal line is the mean of a "
+        "group. Hollow marks are inner classes: their truth is that of all classes below them."
+    )
+    return section("AP against training frequency", figure(svg, caption))
+
+
+def long_tail(evaluation: Evaluation) -> str:
+    """Training images of the classes by rank."""
+    svg = frequency_figure(evaluation.classes)
+    if svg is None:
+        return ""
+    counts = [one.train_images for one in evaluation.classes if one.is_leaf and one.train_images is not None]
+    sentence = ""
+    if counts and min(counts) > 0:
+        sentence = (
+            f"The most frequent leaf class is in {max(counts):,} training images, the rarest in "
+            f"{min(counts):,}: {max(counts) / min(counts):,.0f} times fewer."
+        )
+    elif counts:
+        unseen = sum(count == 0 for count in counts)
+        sentence = f"{unseen} of {len(counts)} leaf classes are in no training image at all."
+    return section("The long tail", figure(svg, sentence))
+
+
+def training(log: TrainingLog | None) -> str:
+    """Loss curves and learning rate."""
+    svg = training_figure(log)
+    if svg is None:
+        return ""
+    caption = "Thin lines are the values as logged, thick lines a moving average over 4 % of the curve."
+    return section("Training", figure(svg, caption))
+
+
+def pictures(
+    store: AnnotationStore, evaluation: Evaluation | None, count: int, score_threshold: float | None
+) -> str:
+    """Truth and predictions side by side."""
+    detections = _predictions(store, evaluation)
+    groups = {}
+    if evaluation is not None and [one.id for one in evaluation.classes] == list(store.class_ids):
+        groups = {place: one.group for place, one in enumerate(evaluation.classes) if one.group}
+    drawn, threshold = draw_pictures(store, detections, groups, count=count, score_threshold=score_threshold)
+    if not drawn:
+        return ""
+    text = [
+        "One text block belongs to one box and lists all its labels, the most specific first. Dashed boxes "
+        "enclose groups of objects. A class has the same colour everywhere."
+    ]
+    if detections is not None:
+        text.append(
+            f"Predictions with a score of at least {threshold:.2f} are drawn; those of several classes on "
+            "one box are drawn as one object. A label counts as found if a prediction of its class "
+            "overlaps the box by 0.5; a prediction is wrong if no object that it overlaps so is of its "
+            "class, of one above or below it."
+        )
+    return section("Validation pictures", *_paragraphs(text), *(_picture(one) for one in drawn))
+
+
+def per_class(evaluation: Evaluation) -> str:
+    """One row a class, the most frequent first."""
+
+    def order(one: ClassResult) -> tuple[int, int, str]:
+        return int(not one.is_leaf), -(one.train_images or 0), one.name
+
+    rows = [_class_row(one) for one in sorted(evaluation.classes, key=order)]
+    columns = ("Class", "Group", "AP, %", "AP expanded, %", "training images", "boxes to find")
+    caption = "AP expanded: predictions count for the ancestors of their class too. Click a heading to sort."
+    return (
+        section("All classes", f'<div class="scroll">{table(columns, rows, caption, sortable=True)}</div>')
+        if rows
+        else ""
+    )
+
+
+def footer() -> str:
+    """Who made the page."""
+    return (
+        f"<footer>Made by longtail_det2 {escape(__version__)}. This file is complete in itself and loads "
+        "nothing from a network.</footer>"
+    )
+
+
+def _metric_name(evaluation: Evaluation) -> str:
+    """How the evaluator names its summary: "mAP50" for an IoU threshold of 0.5."""
+    return f"mAP{100 * evaluation.options.get('iou_threshold', 0.5):g}"
+
+
+def _summary(evaluation: Evaluation, kind: str) -> float:
+    name = _metric_name(evaluation)
+    return evaluation.summary.get(f"{name}_{kind}" if kind else name, math.nan)
+
+
+def _kinds(evaluation: Evaluation) -> list[tuple[str, str, list[ClassResult]]]:
+    """(suffix of the summary's name, label, classes) of each row of the table of means."""
+    every = list(evaluation.classes)
+    rows = [
+        ("", "all classes, predictions as they are (official)", every),
+        ("expanded", "all classes, predictions expanded to ancestors", every),
+        ("leaves", "leaf classes", [one for one in every if one.is_leaf]),
+    ]
+    for group in _GROUPS:
+        dot = f'<span class="dot" style="--c:var(--{group})"></span>'
+        rows.append((group, f"{dot}{group}", [one for one in every if one.group == group]))
+    if math.isnan(_summary(evaluation, "expanded")):
+        del rows[1]
+    return rows
+
+
+def _reading(evaluation: Evaluation) -> list[str]:
+    """Which protocol the numbers follow, in words."""
+    iou = evaluation.options.get("iou_threshold", 0.5)
+    weight = evaluation.options.get("group_of_weight", 1.0)
+    sentences = [
+        "The numbers are those of the Open Images object-detection challenge of 2019, "
+        "computed by longtail_det2's OpenImagesEvaluator"
+        + (f" ({evaluation.metric})" if evaluation.metric else "")
+        + f": a detection finds an object of its class at an overlap (IoU) of {iou:g} or more; annotations "
+        "are expanded, so that an object counts for every ancestor of its label; only classes verified for "
+        f"an image are judged there; a group-of box weighs {weight:g}; AP is the area under the "
+        "precision-recall curve at all its points, and mAP the plain mean over the classes that have "
+        "ground truth.",
+        "They are not COCO's AP, and other evaluators of Open Images give other numbers: compare only "
+        "numbers of the same evaluator and the same expansion.",
+    ]
+    if any(one.group for one in evaluation.classes):
+        sentences.append(
+            "Head, medium and tail are the leaf classes with many, some and few training images. The plain "
+            "mean gives each class the same weight, so the tail decides as much as the head does."
+        )
+    return sentences
+
+
+def _predictions(store: AnnotationStore, evaluation: Evaluation | None) -> Detections | None:
+    if evaluation is None or evaluation.predictions is None:
+        return None
+    names = [name.decode() for name in store.image_ids.tolist()]
+    detections, left_out = read_detections(evaluation.predictions, store.class_ids, names)
+    if left_out.get("unknown_image"):
+        logger.warning("%d predictions are of images not in %s", left_out["unknown_image"], store.path)
+    return detections
+
+
+def _picture(one: Picture) -> str:
+    name = escape(one.image_id)
+    text = f"<div><p><strong>{escape(one.reason)}</strong></p>"
+    text += f"<p>{escape(one.caption)}</p>" if one.caption else ""
+    text += f'<p class="id">{name}</p></div>'
+    sides = [("truth", one.truth), ("predictions", one.predictions)]
+    images = "".join(
+        f'<div><small>{side}</small><img src="{uri}" alt="{side} of image {name}"></div>'
+        for side, uri in sides
+        if uri
+    )
+    return f'<div class="picture{"" if one.predictions else " single"}">{images}{text}</div>'
+
+
+def _class_row(one: ClassResult) -> list[Cell]:
+    group = group_of_class(one)
+    hollow = " hollow" if group == "inner" else ""
+    color = "s1" if group == "leaf" else group
+    dot = f'<span class="dot{hollow}" style="--c:var(--{color})"></span>'
+    bar = 0 if math.isnan(one.ap) else 100 * one.ap
+    count = "–" if one.train_images is None else f"{one.train_images:,}"
+    return [
+        Cell(escape(one.name)),
+        Cell(f"{dot}{group}", key=group),
+        Cell(_percent(one.ap), key=_key(one.ap), bar=bar),
+        Cell(_percent(one.ap_expanded), numeric=True, key=_key(one.ap_expanded)),
+        Cell(count, numeric=True, key=str(-1 if one.train_images is None else one.train_images)),
+        Cell(f"{one.num_gt:,.10g}", numeric=True, key=_key(one.num_gt)),
+    ]
+
+
+def _key(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.9g}"
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _paragraphs(sentences: Iterable[str]) -> list[str]:
+    return [f"<p>{escape(sentence)}</p>" for sentence in sentences]

@@ -1,0 +1,268 @@
+"""Reading what a training run and its evaluation left on disk, whole or in part.
+
+The report must work for a run that was stopped, for an evaluation without training, and while a run is still
+writing: whatever is missing is None or empty here, never an error. Of a file that is there but cannot be
+understood a warning tells.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["ClassResult", "Evaluation", "RunData", "TrainingLog", "find_evaluations", "read_run"]
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """What the evaluation says about one class.
+
+    Attributes:
+        id, name: identifier and display name.
+        ap: average precision in [0, 1]; NaN without ground truth.
+        ap_expanded: the same with predictions repeated for their ancestors; NaN if not computed.
+        num_gt: ground-truth boxes after expansion (group-of boxes by their weight).
+        train_images: training images with the class; None if unknown.
+        is_leaf: no class is below it in the hierarchy.
+        group: "head", "medium", "tail", or None (inner classes, or training counts unknown).
+    """
+
+    id: str
+    name: str
+    ap: float
+    ap_expanded: float
+    num_gt: float
+    train_images: int | None
+    is_leaf: bool
+    group: str | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One `inference/<data set>/` folder.
+
+    Attributes:
+        dataset: name of the folder, which is the name of the data set.
+        metric: name of the metric.
+        summary: means in [0, 1] by name; NaN where there is none.
+        classes: one entry per class in class-index order.
+        options: options of the metric (`iou_threshold`, `group_of_weight`, ...).
+        num_images: images that the metric read; None if unknown.
+        predictions: predictions.csv, or None.
+    """
+
+    dataset: str
+    metric: str
+    summary: dict[str, float]
+    classes: tuple[ClassResult, ...]
+    options: dict[str, Any]
+    num_images: int | None
+    predictions: Path | None
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """Training curves.
+
+    Attributes:
+        iteration: (T,) int64, ascending.
+        values: (T,) float64 per logged name ("total_loss", "loss_cls", "lr", ...); NaN where not logged.
+    """
+
+    iteration: np.ndarray
+    values: dict[str, np.ndarray]
+
+    @property
+    def losses(self) -> list[str]:
+        """Names of the losses, the total first."""
+        parts = sorted(name for name in self.values if name.startswith("loss"))
+        return [name for name in ("total_loss",) if name in self.values] + parts
+
+    @property
+    def seconds(self) -> float | None:
+        """Time spent in training steps, from the logged seconds an iteration; None if not logged."""
+        if "time" not in self.values or not len(self.iteration):
+            return None
+        steps = np.diff(self.iteration, prepend=-1)
+        known = ~np.isnan(self.values["time"])
+        if not known.any():
+            return None
+        return float(np.median(self.values["time"][known]) * steps[~known].sum()) + float(
+            (self.values["time"][known] * steps[known]).sum()
+        )
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What was found in the output folder of a run.
+
+    Attributes:
+        path: the folder.
+        log: training curves, or None.
+        evaluation: the chosen evaluation, or None.
+        config: the run's config as nested mappings; empty if there is none that can be read.
+        problems: sentences about what is missing or unreadable.
+    """
+
+    path: Path
+    log: TrainingLog | None = None
+    evaluation: Evaluation | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """Value of a dotted config key, for example "SOLVER.BASE_LR"."""
+        node: Any = self.config
+        for part in key.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                return default
+            node = node[part]
+        return node
+
+
+def read_run(path: str | Path, dataset: str | None = None) -> RunData:
+    """Reads the output folder of a run.
+
+    Args:
+        path: folder with metrics.json, config.yaml and inference/<data set>/; any of them may be missing.
+        dataset: evaluation to read; None takes the only or first one.
+    """
+    path = Path(path)
+    problems: list[str] = []
+    log = _read_log(path / "metrics.json")
+    if log is None:
+        problems.append(
+            "There is no training log (metrics.json): the run was evaluated only, or has not started."
+        )
+    folders = find_evaluations(path)
+    names = [folder.name for folder in folders]
+    chosen = dataset if dataset is not None else (names[0] if names else None)
+    evaluation = _read_evaluation(folders[names.index(chosen)]) if chosen in names else None
+    if evaluation is None:
+        what = f"of {dataset} " if dataset else ""
+        problems.append(f"There is no finished evaluation {what}(inference/<data set>/metrics.json).")
+    elif evaluation.predictions is None:
+        problems.append("There are no predictions (predictions.csv): pictures show the truth alone.")
+    return RunData(path, log, evaluation, _read_config(path / "config.yaml"), tuple(problems))
+
+
+def find_evaluations(run: Path) -> list[Path]:
+    """Folders below inference/ that hold the results of a data set, by name."""
+    found = sorted(path.parent for path in run.glob("inference/*/metrics.json"))
+    return found or ([run / "inference"] if (run / "inference" / "metrics.json").is_file() else [])
+
+
+def _read_log(path: Path) -> TrainingLog | None:
+    rows: list[dict[str, Any]] = []
+    for row in _json_lines(path):
+        if not isinstance(row.get("iteration"), int) or "total_loss" not in row:
+            continue
+        # A resumed run repeats iterations: what it writes replaces what came after its checkpoint.
+        while rows and rows[-1]["iteration"] >= row["iteration"]:
+            rows.pop()
+        rows.append(row)
+    if not rows:
+        return None
+    names = sorted({name for row in rows for name in row if name != "iteration"})
+    values = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
+    return TrainingLog(np.array([row["iteration"] for row in rows], dtype=np.int64), values)
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSON-lines file; lines that are no object (a last one half written) are passed over."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number < len(lines):
+                logger.warning("%s:%d: not JSON, passed over", path, number)
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _read_evaluation(folder: Path) -> Evaluation | None:
+    path = folder / "metrics.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        classes = tuple(_class_result(row) for row in document.get("classes", ()))
+        summary = {str(name): _number(value) for name, value in document.get("summary", {}).items()}
+        predictions = folder / "predictions.csv"
+        return Evaluation(
+            dataset=folder.name,
+            metric=str(document.get("metric", "")),
+            summary=summary,
+            classes=classes,
+            options=dict(document.get("options", {})),
+            num_images=document.get("num_images"),
+            predictions=predictions if predictions.is_file() else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning(
+            "%s cannot be read (%s: %s): the report goes without it", path, type(error).__name__, error
+        )
+        return None
+
+
+def _class_result(row: Mapping[str, Any]) -> ClassResult:
+    count = row.get("train_images")
+    return ClassResult(
+        id=str(row["id"]),
+        name=str(row.get("name", row["id"])),
+        ap=_number(row.get("AP")),
+        ap_expanded=_number(row.get("AP_expanded")),
+        num_gt=_number(row.get("num_gt")),
+        train_images=None if count is None else int(count),
+        is_leaf=bool(row.get("is_leaf", True)),
+        group=row.get("group"),
+    )
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads configs whose Python tags mean nothing to us (lazy configs, tuples) as plain data."""
+
+
+def _plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    return suffix.rpartition(":")[2] if not getattr(node, "value", "") else str(node.value)
+
+
+_PlainLoader.add_multi_constructor("", _plain)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # a SafeLoader
+    except OSError:
+        return {}
+    except yaml.YAMLError as error:
+        logger.warning("%s cannot be read (%s): the report goes without it", path, error)
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _number(value: Any) -> float:
+    if value is None or isinstance(value, (bool, str)):
+        return math.nan
+    try:
+        return float(value)
+    except TypeError:
+        return math.nan
