@@ -101,10 +101,7 @@ def _write_boxes(
                 "YMin": y0,
                 "YMax": y1,
             }
-            flags = generator.choice(
-                np.array([0, 1, -1], np.int8), (len(FLAGS), len(rows)), p=(0.8, 0.15, 0.05)
-            )
-            table = pa.table({**columns, **dict(zip(FLAGS, flags, strict=True))})
+            table = pa.table({**columns, **dict(zip(FLAGS, flags[rows].T, strict=True))})
             if writer is None:
                 options = pa_csv.WriteOptions(quoting_style="none")
                 writer = pa_csv.CSVWriter(file, table.schema, write_options=options)
