@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from longtail_det2.data.store import AnnotationStore, ObjectFlag
 from longtail_det2.utils.errors import DataError
 
 _GROUP_OF = int(ObjectFlag.GROUP_OF)
+_XYXY_ABS = BoxMode.XYXY_ABS
 Record: TypeAlias = dict[str, Any]
 """One image as a Detectron2 standard dict, see `MultiLabelDataset.__getitem__`."""
 
@@ -58,6 +60,7 @@ class MultiLabelDataset(Dataset[Record]):
         if root is None:
             raise DataError(f"{self.store.path}: the store names no image folder; pass image_root")
         self.image_root = str(root)
+        self._folder = os.path.join(self.image_root, "")
         self.filter_empty = filter_empty
         self.indices: np.ndarray | None = None
         if filter_empty:
@@ -124,7 +127,7 @@ class MultiLabelDataset(Dataset[Record]):
         height, width = store.image_sizes[index].tolist()
         positive, negative = self._image_labels(index)
         return {
-            "file_name": os.path.join(self.image_root, store.file_names[index].decode()),
+            "file_name": self._folder + store.file_names[index].decode(),
             "image_id": store.image_ids[index].decode(),
             "height": height,
             "width": width,
@@ -142,21 +145,21 @@ class MultiLabelDataset(Dataset[Record]):
         ends = store.label_offsets[first : last + 1].tolist()
         base = ends[0]
         labels = store.labels[base : ends[-1]].tolist()
+        if len(labels) == last - first:
+            label_lists = [[label] for label in labels]
+        else:
+            label_lists = [labels[begin - base : end - base] for begin, end in pairwise(ends)]
         return [
             {
                 "bbox": [x0 * width, y0 * height, x1 * width, y1 * height],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": labels[begin - base],
-                "category_ids": labels[begin - base : end - base],
+                "bbox_mode": _XYXY_ABS,
+                "category_id": own[0],
+                "category_ids": own,
                 "iscrowd": 0,
                 "is_group_of": flags & _GROUP_OF != 0,
             }
-            for (x0, y0, x1, y1), flags, begin, end in zip(
-                store.boxes[first:last].tolist(),
-                store.flags[first:last].tolist(),
-                ends,
-                ends[1:],
-                strict=False,
+            for (x0, y0, x1, y1), flags, own in zip(
+                store.boxes[first:last].tolist(), store.flags[first:last].tolist(), label_lists, strict=True
             )
         ]
 
@@ -165,10 +168,11 @@ class MultiLabelDataset(Dataset[Record]):
         first, last = store.image_label_offsets[index : index + 2].tolist()
         if first == last:
             return [], []
+        sides: tuple[list[int], list[int]] = ([], [])
         labels = store.image_labels[first:last].tolist()
-        present = store.image_label_positive[first:last].tolist()
-        pairs = list(zip(labels, present, strict=True))
-        return [label for label, yes in pairs if yes], [label for label, yes in pairs if not yes]
+        for label, present in zip(labels, store.image_label_positive[first:last].tolist(), strict=True):
+            sides[present].append(label)
+        return sides[1], sides[0]
 
     def __repr__(self) -> str:
         return f"MultiLabelDataset({str(self.store.path)!r}, {len(self)} images)"

@@ -97,9 +97,11 @@ class TrainingSampler(Sampler[int], ABC):
         epoch, begin = self.locate(position)
         while True:
             indices = self.epoch_indices(epoch)
-            mine = indices[position - begin :: self.world_size]
+            size = len(indices)
+            mine = indices[position - begin :: self.world_size].copy()
+            del indices  # a rank of many need not hold the whole epoch
             for first in range(0, len(mine), _YIELD_CHUNK):
                 yield from mine[first : first + _YIELD_CHUNK].tolist()
             position += len(mine) * self.world_size
-            begin += len(indices)
+            begin += size
             epoch += 1
