@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -103,6 +103,7 @@ def build_train_loader(
     num_workers: int = 0,
     seed: int | None = None,
     start: int = 0,
+    sampler_options: Mapping[str, Any] | None = None,
 ) -> DataLoader[Any]:
     """Infinite loader of training batches, each a list of mapped images.
 
@@ -119,9 +120,11 @@ def build_train_loader(
         num_workers: loading processes of this rank.
         seed: non-negative; None draws one that all ranks share.
         start: images drawn before, over all ranks (iterations x total batch size), for a sampler made here.
+        sampler_options: further arguments of `build_sampler`, such as {"threshold": 0.001} of repeat factors.
 
     Raises:
-        ConfigError: the batch does not divide by the number of ranks, or `start` is given twice.
+        ConfigError: the batch does not divide by the number of ranks, or options are given for a sampler that is already
+            made.
     """
     world_size = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world_size:
@@ -133,9 +136,11 @@ def build_train_loader(
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
     if isinstance(sampler, (str, type)):
-        sampler = build_sampler(sampler, dataset, seed=seed, start=start)
-    elif start:
-        raise ConfigError("start is given, but the sampler is already made: pass start to the sampler")
+        sampler = build_sampler(sampler, dataset, seed=seed, start=start, **(sampler_options or {}))
+    elif start or sampler_options:
+        raise ConfigError(
+            "start or sampler_options is given, but the sampler is already made: pass them to the sampler"
+        )
     batch_size = total_batch_size // world_size
     stream = TrainingStream(dataset, mapper, sampler, batch_size, seed, aspect_ratio_grouping)
     return DataLoader(

@@ -164,7 +164,7 @@ def test_loader_arguments(dataset, mapper):
     with pytest.raises(ConfigError, match="total batch size"):
         build_train_loader(dataset, mapper=mapper, total_batch_size=0)
     sampler = UniformTrainingSampler(len(dataset), 0)
-    with pytest.raises(ConfigError, match="pass start to the sampler"):
+    with pytest.raises(ConfigError, match="pass them to the sampler"):
         build_train_loader(dataset, mapper=mapper, sampler=sampler, total_batch_size=1, start=3)
     with pytest.raises(ConfigError, match="start=3 is no multiple of the total batch size 2"):
         build_train_loader(dataset, mapper=mapper, total_batch_size=2, seed=0, start=3)
@@ -188,6 +188,16 @@ def test_sampler_by_name_class_and_config(dataset):
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
     from_config = build_sampler(cfg, dataset, seed=0, start=8)
     assert list(itertools.islice(from_config, 50)) == list(itertools.islice(sampler, 50))
+
+
+def test_sampler_options(dataset, mapper):
+    options = {"sampler": "RepeatFactorTrainingSampler", "sampler_options": {"threshold": 0.9}, "seed": 2}
+    loader = build_train_loader(
+        dataset, mapper=_image_id, total_batch_size=8, aspect_ratio_grouping=False, **options
+    )
+    sampler = RepeatFactorTrainingSampler.from_dataset(dataset, seed=2, threshold=0.9)
+    expected = [dataset[index]["image_id"] for index in itertools.islice(sampler, 8)]
+    assert next(iter(loader)) == expected
 
 
 def test_sampler_errors(dataset):
