@@ -123,8 +123,8 @@ def build_train_loader(
         sampler_options: further arguments of `build_sampler`, such as {"threshold": 0.001} of repeat factors.
 
     Raises:
-        ConfigError: the batch does not divide by the number of ranks, or options are given for a sampler that is already
-            made.
+        ConfigError: the batch does not divide by the number of ranks, or options are given for a sampler
+            that is already made.
     """
     world_size = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world_size:
