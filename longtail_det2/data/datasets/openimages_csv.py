@@ -133,12 +133,12 @@ class CsvStream:
 
     def _read_header(self) -> list[str]:
         try:
-            with open(self.path, newline="", encoding="utf-8-sig") as file:
+            with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
                 header = next((cells for cells in csv.reader(file) if cells), None)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{self.path}: is no UTF-8 CSV file ({error})") from None
+        except csv.Error as error:
+            raise DataError(f"{self.path}: is no CSV file ({error})") from None
         if header is None:
             raise DataError(f"{self.path}: is empty; a CSV file with a header line is needed")
         return header

@@ -1,0 +1,562 @@
+"""Open Images CSVs to a store: every form of the files, what becomes of the rows, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from longtail_det2.data.datasets.openimages import prepare_openimages
+from longtail_det2.data.store import AnnotationStore, ObjectFlag
+from longtail_det2.utils.errors import DataError
+
+CLASSES = '/m/person,Person\n/m/man,Man\n/m/woman,Woman\n/m/chips,"Chips, ""French"""\n/m/dog,Dog\n'
+TREE = {
+    "LabelName": "/m/entity",
+    "Subcategory": [
+        {"LabelName": "/m/person", "Subcategory": [{"LabelName": "/m/man"}, {"LabelName": "/m/woman"}]},
+        {"LabelName": "/m/chips"},
+        {"LabelName": "/m/dog"},
+    ],
+}
+PERSON, MAN, WOMAN, CHIPS, DOG = range(5)
+COLUMNS = (
+    "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,"
+    "IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
+)
+
+
+def row(image="a", label="/m/dog", box=(0.1, 0.2, 0.3, 0.4), flags=(0, 0, 0, 0, 0)):
+    x0, y0, x1, y1 = box
+    return f"{image},xclick,{label},1,{x0},{x1},{y0},{y1},{','.join(map(str, flags))}"
+
+
+class Folder:
+    """Annotation files in a folder, with what most tests do not care about filled in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.write("classes.csv", CLASSES)
+        self.write("hierarchy.json", json.dumps(TREE))
+
+    def write(self, name: str, text: str) -> Path:
+        (self.path / name).write_text(text, encoding="utf-8")
+        return self.path / name
+
+    def boxes(self, *rows: str, name: str = "boxes.csv", header: str = COLUMNS, end: str = "\n") -> Path:
+        return self.write(name, "\n".join([header, *rows]) + end)
+
+    def image_labels(self, *rows: str) -> Path:
+        return self.write("labels.csv", "\n".join(["ImageID,Source,LabelName,Confidence", *rows]) + "\n")
+
+    def image(self, name: str, size=(40, 30), **save) -> Path:
+        path = self.path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(path, **save)
+        return path
+
+    def prepare(
+        self, *boxes: Path, image_labels=(), images=None, output="store", **options
+    ) -> AnnotationStore:
+        options.setdefault("progress", False)
+        options.setdefault("workers", 1)
+        return prepare_openimages(
+            boxes or [self.path / "boxes.csv"],
+            image_labels,
+            options.pop("classes", self.path / "classes.csv"),
+            options.pop("hierarchy", self.path / "hierarchy.json"),
+            images,
+            self.path / output,
+            **options,
+        )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+def objects(store: AnnotationStore) -> list:
+    """(image id, box, flags, labels) of each object."""
+    found = []
+    for image in range(len(store)):
+        for index in range(*store.object_offsets[image : image + 2].tolist()):
+            begin, end = store.label_offsets[index : index + 2].tolist()
+            box = tuple(round(value, 6) for value in store.boxes[index].tolist())
+            labels = store.labels[begin:end].tolist()
+            found.append((store.image_ids[image].decode(), box, int(store.flags[index]), labels))
+    return found
+
+
+def image_labels(store: AnnotationStore, image: int) -> list[tuple[int, int]]:
+    part = slice(*store.image_label_offsets[image : image + 2].tolist())
+    pairs = zip(store.image_labels[part].tolist(), store.image_label_positive[part].tolist(), strict=True)
+    return list(pairs)
+
+
+# ---- the files in all their forms
+
+
+def test_rows_become_objects_by_image(folder):
+    folder.boxes(
+        row("b", "/m/dog", (0.5, 0.5, 1, 1), (1, 0, 0, 0, 1)),
+        row("a", "/m/person", (0, 0, 0.25, 0.5), (0, 1, 0, 1, 0)),
+        row("b", "/m/chips", (0, 0.125, 0.5, 1), (0, 0, 1, 0, 0)),
+    )
+    store = folder.prepare()
+    assert objects(store) == [
+        ("a", (0, 0, 0.25, 0.5), ObjectFlag.TRUNCATED | ObjectFlag.DEPICTION, [PERSON]),
+        ("b", (0, 0.125, 0.5, 1), ObjectFlag.GROUP_OF, [CHIPS]),
+        ("b", (0.5, 0.5, 1, 1), ObjectFlag.OCCLUDED | ObjectFlag.INSIDE, [DOG]),
+    ]
+    assert store.class_names == ("Person", "Man", "Woman", 'Chips, "French"', "Dog")
+    assert store.hierarchy.ancestors[MAN].tolist() == [True, False, False, False, False]
+    assert store.file_names.tolist() == [b"a.jpg", b"b.jpg"]
+    assert not store.has_image_sizes
+    assert store.image_root is None
+
+
+def test_columns_are_found_by_name(folder):
+    expected = objects(folder.prepare(folder.boxes(row("a"), row("b", flags=(0, 0, 1, 0, 0)))))
+    challenge = folder.write(
+        "challenge.csv",
+        "IsGroupOf,YMax,LabelName,Extra,YMin,XMax,ImageID, XMin\n"
+        '0,0.4,/m/dog,"x,\ty",0.2,0.3,a,0.1\n1,0.4,/m/dog,,0.2,0.3,b,0.1\n',
+    )
+    assert objects(folder.prepare(challenge, output="challenge")) == expected
+
+
+def test_byte_order_mark_and_windows_line_ends(folder):
+    expected = objects(folder.prepare(folder.boxes(row("a"), row("b"))))
+    text = (folder.path / "boxes.csv").read_text().replace("\n", "\r\n")
+    (folder.path / "windows.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert objects(folder.prepare(folder.path / "windows.csv", output="windows")) == expected
+
+
+def test_flags_that_are_absent_or_unknown_are_unset(folder):
+    folder.boxes(row("a", flags=(-1, -1, -1, -1, -1)), row("b", flags=(-1, 1, -1, -1, -1)))
+    assert folder.prepare().flags.tolist() == [0, ObjectFlag.TRUNCATED]
+    plain = folder.write("plain.csv", "ImageID,LabelName,XMin,XMax,YMin,YMax\na,/m/dog,0,1,0,1\n")
+    assert folder.prepare(plain, output="plain").flags.tolist() == [0]
+
+
+def test_file_without_rows_and_file_without_last_line_end(folder):
+    assert len(folder.prepare(folder.boxes())) == 0
+    folder.boxes(row("a"), end="")
+    assert len(folder.prepare()) == 1
+
+
+def test_several_files_equal_one(folder):
+    rows = [row("a"), row("b"), row("a", "/m/man"), row("c", "/m/chips")]
+    expected = objects(folder.prepare(folder.boxes(*rows)))
+    parts = [folder.boxes(*rows[:1], name="1.csv"), folder.boxes(*rows[1:], name="2.csv")]
+    assert objects(folder.prepare(*parts, output="parts")) == expected
+
+
+def test_class_file_with_header_and_further_columns(folder):
+    classes = folder.write("more.csv", "LabelName,DisplayName,Id\n/m/dog,Dog,1\n/m/cat,,2\n")
+    store = folder.prepare(folder.boxes(row("a")), classes=classes, hierarchy=None)
+    assert store.class_ids == ("/m/dog", "/m/cat")
+    assert store.class_names == ("Dog", "/m/cat")
+    assert not store.has_hierarchy
+
+
+# ---- labels and objects
+
+
+def test_equal_boxes_are_one_object_most_specific_label_first(folder):
+    folder.boxes(
+        row("a", "/m/person", flags=(1, 0, 0, 0, 0)),
+        row("a", "/m/man", flags=(0, 1, 0, 0, 0)),
+        row("a", "/m/dog"),
+        row("b", "/m/dog"),
+        row("b", "/m/woman", (0.1, 0.2, 0.3, 0.41)),
+    )
+    store = folder.prepare()
+    assert [labels for *_, labels in objects(store)] == [[MAN, PERSON, DOG], [DOG], [WOMAN]]
+    assert store.flags.tolist() == [ObjectFlag.OCCLUDED | ObjectFlag.TRUNCATED, 0, 0]
+    assert store.header["summary"]["rows_merged_equal_box"] == 2
+
+
+def test_of_equally_deep_labels_the_rarer_one_is_first(folder):
+    folder.boxes(row("a", "/m/dog"), row("a", "/m/chips"), row("b", "/m/chips"), row("c", "/m/man"))
+    assert objects(folder.prepare())[0][3] == [DOG, CHIPS]
+
+
+def test_group_and_single_box_stay_apart(folder):
+    folder.boxes(row("a", "/m/man", flags=(0, 0, 1, 0, 0)), row("a", "/m/person"))
+    assert sorted(labels for *_, labels in objects(folder.prepare())) == [[PERSON], [MAN]]
+
+
+def test_repeated_rows_count_once(folder):
+    folder.boxes(row("a"), row("a"), row("a", "/m/chips"), row("a"), row("b"))
+    store = folder.prepare()
+    assert [labels for *_, labels in objects(store)] == [[CHIPS, DOG], [DOG]]
+    assert store.header["summary"]["duplicate_rows"] == 2
+    assert store.header["summary"]["box_rows"] == 5
+
+
+def test_near_boxes_join_one_to_one_only_on_request(folder):
+    folder.boxes(
+        row("a", "/m/man", (0.1, 0.1, 0.5, 0.5)),
+        row("a", "/m/person", (0.1, 0.1, 0.5, 0.51)),
+        row("a", "/m/man", (0.11, 0.1, 0.52, 0.5)),
+        row("b", "/m/person", (0.1, 0.1, 0.5, 0.5)),
+    )
+    assert len(objects(folder.prepare())) == 4
+    store = folder.prepare(merge_iou=0.9)
+    assert objects(store) == [
+        ("a", (0.1, 0.1, 0.5, 0.5), 0, [MAN, PERSON]),
+        ("a", (0.11, 0.1, 0.52, 0.5), 0, [MAN]),
+        ("b", (0.1, 0.1, 0.5, 0.5), 0, [PERSON]),
+    ]
+    assert store.header["summary"]["objects_merged_near"] == 1
+    with pytest.raises(DataError, match=r"merge_iou is 1\.5"):
+        folder.prepare(merge_iou=1.5)
+
+
+def test_image_labels_and_images_with_nothing_else(folder):
+    folder.boxes(row("b"))
+    labels = folder.image_labels(
+        "c,verification,/m/man,1",
+        "a,verification,/m/dog,0",
+        "c,verification,/m/dog,0",
+        "c,verification,/m/man,1",
+        "b,verification,/m/dog,1",
+        "b,crowdsource,/m/dog,0",
+    )
+    store = folder.prepare(image_labels=[labels])
+    assert store.image_ids.tolist() == [b"a", b"b", b"c"]
+    assert store.object_offsets.tolist() == [0, 0, 1, 1]
+    assert [image_labels(store, image) for image in range(3)] == [
+        [(DOG, 0)],
+        [(DOG, 0), (DOG, 1)],
+        [(MAN, 1), (DOG, 0)],
+    ]
+    summary = store.header["summary"]
+    assert (summary["images_without_objects"], summary["contradictory_image_labels"]) == (2, 1)
+
+
+def test_fractional_confidence_only_on_request(folder):
+    folder.boxes(row("a"))
+    labels = folder.write(
+        "machine.csv",
+        "ImageID,LabelName,Confidence\na,/m/man,1\na,/m/dog,0.7\na,/m/chips,0.2\na,/m/woman,0\n",
+    )
+    with pytest.raises(
+        DataError, match=r"machine\.csv, line 3: Confidence is 0\.7.*--machine-label-threshold"
+    ):
+        folder.prepare(image_labels=[labels])
+    store = folder.prepare(image_labels=[labels], machine_label_threshold=0.5)
+    assert image_labels(store, 0) == [(MAN, 1), (WOMAN, 0), (DOG, 1)]
+    assert store.header["summary"]["machine_labels_left_out"] == 1
+
+
+def test_unknown_label_is_refused_or_skipped(folder):
+    folder.boxes(row("a"), "", row("b", "/m/cat"), row("c"), row("c", "/m/cat"))
+    with pytest.raises(
+        DataError, match=r"boxes\.csv, line 4: label '/m/cat' is not among the 5 classes of .*skip"
+    ):
+        folder.prepare()
+    store = folder.prepare(on_unknown_label="skip")
+    assert store.image_ids.tolist() == [b"a", b"c"]  # nothing is known of b
+    assert store.num_objects == 2
+    assert (store.header["summary"]["unknown_label_rows"], store.header["summary"]["unknown_labels"]) == (
+        2,
+        1,
+    )
+
+
+# ---- what is wrong with a file is said with its line
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([row("a"), "b,xclick,/m/dog,1,0.1,0.2,0.3"], r"line 3: 7 cells where the header has 13.*complete"),
+        ([row("a"), "b,xclick,/m/dog,1,0.1,0.2,0.3,0.4,0,0,0,0,"], r"line 3: column IsInside is empty"),
+        ([row("a", box=("0.1", "x", 1, 1))], r"line 2: column YMin holds 'x' instead of a number"),
+        ([row("a", flags=(0, 0, 0.5, 0, 0))], r"line 2: column IsGroupOf holds '0\.5' instead of an integer"),
+        ([row("a", flags=(0, 0, 2, 0, 0))], r"line 2: column IsGroupOf holds 2; flags are"),
+        ([row("a"), row("")], r"line 3: ImageID is empty"),
+        (
+            [row("a"), row("b", box=(0.3, 0.2, 0.1, 0.4))],
+            r"line 3: bad box XMin=0\.3 XMax=0\.1 .*--on-bad-box",
+        ),
+        ([row("a", box=("nan", 0, 1, 1))], r"line 2: bad box XMin=nan"),
+        ([row("a", box=("", 0, 1, 1))], r"line 2: bad box XMin=nan"),
+        ([row("a", box=(0, 0, 1.01, 1))], r"line 2: bad box XMin=0 XMax=1\.01"),
+    ],
+)
+def test_bad_rows_are_named(folder, rows, message):
+    folder.boxes(*rows)
+    with pytest.raises(DataError, match=r"boxes\.csv, " + message):
+        folder.prepare()
+    assert not (folder.path / "store").exists()
+
+
+def test_line_number_far_into_the_file(folder):
+    rows = [row(f"{index:07d}") for index in range(200_000)]
+    rows[150_000] = rows[150_000].replace("0.3", "0.3.3", 1)
+    with pytest.raises(DataError, match=r"line 150002: column XMax holds '0\.3\.3'"):
+        folder.prepare(folder.boxes(*rows))
+    rows[150_000] = row("x", "/m/cat")
+    with pytest.raises(DataError, match=r"line 150002: label '/m/cat'"):
+        folder.prepare(folder.boxes(*rows))
+
+
+def test_bad_boxes_can_be_skipped_or_cut(folder):
+    folder.boxes(
+        row("a", box=(-0.5, 0.5, 0.5, 1)),
+        row("b", box=(0.5, 0.5, 0.1, 1)),
+        row("c", box=(1.1, 0, 1.2, 1)),
+        row("d", box=("nan", 0, 1, 1)),
+        row("e", box=(-5e-7, 0, 1.0000005, 1)),
+        row("f", box=(0.5, 0, 0.5, 1)),
+    )
+    skipped = folder.prepare(on_bad_box="skip")
+    assert skipped.image_ids.tolist() == [b"e", b"f"]  # within the tolerance; empty, but not wrong
+    assert skipped.boxes[0].tolist() == [0, 0, 1, 1]
+    assert (skipped.header["summary"]["bad_boxes"], skipped.header["summary"]["empty_boxes"]) == (4, 1)
+    cut = folder.prepare(on_bad_box="clip")
+    assert cut.image_ids.tolist() == [b"a", b"e", b"f"]
+    assert cut.boxes[0].tolist() == [0, 0.5, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (COLUMNS.replace("XMax", "X2"), r"line 1: column XMax is missing; the header has ImageID, Source"),
+        (COLUMNS.replace("Source", "XMin"), r"line 1: column XMin occurs 2 times"),
+    ],
+)
+def test_bad_headers_are_named(folder, header, message):
+    with pytest.raises(DataError, match=message):
+        folder.prepare(folder.boxes(row("a"), header=header))
+
+
+def test_files_that_cannot_be_used_are_named(folder):
+    with pytest.raises(DataError, match=r"boxes\.csv: no such file \(boxes\)"):
+        folder.prepare()
+    with pytest.raises(DataError, match=r"empty\.csv: is empty"):
+        folder.prepare(folder.write("empty.csv", ""))
+    boxes = folder.boxes(row("a"))
+    for text, message in (
+        ("", r"has no classes"),
+        ("/m/a,A\n/m/b,B\n/m/a,C\n", r"lines 1 and 3: class '/m/a' occurs twice"),
+        ("/m/a,A\n,B\n", r"line 2: the class id is empty"),
+    ):
+        with pytest.raises(DataError, match=message):
+            folder.prepare(boxes, classes=folder.write("bad.csv", text))
+    (folder.path / "latin.csv").write_bytes(COLUMNS.encode() + b"\n" + row("a\xe9").encode("latin-1") + b"\n")
+    with pytest.raises(DataError, match=r"latin\.csv, line 2: column ImageID is not UTF-8"):
+        folder.prepare(folder.path / "latin.csv")
+
+
+# ---- runs: up to date, killed
+
+
+def stamp(store: AnnotationStore) -> int:
+    return os.stat(store.path / "header.json").st_mtime_ns
+
+
+def test_second_run_returns_at_once(folder):
+    boxes = folder.boxes(row("a"))
+    first = stamp(folder.prepare())
+    assert stamp(folder.prepare()) == first
+    os.utime(boxes, ns=(1, 1))
+    assert stamp(folder.prepare()) == first  # the content is what counts
+    assert stamp(folder.prepare(force=True)) != first
+
+
+def test_changes_lead_to_a_new_store(folder):
+    boxes = folder.boxes(row("a"))
+    stamps = [stamp(folder.prepare())]
+    status = os.stat(boxes)
+    folder.boxes(row("b"))
+    os.utime(boxes, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    store = folder.prepare()
+    assert store.image_ids.tolist() == [b"b"]
+    stamps.append(stamp(store))
+    stamps.append(stamp(folder.prepare(merge_iou=0.9)))
+    stamps.append(stamp(folder.prepare(hierarchy=None)))
+    stamps.append(stamp(folder.prepare(image_labels=[folder.image_labels("b,verification,/m/dog,1")])))
+    assert len(set(stamps)) == len(stamps)
+
+
+def test_images_that_were_missing_are_looked_for_again(folder):
+    folder.boxes(row("a"), row("b"))
+    folder.image("a.jpg")
+    options = {"images": folder.path / "images", "on_missing_image": "skip"}
+    assert len(folder.prepare(**options)) == 1
+    folder.image("b.jpg")
+    store = folder.prepare(**options)
+    assert len(store) == 2
+    assert stamp(folder.prepare(**options)) == stamp(store)
+
+
+def test_killed_run_leaves_nothing_that_opens(folder):
+    folder.boxes(row("a"))
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from longtail_det2.data.datasets import openimages
+        def stop(*rows):
+            print("ready", flush=True)
+            time.sleep(60)
+        openimages.group_rows = stop
+        here = Path(sys.argv[1])
+        openimages.prepare_openimages(
+            [here / "boxes.csv"], [], here / "classes.csv", None, None, here / "out" / "store", progress=False
+        )
+    """)
+    command = [sys.executable, "-c", script, str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGKILL)
+    left = list((folder.path / "out").iterdir())
+    assert len(left) == 1 and len(list(left[0].iterdir())) > 3
+    for path in (*left, folder.path / "out" / "store"):
+        with pytest.raises(DataError):
+            AnnotationStore.open(path)
+    folder.prepare(output="out/store", hierarchy=None)
+    assert [path.name for path in (folder.path / "out").iterdir()] == ["store"]
+
+
+def test_failed_run_keeps_the_old_store(folder):
+    folder.boxes(row("a"))
+    folder.prepare()
+    folder.boxes(row("b", "/m/cat"))
+    with pytest.raises(DataError):
+        folder.prepare()
+    assert AnnotationStore.open(folder.path / "store").image_ids.tolist() == [b"a"]
+
+
+# ---- images
+
+
+def test_images_at_any_depth_and_of_any_kind(folder):
+    folder.boxes(row("a1"), row("b2"), row("c3"))
+    folder.image("a1.JPG", (40, 30))
+    folder.image("train/b2.png", (20, 10))
+    folder.image("train/c/c3.jpeg", (6, 8))
+    folder.image("train/c/unused.jpg")
+    (folder.path / "images" / "a1.txt").write_text("no image")
+    store = folder.prepare(images=folder.path / "images")
+    assert store.file_names.tolist() == [b"a1.JPG", b"train/b2.png", b"train/c/c3.jpeg"]
+    assert store.image_sizes.tolist() == [[30, 40], [10, 20], [8, 6]]
+    assert store.image_root == folder.path / "images"
+    assert store.has_image_sizes
+
+
+def test_missing_image_is_refused_or_skipped(folder):
+    folder.boxes(row("a"), row("b"), row("b", "/m/man"), row("c"))
+    labels = folder.image_labels("b,verification,/m/dog,1", "c,verification,/m/man,0")
+    folder.image("a.jpg")
+    folder.image("c.jpg")
+    (folder.path / "images" / "d.jpg").mkdir()
+    options = {"images": folder.path / "images", "image_labels": [labels]}
+    with pytest.raises(
+        DataError, match=r"1 of 3 annotated images are not below .*images, for example b;.*skip"
+    ):
+        folder.prepare(**options)
+    store = folder.prepare(**options, on_missing_image="skip")
+    assert store.image_ids.tolist() == [b"a", b"c"]
+    assert [image for image, *_ in objects(store)] == ["a", "c"]
+    assert [image_labels(store, image) for image in range(2)] == [[], [(MAN, 0)]]
+    assert store.header["summary"]["missing_images"] == 1
+    with pytest.raises(DataError, match="no such folder of images"):
+        folder.prepare(images=folder.path / "nowhere")
+
+
+def test_unreadable_image_counts_as_missing(folder):
+    folder.boxes(row("a"), row("b"))
+    folder.image("a.jpg")
+    (folder.path / "images" / "b.jpg").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"1 of 2 annotated images cannot be read .*UnidentifiedImageError"):
+        folder.prepare(images=folder.path / "images")
+    store = folder.prepare(images=folder.path / "images", on_missing_image="skip")
+    assert store.image_ids.tolist() == [b"a"]
+    assert store.header["summary"]["unreadable_images"] == 1
+
+
+def test_two_files_for_one_image_are_refused(folder):
+    folder.boxes(row("a"))
+    folder.image("train/a.jpg")
+    folder.image("validation/a.jpg")
+    with pytest.raises(DataError, match=r"two files could be one image: train/a\.jpg and validation/a\.jpg"):
+        folder.prepare(images=folder.path / "images")
+
+
+def test_sizes_from_a_file(folder):
+    folder.boxes(row("a"), row("b"))
+    sizes = folder.write("sizes.csv", "Height,ImageID,Width\n20,b,10\n5,other,5\n40,a,30\n")
+    store = folder.prepare(image_sizes=sizes)
+    assert store.image_sizes.tolist() == [[40, 30], [20, 10]]
+    assert store.has_image_sizes
+    some = folder.write("some.csv", "ImageID,Width,Height\na,30,40\n")
+    with pytest.raises(
+        DataError, match=r"1 of 2 annotated images have no size in .*some\.csv, for example b"
+    ):
+        folder.prepare(image_sizes=some)
+    assert folder.prepare(image_sizes=some, on_missing_image="skip").image_ids.tolist() == [b"a"]
+    folder.image("a.jpg", (1, 2))
+    folder.image("b.jpg", (3, 4))
+    store = folder.prepare(image_sizes=some, images=folder.path / "images")  # headers for what the file lacks
+    assert store.image_sizes.tolist() == [[40, 30], [4, 3]]
+    with pytest.raises(DataError, match=r"zero\.csv, line 2: Width and Height must be positive"):
+        folder.prepare(image_sizes=folder.write("zero.csv", "ImageID,Width,Height\na,0,4\n"))
+
+
+# ---- the command, and real annotations
+
+
+def test_command_line(folder, repository):
+    folder.boxes(row("a"), row("a", "/m/man"))
+    command = [sys.executable, str(repository / "scripts" / "prepare_openimages.py")]
+    arguments = ["--boxes", "boxes.csv", "--classes", "classes.csv", "--output", "store", "--no-progress"]
+    done = subprocess.run([*command, *arguments], cwd=folder.path, capture_output=True, text=True, check=True)
+    assert "1 images, 1 objects, 2 labels of 5 classes" in done.stdout
+    again = subprocess.run(
+        [*command, *arguments], cwd=folder.path, capture_output=True, text=True, check=True
+    )
+    assert "store is up to date" in again.stderr
+    arguments[1] = "nothing.csv"
+    failed = subprocess.run([*command, *arguments], cwd=folder.path, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr == "error: nothing.csv: no such file (boxes)\n"
+
+
+def test_photographs(shared_dir, tmp_path):
+    photos = shared_dir / "data" / "photos"
+    files = photos / "openimages"
+    store = prepare_openimages(
+        [files / "train-annotations-bbox.csv"],
+        [files / "train-annotations-human-imagelabels.csv"],
+        files / "class-descriptions.csv",
+        files / "hierarchy.json",
+        photos / "images",
+        tmp_path / "store",
+        progress=False,
+    )
+    assert (len(store), store.num_objects, store.num_classes) == (128, 929, 92)
+    assert store.header["summary"]["images_without_objects"] == 2
+    for index in range(0, len(store), 16):
+        with Image.open(store.image_root / store.file_names[index].decode()) as image:
+            assert image.size == tuple(store.image_sizes[index][::-1])
+
+
+def test_real_class_tree(shared_dir, folder):
+    files = shared_dir / "data" / "openimages"
+    folder.boxes(row("a", "/m/04yx4"), row("a", "/m/01g317"), row("a", "/m/0dzct"))  # man, person, human face
+    for name in ("derived-500-hierarchy.json", "bbox_labels_600_hierarchy.json"):
+        classes = files / "challenge-2019-classes-500.csv"
+        store = folder.prepare(classes=classes, hierarchy=files / name, output=name)
+        assert (store.num_classes, len(store.hierarchy.leaves), len(store.hierarchy.inner)) == (500, 443, 57)
+        names = [store.class_names[label] for label in store.labels]
+        assert names.index("Man") < names.index("Person")
