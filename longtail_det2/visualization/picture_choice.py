@@ -83,8 +83,8 @@ def tally_image(store: AnnotationStore, index: int, predictions: Detections | No
 
 def _overlaps(truth: np.ndarray, group: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(objects, predictions): IoU, for groups the part of the prediction that lies inside."""
-    ours = Boxes(torch.as_tensor(np.asarray(truth, dtype=np.float32)))
-    theirs = Boxes(torch.as_tensor(np.asarray(boxes, dtype=np.float32)))
+    ours = Boxes(torch.tensor(truth, dtype=torch.float32))
+    theirs = Boxes(torch.tensor(boxes, dtype=torch.float32))
     inside = pairwise_ioa(ours, theirs).numpy()
     return np.where(group[:, None], inside, pairwise_iou(ours, theirs).numpy())
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
 from longtail_det2 import __version__
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.evaluation.openimages_io import read_detections
-from longtail_det2.evaluation.openimages_matching import Detections
+from longtail_det2.visualization.predictions import read_predictions
 from longtail_det2.visualization.report_facts import (
     changed_settings,
     describe_environment,
@@ -27,8 +25,6 @@ from longtail_det2.visualization.report_plots import (
     training_figure,
 )
 from longtail_det2.visualization.run_data import ClassResult, Evaluation, RunData, TrainingLog
-
-logger = logging.getLogger(__name__)
 
 _GROUPS = ("head", "medium", "tail")
 
@@ -145,7 +141,8 @@ def pictures(
     store: AnnotationStore, evaluation: Evaluation | None, count: int, score_threshold: float | None
 ) -> str:
     """Truth and predictions side by side."""
-    detections = _predictions(store, evaluation)
+    path = None if evaluation is None else evaluation.predictions
+    detections = None if path is None else read_predictions(path, store)
     groups = {}
     if evaluation is not None and [one.id for one in evaluation.classes] == list(store.class_ids):
         groups = {place: one.group for place, one in enumerate(evaluation.classes) if one.group}
@@ -238,16 +235,6 @@ def _reading(evaluation: Evaluation) -> list[str]:
             "mean gives each class the same weight, so the tail decides as much as the head does."
         )
     return sentences
-
-
-def _predictions(store: AnnotationStore, evaluation: Evaluation | None) -> Detections | None:
-    if evaluation is None or evaluation.predictions is None:
-        return None
-    names = [name.decode() for name in store.image_ids.tolist()]
-    detections, left_out = read_detections(evaluation.predictions, store.class_ids, names)
-    if left_out.get("unknown_image"):
-        logger.warning("%d predictions are of images not in %s", left_out["unknown_image"], store.path)
-    return detections
 
 
 def _picture(one: Picture) -> str:
