@@ -25,7 +25,6 @@ LIBRARIES = (
     "iopath",
     "omegaconf",
     "pycocotools",
-    "faster_coco_eval",
     "matplotlib",
     "tensorboard",
 )
