@@ -29,7 +29,8 @@ class ShapesOptions:
         min_objects: training objects that every leaf has at least, and whose annotation is correct.
         max_objects: an image has 1 to this many objects, uniformly.
         missing_leaf_rate, co_label_rate, confusion_rate, group_of_rate: fractions of the objects, in [0, 1].
-        negatives_per_image: classes verified to be absent from each image.
+        negatives_per_image: classes verified to be absent from each image; a number above that of the
+            leaves verifies all that are absent.
         noisy_validation: missing and confused labels in validation, too.
         image_format: "jpg" (quality 95, full colour resolution) or "png".
         formats: annotation formats to write, of "openimages", "lvis" and "coco".
