@@ -9,6 +9,8 @@ from PIL import Image
 
 from longtail_det2.data.datasets.coco import prepare_coco
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.datasets.openimages import prepare_openimages
+from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
 from longtail_det2.data.hierarchy import HierarchyError
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
 from longtail_det2.utils.errors import DataError
@@ -216,6 +218,39 @@ def test_command(tmp_path, images, repository):
     (tmp_path / "data.json").write_text("{}")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_open_images_and_coco_forms_of_one_data_set_agree(tmp_path):
+    folder = tmp_path / "shapes"
+    options = ShapesOptions(train_images=25, validation_images=10, image_size=64, num_leaves=12, min_objects=1)
+    generate_shapes(folder, options, workers=1, progress=False)
+    annotations, images = folder / "annotations", folder / "images" / "train"
+    one = prepare_openimages(
+        [annotations / "train-annotations-bbox.csv"],
+        [annotations / "train-human-imagelabels.csv"],
+        annotations / "class-descriptions.csv",
+        annotations / "hierarchy.json",
+        images,
+        tmp_path / "one",
+        workers=1,
+        progress=False,
+    )
+    other = prepare_coco(
+        folder / "coco" / "train.json", images, tmp_path / "other", folder / "coco" / "hierarchy.json"
+    )
+    assert one.class_names == other.class_names
+    assert np.array_equal(one.hierarchy.ancestors, other.hierarchy.ancestors)
+
+    def contents(store):
+        return {
+            record["file_name"]: sorted(
+                (np.round(one["bbox"]).tolist(), sorted(one["category_ids"]), one["is_group_of"])
+                for one in record["annotations"]
+            )
+            for record in MultiLabelDataset(store)
+        }
+
+    assert contents(one) == contents(other)
 
 
 def test_real_photographs(shared_dir, tmp_path):

@@ -22,29 +22,21 @@ from longtail_det2.utils.errors import ConfigError, DataError
 
 _PREPARE_OPEN_IMAGES = (
     "python scripts/prepare_openimages.py --boxes BOXES.csv --image-labels IMAGELABELS.csv "
-    "--classes CLASSES.csv --hierarchy HIERARCHY.json --images IMAGES --output {path}"
+    "--classes CLASSES.csv --hierarchy HIERARCHY.json --images IMAGES --output {store}"
+)
+_MAKE_SHAPES = (
+    "python scripts/generate_shapes.py --output {folder} && python scripts/prepare_openimages.py "
+    "--boxes {folder}/annotations/{split}-annotations-bbox.csv "
+    "--image-labels {folder}/annotations/{split}-human-imagelabels.csv "
+    "--classes {folder}/annotations/class-descriptions.csv --hierarchy {folder}/annotations/hierarchy.json "
+    "--images {folder}/images/{split} --output {store}"
 )
 _BUILTIN = {
-    **{
-        f"openimages_v6_{split}": (f"openimages_v6/stores/{split}", _PREPARE_OPEN_IMAGES)
-        for split in ("train", "validation", "test")
-    },
-    **{
-        f"openimages_challenge_2019_{split}": (
-            f"openimages_challenge_2019/stores/{split}",
-            _PREPARE_OPEN_IMAGES,
-        )
-        for split in ("train", "validation")
-    },
-    **{
-        f"shapes_{split}": (
-            f"shapes/stores/{split}",
-            "python scripts/generate_shapes.py, then " + _PREPARE_OPEN_IMAGES,
-        )
-        for split in ("train", "validation")
-    },
+    "openimages_v6": (("train", "validation", "test"), _PREPARE_OPEN_IMAGES),
+    "openimages_challenge_2019": (("train", "validation"), _PREPARE_OPEN_IMAGES),
+    "shapes": (("train", "validation"), _MAKE_SHAPES),
 }
-"""Name -> (directory below the root, command that makes it)."""
+"""Data set -> (splits, command that makes a split's store)."""
 
 
 def register_store(
@@ -99,9 +91,11 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
         root: None means $DETECTRON2_DATASETS, or "datasets" where that is not set.
     """
     folder = Path(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
-    for name, (place, command) in _BUILTIN.items():
-        path = folder / place
-        register_store(name, path, command=command.format(path=path))
+    for name, (splits, command) in _BUILTIN.items():
+        for split in splits:
+            store = folder / name / "stores" / split
+            command_line = command.format(folder=folder / name, split=split, store=store)
+            register_store(f"{name}_{split}", store, command=command_line)
 
 
 def get_metadata(name: str) -> Any:
