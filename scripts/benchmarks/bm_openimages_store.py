@@ -125,7 +125,8 @@ def build(folder: Path, merge_iou: float) -> None:
         merge_iou=merge_iou,
         progress=False,
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    # Not ru_maxrss: that keeps the parent's size at the fork, and the parent has made the data.
+    peak = _proc_mb("status", "VmHWM:") / 1e3
     report = {"cpu": _cpu_seconds(), "imports": imports, "peak": peak, "summary": store.header["summary"]}
     print(json.dumps(report))
 
@@ -161,9 +162,9 @@ def read(folder: Path) -> None:
 
 def _read_records(dataset: Any, seed: int, barrier: Any, results: Any) -> None:
     barrier.wait()  # with all workers alive, a page that only one of them has written counts as its own
-    before = _private_dirty_mb()
+    before = _proc_mb("smaps_rollup", "Private_Dirty:")
     seconds = _record_seconds(dataset, seed)
-    after = _private_dirty_mb()
+    after = _proc_mb("smaps_rollup", "Private_Dirty:")
     barrier.wait()
     results.put((seconds, after, after - before))
 
@@ -177,11 +178,12 @@ def _record_seconds(dataset: Any, seed: int) -> float:
     return (time.process_time() - start) / RECORDS
 
 
-def _private_dirty_mb() -> float:
-    for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines():
-        if line.startswith("Private_Dirty:"):
-            return int(line.split()[1]) / 1e3
-    raise RuntimeError("/proc/self/smaps_rollup has no Private_Dirty")
+def _proc_mb(file: str, name: str) -> float:
+    """A figure of this process in megabytes, from /proc/self."""
+    for line in Path("/proc/self", file).read_text(encoding="ascii").splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError(f"/proc/self/{file} has no {name}")
 
 
 def _cpu_seconds() -> float:
