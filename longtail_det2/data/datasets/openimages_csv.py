@@ -101,7 +101,7 @@ class CsvStream:
             try:
                 read_options = pa_csv.ReadOptions(block_size=BLOCK_BYTES)
                 for batch in pa_csv.open_csv(file, read_options=read_options, convert_options=options):
-                    yield batch.rename_columns(self.found)
+                    yield pa.RecordBatch.from_arrays(batch.columns, names=self.found)
             except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
                 self._explain(error)
             while file.read(BLOCK_BYTES):
