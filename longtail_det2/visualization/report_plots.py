@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from longtail_det2.visualization.run_data import ClassResult, TrainingLog
 from longtail_det2.visualization.svg_theme import COLORS, SERIES, new_figure, style_axes, to_svg
@@ -122,6 +122,7 @@ def training_figure(log: TrainingLog | None) -> str | None:
         panels[0].set_yscale("log")
         panels[0].yaxis.set_major_formatter(FuncFormatter(_plain_number))
         panels[0].yaxis.set_minor_formatter(NullFormatter())
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         if has_rate:
             style_axes(panels[1], "iteration", "learning rate")
             panels[1].plot(log.iteration, log.values["lr"], color=COLORS["s1"], linewidth=1.4)

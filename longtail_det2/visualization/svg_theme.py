@@ -108,12 +108,16 @@ def _add_titles(svg: str, gid: str, texts: Sequence[str]) -> str:
         return svg
     end = svg.find('<g id="', start + 1)
     end = end if end >= 0 else len(svg)
+    start = max(start, svg.rfind("</defs>", start, end))  # a marker's shape is no mark
     part = svg[start:end]
-    if len(re.findall(r"<use [^>]*/>", part)) != len(texts):
+    mark = re.compile(
+        r"<(use|path) ([^>]*)/>"
+    )  # many marks refer to one shape, few are drawn each for itself
+    if len(mark.findall(part)) != len(texts):
         return svg
     remaining = iter(texts)
 
-    def with_title(mark: re.Match[str]) -> str:
-        return f"<use {mark[1]}><title>{escape(next(remaining))}</title></use>"
+    def with_title(found: re.Match[str]) -> str:
+        return f"<{found[1]} {found[2]}><title>{escape(next(remaining))}</title></{found[1]}>"
 
-    return svg[:start] + re.sub(r"<use ([^>]*)/>", with_title, part) + svg[end:]
+    return svg[:start] + mark.sub(with_title, part) + svg[end:]

@@ -1,0 +1,101 @@
+"""A tiny store with real image files, and the folder that a run on it would leave."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.store import AnnotationStore, ObjectFlag, write_store
+from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
+
+CLASS_IDS = ("rc", "gc", "rs", "circle", "red")
+CLASS_NAMES = ("red circle", "green <circle>", "red square", "circle", "red")
+PARENTS = {"rc": ["circle", "red"], "gc": ["circle"], "rs": ["red"]}
+# Objects of each image: (box, labels, flags)
+OBJECTS = [
+    [((0.1, 0.1, 0.5, 0.5), (0,), 0), ((0.6, 0.6, 0.9, 0.9), (0, 1), 0)],
+    [((0.2, 0.2, 0.8, 0.8), (1,), int(ObjectFlag.GROUP_OF))],
+    [((0.1, 0.2, 0.4, 0.6), (2,), 0), ((0.5, 0.5, 0.9, 0.9), (4,), 0)],
+    [],
+]
+
+
+def make_store(path, images):
+    """A store of OBJECTS with 64 x 48 images."""
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(len(OBJECTS)):
+        pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"im{index}.png")
+    objects = [one for image in OBJECTS for one in image]
+    columns = {
+        "image_id": np.array([f"im{i}".encode() for i in range(len(OBJECTS))]),
+        "file_name": np.array([f"im{i}.png".encode() for i in range(len(OBJECTS))]),
+        "image_size": np.tile(np.array([[48, 64]], dtype=np.int32), (len(OBJECTS), 1)),
+        "object_offsets": np.cumsum([0, *map(len, OBJECTS)]),
+        "box": np.array([box for box, _, _ in objects], dtype=np.float32),
+        "flags": np.array([flags for _, _, flags in objects], dtype=np.uint8),
+        "label_offsets": np.cumsum([0, *(len(labels) for _, labels, _ in objects)]),
+        "label": np.array([label for _, labels, _ in objects for label in labels], dtype=np.int16),
+        "image_label_offsets": np.zeros(len(OBJECTS) + 1, dtype=np.int64),
+        "image_label": np.zeros(0, dtype=np.int16),
+        "image_label_positive": np.zeros(0, dtype=np.uint8),
+    }
+    return write_store(path, columns, CLASS_IDS, CLASS_NAMES, parents=PARENTS, image_root=images)
+
+
+def make_instances(record):
+    """Perfect predictions of all labels of a record, and one false one."""
+    boxes, classes = [[0.0, 0.0, 6.0, 6.0]], [2]
+    for one in record["annotations"]:
+        boxes += [one["bbox"]] * len(one["category_ids"])
+        classes += one["category_ids"]
+    return Instances(
+        (48, 64),
+        pred_boxes=Boxes(torch.tensor(boxes)),
+        pred_classes=torch.tensor(classes),
+        scores=torch.linspace(0.55, 0.95, len(classes)),
+    )
+
+
+@pytest.fixture
+def store(tmp_path) -> AnnotationStore:
+    return make_store(tmp_path / "store", tmp_path / "images")
+
+
+@pytest.fixture(name="write_log")
+def write_log_fixture():
+    return write_log
+
+
+def write_log(path, iterations=range(19, 200, 20), tail=""):
+    rows = [
+        {"iteration": i, "total_loss": 3 / (i + 1), "loss_cls": 2 / (i + 1), "lr": 0.01, "time": 0.5}
+        for i in iterations
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
+
+
+@pytest.fixture
+def run(tmp_path, store):
+    """Output folder of a run: log with a half-written last line, config, evaluation."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_log(folder / "metrics.json", tail='{"iteration": 219, "total_lo')
+    (folder / "config.yaml").write_text(
+        "SEED: 7\nOUTPUT_DIR: /secret/place\nSOLVER:\n  BASE_LR: 0.125\n  IMS_PER_BATCH: 8\nVERSION: 2\n"
+    )
+    evaluator = OpenImagesEvaluator(
+        store,
+        output_dir=folder / "inference" / "tiny",
+        train_counts=store.image_counts(expanded=True),
+        distributed=False,
+    )
+    for record in MultiLabelDataset(store):
+        evaluator.process([record], [{"instances": make_instances(record)}])
+    evaluator.evaluate()
+    return folder

@@ -1,0 +1,66 @@
+import json
+import math
+
+import numpy as np
+
+from longtail_det2.visualization.run_data import read_run
+
+
+def test_reads_a_run(run):
+    data = read_run(run)
+    assert data.problems == ()
+    assert data.log is not None and data.evaluation is not None
+    assert data.log.iteration[-1] == 199  # the half-written line is passed over
+    assert data.log.losses == ["total_loss", "loss_cls"]
+    assert math.isclose(data.log.seconds, 0.5 * 200)
+    assert data.evaluation.dataset == "tiny"
+    assert [one.is_leaf for one in data.evaluation.classes] == [True, True, True, False, False]
+    assert data.evaluation.predictions is not None
+    assert data.setting("SOLVER.BASE_LR") == 0.125
+    assert data.setting("SOLVER.NOTHING", 3) == 3
+
+
+def test_resumed_runs_replace_what_they_repeat(tmp_path, write_log):
+    write_log(tmp_path / "metrics.json", [19, 39, 59, 79])
+    with open(tmp_path / "metrics.json", "a") as stream:
+        stream.write(json.dumps({"iteration": 49, "total_loss": 42.0}) + "\n")
+        stream.write(json.dumps({"iteration": 49, "bbox/mAP50": 1.0}) + "\n")
+    log = read_run(tmp_path).log
+    assert log.iteration.tolist() == [19, 39, 49]
+    assert log.values["total_loss"][-1] == 42
+    assert np.isnan(log.values["time"][-1])
+
+
+def test_missing_and_damaged_pieces(tmp_path, caplog):
+    data = read_run(tmp_path)
+    assert data.log is None and data.evaluation is None and data.config == {}
+    assert len(data.problems) == 2
+    folder = tmp_path / "inference" / "some"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"classes": [{"name":')
+    (tmp_path / "config.yaml").write_text("a: [1")
+    (tmp_path / "metrics.json").write_text(
+        '{"iteration": 1}\nnonsense\n[1]\n{"iteration": 2, "total_loss": NaN}\n'
+    )
+    data = read_run(tmp_path)
+    assert data.evaluation is None and data.config == {}
+    assert data.log is not None and np.isnan(data.log.values["total_loss"]).all()
+    assert "cannot be read" in caplog.text and ":2: not JSON" in caplog.text
+
+
+def test_chooses_the_evaluation_by_name(run):
+    other = run / "inference" / "another"
+    other.mkdir()
+    (other / "metrics.json").write_text('{"summary": {"mAP50": null}, "classes": []}')
+    assert read_run(run).evaluation.dataset == "another"
+    assert math.isnan(read_run(run).evaluation.summary["mAP50"])
+    assert read_run(run, "tiny").evaluation.dataset == "tiny"
+    missing = read_run(run, "absent")
+    assert missing.evaluation is None and "absent" in missing.problems[0]
+
+
+def test_lazy_configs_are_read_as_plain_data(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "model:\n  _target_: a.B\n  size: !!python/tuple [1, 2]\n  f: !!python/name:os.getcwd ''\n"
+    )
+    assert read_run(tmp_path).config["model"] == {"_target_": "a.B", "size": [1, 2], "f": "os.getcwd"}

@@ -1,0 +1,69 @@
+"""The command-line tools, called in this process."""
+
+import importlib.util
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def script(repository):
+    """Loads a file of scripts/ as a module."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, repository / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_make_report(script, run, store, tmp_path, capsys):
+    main = script("make_report").main
+    stores = ["--train-store", str(store.path), "--val-store", str(store.path)]
+    output = tmp_path / "report.html"
+    assert main(["--run", str(run), *stores, "--output", str(output), "--pictures", "1"]) == 0
+    assert output.read_text().count("<img") == 2
+    assert main(["--run", str(tmp_path / "absent"), "--output", str(output)]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_visualize_data(script, store, tmp_path, capsys):
+    main = script("visualize_data").main
+    output = tmp_path / "pictures"
+    assert main(["--store", str(store.path), "--output", str(output), "--number", "2"]) == 0
+    first = sorted(path.name for path in output.iterdir())
+    assert len(first) == 2
+    assert Image.open(output / first[0]).size == (384, 288)
+    again = tmp_path / "again"
+    main(["--store", str(store.path), "--output", str(again), "--number", "2"])
+    assert sorted(path.name for path in again.iterdir()) == first
+    chosen = tmp_path / "chosen"
+    assert main(["--store", str(store.path), "--output", str(chosen), "--class", "red square"]) == 0
+    assert [path.name for path in chosen.iterdir()] == ["im2.png"]
+    assert main(["--store", str(store.path), "--output", str(chosen), "--class", "blue"]) == 2
+    assert "no such class" in capsys.readouterr().err
+
+
+def test_visualize_what_the_mapper_makes(script, store, tmp_path):
+    main = script("visualize_data").main
+    command = ["--store", str(store.path), "--output", str(tmp_path / "out"), "--number", "1", "--augmented"]
+    assert main([*command, "INPUT.MIN_SIZE_TRAIN", "96,", "INPUT.MAX_SIZE_TRAIN", "640"]) == 0
+    (picture,) = (tmp_path / "out").iterdir()
+    assert Image.open(picture).size == (384, 288)
+
+
+def test_visualize_results(script, run, store, tmp_path, capsys):
+    main = script("visualize_results").main
+    command = [
+        "--predictions",
+        str(run / "inference" / "tiny" / "predictions.csv"),
+        "--store",
+        str(store.path),
+    ]
+    assert main([*command, "--output", str(tmp_path / "out"), "--image-id", "im0", "im3"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["im0.png", "im3.png"]
+    assert Image.open(tmp_path / "out" / "im0.png").size == (2 * 384 + 8, 288)
+    assert main([*command, "--output", str(tmp_path / "out"), "--image-id", "im9"]) == 2
+    assert "no such image" in capsys.readouterr().err
