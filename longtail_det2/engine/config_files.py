@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, LazyConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -51,6 +52,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     Raises:
         ConfigError: an odd number of words, a key that does not exist, or a value of the wrong type.
     """
+    _refuse_flags(options)
     if len(options) % 2:
         raise ConfigError(
             f"options must come in pairs KEY VALUE, got {len(options)} words: {' '.join(options)}"
@@ -86,6 +88,7 @@ def load_lazy(config_file: str | os.PathLike[str], overrides: Sequence[str] = ()
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     finally:
         builtins.__import__ = importer  # which Detectron2 leaves replaced when a config raises
+    _refuse_flags(overrides)
     for override in overrides:
         key, equals, _ = override.lstrip("+~").partition("=")
         if not equals:
@@ -94,7 +97,7 @@ def load_lazy(config_file: str | os.PathLike[str], overrides: Sequence[str] = ()
             _check_lazy_key(cfg, key)
     try:
         return LazyConfig.apply_overrides(cfg, list(overrides))
-    except (OmegaConfBaseException, KeyError, ValueError, NotImplementedError) as error:
+    except (HydraException, OmegaConfBaseException, KeyError, ValueError, NotImplementedError) as error:
         raise ConfigError(f"command line: {error}") from None
 
 
@@ -197,6 +200,12 @@ def _value_at(cfg: CfgNode, key: str) -> Any:
             return None
         node = node[part]
     return node
+
+
+def _refuse_flags(options: Sequence[str]) -> None:
+    for word in options:
+        if word.startswith("--"):
+            raise ConfigError(f"{word} (command line): flags come before the config options")
 
 
 def _as_sequence(value: str) -> Any:

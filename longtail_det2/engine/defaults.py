@@ -23,7 +23,7 @@ from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
 
 from .build import register_components
-from .config_files import load_cfg, load_lazy
+from .config_files import find_config_file, load_cfg, load_lazy
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="longtail_det2")
-    default_setup(cfg, args)
+    default_setup(cfg, _with_path(args, ".yaml"))
     return cfg
 
 
@@ -72,8 +72,17 @@ def setup_lazy(args: argparse.Namespace) -> DictConfig:
     cfg.model.roi_heads.num_classes = len(settle_classes(train, test, cfg.model.roi_heads.num_classes))
     cfg.train.device = available_device(cfg.train.device)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="longtail_det2")
-    default_setup(cfg, args)
+    default_setup(cfg, _with_path(args, ".py"))
     return cfg
+
+
+def _with_path(args: argparse.Namespace, suffix: str) -> argparse.Namespace:
+    """The arguments with a path where a name in the model zoo may stand, which Detectron2 does not know."""
+    if not args.config_file:
+        return args
+    return argparse.Namespace(
+        **{**vars(args), "config_file": str(find_config_file(args.config_file, suffix))}
+    )
 
 
 def register_datasets(root: str = "", stores: Sequence[str] = ()) -> None:
@@ -87,13 +96,12 @@ def register_datasets(root: str = "", stores: Sequence[str] = ()) -> None:
         ConfigError: an entry is not of that form, or its name stands for data that are no store.
     """
     own = dict(_parse_store(str(entry)) for entry in stores)
-    for name, path in own.items():
-        _forget_other_store(name, path)
+    image_roots = {name: _forget_store(name) for name in own}
     register_all(root or None)
     for name, path in own.items():
-        _forget_other_store(name, path)
-        if name not in DatasetCatalog.list():
-            register_store(name, path)
+        _forget_store(name)
+        known = image_roots[name]
+        register_store(name, path, known[1] if known and known[0] == path else None)
 
 
 def _parse_store(entry: str) -> tuple[str, str]:
@@ -105,11 +113,21 @@ def _parse_store(entry: str) -> tuple[str, str]:
     return name, os.path.abspath(path)
 
 
-def _forget_other_store(name: str, path: str) -> None:
-    """Makes room for a store under a name that means another store so far, such as a built-in one."""
-    if name in DatasetCatalog.list() and MetadataCatalog.get(name).get("store_path") not in (None, path):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+def _forget_store(name: str) -> tuple[str, str | None] | None:
+    """Makes room for a store under a name that means a store so far, such as a built-in one.
+
+    Returns:
+        The path and the image root that the name stood for, if it stood for a store.
+    """
+    if name not in DatasetCatalog.list():
+        return None
+    metadata = MetadataCatalog.get(name)
+    path = metadata.get("store_path")
+    if path is None:
+        return None
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    return path, metadata.get("image_root")
 
 
 def settle_classes(train: Sequence[str], test: Sequence[str], num_classes: int) -> tuple[str, ...]:

@@ -55,10 +55,10 @@ model = L(GeneralizedRCNN)(
             pooler_type="ROIAlignV2",
         ),
         box_head=L(FastRCNNConvFCHead)(
-            input_shape=ShapeSpec(channels=256, height=7, width=7), conv_dims=[], fc_dims=[1024, 1024]
+            input_shape=L(ShapeSpec)(channels=256, height=7, width=7), conv_dims=[], fc_dims=[1024, 1024]
         ),
         box_predictor=L(MultiLabelFastRCNNOutputLayers)(
-            input_shape=ShapeSpec(channels=1024),
+            input_shape=L(ShapeSpec)(channels=1024),
             classification_loss=L(SoftmaxCrossEntropyLoss)(),
             num_classes="${..num_classes}",
             box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),

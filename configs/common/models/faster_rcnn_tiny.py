@@ -28,8 +28,8 @@ heads.box_in_features = ["p3"]
 heads.box_pooler.output_size = 5
 heads.box_pooler.scales = (1.0 / 8,)
 heads.box_pooler.sampling_ratio = 2
-heads.box_head.input_shape = ShapeSpec(channels=64, height=5, width=5)
+heads.box_head.input_shape = L(ShapeSpec)(channels=64, height=5, width=5)
 heads.box_head.fc_dims = [256, 256]
-heads.box_predictor.input_shape = ShapeSpec(channels=256)
+heads.box_predictor.input_shape.channels = 256
 heads.box_predictor.cls_agnostic_bbox_reg = True
 heads.box_predictor.test_pre_nms_topk = 0

@@ -6,7 +6,10 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_box_head
+
+from longtail_det2.utils.errors import ConfigError
 
 from .fast_rcnn import MultiLabelFastRCNNOutputLayers
 
@@ -22,7 +25,30 @@ class MultiLabelROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        parts = super()._init_box_head(cfg, input_shape)
-        shape = parts["box_head"].output_shape
-        parts["box_predictor"] = MultiLabelFastRCNNOutputLayers(cfg, shape)  # pyright: ignore[reportCallIssue]
-        return parts
+        # Not by way of Detectron2's method: that would make a second predictor, which costs random numbers,
+        # and the same seed would give other weights than in a lazy config.
+        keys = cfg.MODEL.ROI_BOX_HEAD
+        features = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+        channels = {input_shape[name].channels for name in features}
+        if len(channels) != 1:
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.IN_FEATURES {features} must have equal channels, got {channels}"
+            )
+        pooler = ROIPooler(
+            output_size=keys.POOLER_RESOLUTION,
+            scales=tuple(1.0 / (input_shape[name].stride or 1) for name in features),
+            sampling_ratio=keys.POOLER_SAMPLING_RATIO,
+            pooler_type=keys.POOLER_TYPE,
+        )
+        size = keys.POOLER_RESOLUTION
+        box_head = build_box_head(cfg, ShapeSpec(channels=channels.pop(), height=size, width=size))
+        predictor = MultiLabelFastRCNNOutputLayers(
+            cfg,
+            box_head.output_shape,  # pyright: ignore[reportCallIssue]
+        )
+        return {
+            "box_in_features": features,
+            "box_pooler": pooler,
+            "box_head": box_head,
+            "box_predictor": predictor,
+        }

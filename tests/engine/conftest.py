@@ -1,0 +1,126 @@
+"""A data set of eight pictures, made the way users' own data come in: through an annotation store."""
+
+import logging
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+
+from longtail_det2.data.store import write_store
+
+CLASSES = ["animal", "cat", "dog", "ball"]
+PARENTS = {"cat": ["animal"], "dog": ["animal"]}
+
+
+def make_store(path, *, classes=CLASSES, parents=PARENTS, images=8, seed=0):
+    """A store of noise pictures with one coloured rectangle each, its label cycling through the classes."""
+    generator = np.random.default_rng(seed)
+    folder = path.parent / f"{path.name}-images"
+    folder.mkdir(parents=True)
+    boxes = []
+    for index in range(images):
+        pixels = generator.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        x, y = generator.integers(2, 30, 2)
+        pixels[y : y + 28, x : x + 24] = 60 * (index % len(classes)) + 60
+        boxes.append([x / 64, y / 64, (x + 24) / 64, (y + 28) / 64])
+        Image.fromarray(pixels).save(folder / f"{index:03}.png")
+    empty = images - 1  # the last picture has no object
+    offsets = np.minimum(np.arange(images + 1), empty)
+    columns = {
+        "image_id": np.array([f"{index:03}" for index in range(images)]),
+        "file_name": np.array([f"{index:03}.png" for index in range(images)]),
+        "image_size": np.full((images, 2), 64),
+        "object_offsets": offsets,
+        "box": np.array(boxes[:empty], dtype=np.float32),
+        "flags": np.zeros(empty, dtype=np.uint8),
+        "label_offsets": np.arange(empty + 1),
+        "label": np.arange(empty) % len(classes),
+        "image_label_offsets": np.zeros(images + 1, dtype=np.int64),
+        "image_label": np.zeros(0, dtype=np.int64),
+        "image_label_positive": np.zeros(0, dtype=np.uint8),
+    }
+    write_store(path, columns, classes, parents=parents, image_root=folder)
+    return path
+
+
+@pytest.fixture
+def store_maker():
+    """The function that makes a store of noise pictures."""
+    return make_store
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogs():
+    """Forgets the data sets that a test registers."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture(autouse=True)
+def clean_loggers():
+    """Detectron2's loggers keep the standard output that they were made with, here the captured one."""
+    yield
+    setup_logger.cache_clear()
+    for name in ("detectron2", "fvcore", "longtail_det2"):
+        logging.getLogger(name).handlers.clear()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Folder with the stores "train" and "test", and "others" with other classes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    make_store(folder / "train")
+    make_store(folder / "test", images=4, seed=1)
+    make_store(folder / "others", classes=["car", "bus"], parents={}, images=3)
+    make_store(folder / "renamed", classes=["animal", "cat", "wolf", "ball"], parents={}, images=3)
+    return folder
+
+
+@pytest.fixture
+def yaml_args(pictures, tmp_path):
+    """Function: (config options...) -> parsed command line of a short training of a tiny model."""
+    from longtail_det2.engine.cli import parse_args
+
+    def make(*options, flags=(), config="shapes/faster_rcnn_tiny_softmax_shapes.yaml", max_iter=3):
+        small = [
+            *("DATASETS.STORES", f"mini_train={pictures}/train,mini_test={pictures}/test"),
+            *("DATASETS.TRAIN", "mini_train", "DATASETS.TEST", "mini_test"),
+            *("SOLVER.MAX_ITER", str(max_iter), "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1"),
+            *("MODEL.TINY_BACKBONE.STAGE_CHANNELS", "4,8,8", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+            *("INPUT.MIN_SIZE_TRAIN", "64", "INPUT.MIN_SIZE_TEST", "64"),
+            *("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run")),
+        ]
+        return parse_args([*flags, "--config-file", str(config), *small, *options])
+
+    return make
+
+
+@pytest.fixture
+def lazy_args(pictures, tmp_path):
+    """The same for the lazy twin."""
+    from longtail_det2.engine.cli import parse_args
+
+    def make(*options, flags=(), config="shapes/faster_rcnn_tiny_softmax_shapes.py", max_iter=3):
+        small = [
+            f"datasets.stores=['mini_train={pictures}/train','mini_test={pictures}/test']",
+            "dataloader.train.dataset.names=mini_train",
+            "dataloader.test.dataset.names=mini_test",
+            f"train.max_iter={max_iter}",
+            "dataloader.train.total_batch_size=2",
+            "lr_multiplier.warmup_iters=1",
+            "model.backbone.stage_channels=[4,8,8]",
+            "model.roi_heads.box_head.fc_dims=[16,16]",
+            "model.roi_heads.box_predictor.input_shape.channels=16",
+            "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
+            "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+            "train.device=cpu",
+            f"train.output_dir={tmp_path / 'run'}",
+        ]
+        return parse_args([*flags, "--config-file", str(config), *small, *options], lazy=True)
+
+    return make

@@ -1,0 +1,108 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from longtail_det2.engine.cli import parse_args, run
+from longtail_det2.engine.launch import launch
+from longtail_det2.utils.errors import ConfigError
+
+NOTE_RANK = """
+import json, sys
+from pathlib import Path
+from detectron2.utils import comm
+from longtail_det2.engine.cli import parse_args, run
+from longtail_det2.utils.errors import ConfigError
+
+def main(args):
+    ranks = comm.all_gather(comm.get_rank())
+    folder = Path(args.opts[0])
+    facts = [comm.get_rank(), comm.get_world_size(), comm.get_local_rank(), comm.get_local_size(), ranks]
+    (folder / f"{comm.get_rank()}.json").write_text(json.dumps(facts))
+    if len(args.opts) > 1:
+        raise ConfigError("no good")
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "note_rank.py"
+    path.write_text(NOTE_RANK)
+    return path
+
+
+def start(*command):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment
+    )
+
+
+def test_one_process_runs_here():
+    assert launch(lambda x: x + 1, args=(2,)) == 3
+
+
+def test_numbers_that_do_not_fit():
+    for numbers in ({"processes_per_machine": 0}, {"num_machines": 0}, {"machine_rank": 1}):
+        with pytest.raises(ConfigError, match="at least one process"):
+            launch(print, **numbers)
+    with pytest.raises(ConfigError, match="--dist-url"):
+        launch(print, num_machines=2)
+
+
+def test_run_turns_errors_of_the_user_into_exit_code_2(capsys):
+    def main(args):
+        raise ConfigError("no good")
+
+    assert run(main, parse_args([])) == 2
+    assert capsys.readouterr().err == "error: no good\n"
+    assert run(lambda args: 5, parse_args([])) == 0
+    assert run(main, parse_args(["--num-gpus", "0"])) == 2
+
+    def crash(args):
+        raise RuntimeError("a fault of ours")
+
+    with pytest.raises(RuntimeError):
+        run(crash, parse_args([]))
+
+
+@pytest.mark.slow
+def test_spawned_processes(script, tmp_path):
+    done = start(script, "--num-gpus", 2, "--dist-url", "auto", tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert facts == [[0, 2, 0, 2, [0, 1]], [1, 2, 1, 2, [0, 1]]]
+
+
+@pytest.mark.slow
+def test_error_in_spawned_processes(script, tmp_path):
+    done = start(script, "--num-gpus", 2, "--dist-url", "auto", tmp_path, "fail")
+    assert done.returncode == 2 and "error: no good" in done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_wins(script, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 0, "--standalone"]
+    done = start(*torchrun, script, "--num-gpus", 7, tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert facts == [[0, 2, 0, 2, [0, 1]], [1, 2, 1, 2, [0, 1]]]
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate(yaml_args, repository, tmp_path):
+    options = yaml_args().opts
+    done = start(
+        repository / "scripts/train_net.py",
+        *("--config-file", "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"),
+        *("--num-gpus", 2, "--dist-url", "auto"),
+        *options,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/model_final.pth").is_file()
+    assert (tmp_path / "run/inference/mini_test/metrics.json").is_file()

@@ -1,0 +1,169 @@
+import builtins
+
+import pytest
+import yaml
+from detectron2.config import get_cfg as detectron2_cfg
+
+from longtail_det2.config import add_longtail_config, get_cfg
+from longtail_det2.engine.config_files import load_cfg, load_lazy, merge_options
+from longtail_det2.utils.errors import ConfigError
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_import_registers_nothing():
+    """Importing the package and its config adds nothing to Detectron2's registries."""
+    import subprocess
+    import sys
+
+    code = (
+        "import longtail_det2, longtail_det2.config\n"
+        "from detectron2.modeling import ROI_HEADS_REGISTRY\n"
+        "assert 'MultiLabelROIHeads' not in ROI_HEADS_REGISTRY\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_every_key_has_a_comment(repository):
+    lines = (repository / "longtail_det2/config.py").read_text().splitlines()
+    for index, line in enumerate(lines):
+        if line.startswith("    cfg.") and " = " in line and not line.endswith("= CN()"):
+            above = lines[index - 1].strip()
+            assert above.startswith("#"), f"line {index + 1} has no comment: {line.strip()}"
+
+
+def test_keys_are_added_to_a_config_of_detectron2():
+    cfg = detectron2_cfg()
+    known = set(cfg.MODEL)
+    add_longtail_config(cfg)
+    assert set(cfg.MODEL) > known
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == -1
+    assert cfg == get_cfg()
+
+
+def test_a_config_survives_dump_and_load(tmp_path):
+    cfg = load_cfg("shapes/faster_rcnn_tiny_sigmoid_shapes.yaml")
+    again = load_cfg(write(tmp_path / "dumped.yaml", cfg.dump()))
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+
+
+def test_misspelt_key_names_file_and_nearest_key(tmp_path):
+    base = write(tmp_path / "base.yaml", "MODEL:\n  ROI_HEADS:\n    NUM_CLASES: 3\n")
+    child = write(tmp_path / "child.yaml", "_BASE_: base.yaml\nSOLVER:\n  MAX_ITER: 3\n")
+    with pytest.raises(ConfigError) as error:
+        load_cfg(child)
+    assert str(base) in str(error.value)
+    assert "'MODEL.ROI_HEADS.NUM_CLASES'" in str(error.value)
+    assert "Did you mean 'MODEL.ROI_HEADS.NUM_CLASSES'?" in str(error.value)
+
+
+def test_key_in_the_wrong_place_is_found_elsewhere(tmp_path):
+    path = write(tmp_path / "c.yaml", "DATALOADER:\n  IMS_PER_BATCH: 4\n")
+    with pytest.raises(ConfigError, match=r"Did you mean 'SOLVER.IMS_PER_BATCH'"):
+        load_cfg(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SOLVER:\n  MAX_ITER: many\n", r"c.yaml: .*MAX_ITER"),
+        ("SOLVER: 3\n", r"c.yaml: .*SOLVER"),
+        ("SOLVER: [\n", r"c.yaml: not a YAML config: [\s\S]*line 2"),
+        ("- 1\n", r"c.yaml: a config is a mapping"),
+        ("_BASE_: nowhere.yaml\n", r"c.yaml: its _BASE_ 'nowhere.yaml' is no file"),
+        ("_BASE_: c.yaml\n", r"c.yaml: the config is its own _BASE_"),
+        ("SOLVER: !!python/object/apply:os.getcwd []\n", r"c.yaml: not a YAML config"),
+    ],
+)
+def test_unusable_files(tmp_path, text, message):
+    path = write(tmp_path / "c.yaml", text)
+    with pytest.raises(ConfigError, match=message):
+        load_cfg(path)
+
+
+def test_missing_file_lists_the_model_zoo(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing.yaml is no file[\s\S]*shapes/faster_rcnn_tiny_softmax"):
+        load_cfg(tmp_path / "nothing.yaml")
+    with pytest.raises(ConfigError, match=r"Did you mean 'shapes/faster_rcnn_tiny_softmax_shapes.yaml'"):
+        load_cfg("shapes/faster_rcnn_tiny_softmax_shape.yaml")
+    with pytest.raises(ConfigError, match=r"for scripts/lazyconfig_train_net.py"):
+        load_cfg("shapes/faster_rcnn_tiny_softmax_shapes.py")
+
+
+def test_empty_file_is_the_defaults(tmp_path):
+    assert load_cfg(write(tmp_path / "empty.yaml", "")) == get_cfg()
+
+
+def test_options():
+    cfg = get_cfg()
+    merge_options(cfg, ["SOLVER.BASE_LR", "0.5", "DATASETS.TRAIN", "one,two", "DATASETS.TEST", "('three',)"])
+    merge_options(cfg, ["SOLVER.STEPS", "10,20", "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.6]"])
+    merge_options(cfg, ["DATASETS.STORES", "one=/a/b", "MODEL.TINY_BACKBONE.NORM", "GN"])
+    assert cfg.SOLVER.BASE_LR == 0.5 and cfg.SOLVER.STEPS == (10, 20)
+    assert cfg.DATASETS.TRAIN == ("one", "two") and cfg.DATASETS.TEST == ("three",)
+    assert cfg.DATASETS.STORES == ("one=/a/b",) and cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS == [0.6]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["SOLVER.BASE_LR"], "pairs KEY VALUE"),
+        (["SOLVER.BASE_LR", "0.1", "--resume"], "--resume .*flags come before"),
+        (["SOLVER.BSE_LR", "0.1"], r"'SOLVER.BSE_LR' \(command line\).*Did you mean 'SOLVER.BASE_LR'"),
+        (["SOLVER.MAX_ITER", "ten"], r"SOLVER.MAX_ITER \(command line\)"),
+        (["SOLVER", "3"], r"SOLVER"),
+    ],
+)
+def test_unusable_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        merge_options(get_cfg(), options)
+
+
+LAZY = "shapes/faster_rcnn_tiny_softmax_shapes.py"
+
+
+def test_lazy_overrides():
+    cfg = load_lazy(
+        LAZY,
+        [
+            "train.max_iter=7",
+            "dataloader.train.mapper.augmentations.0.max_size=64",
+            "model.roi_heads.box_predictor.test_nms_thresh=0.4",
+            # not in the file, but an argument of the class
+            "model.roi_heads.box_predictor.smooth_l1_beta=0.1",
+            "+train.note=mine",
+        ],
+    )
+    assert cfg.train.max_iter == 7 and cfg.train.note == "mine"
+    assert cfg.dataloader.train.mapper.augmentations[0].max_size == 64
+    assert cfg.model.roi_heads.box_predictor.smooth_l1_beta == 0.1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_itr=7", r"'train.max_itr'.*Did you mean 'train.max_iter'"),
+        ("trian.max_iter=7", r"'trian'.*Did you mean 'train'"),
+        ("optimizer.learning_rate=7", r"'optimizer.learning_rate'"),
+        ("dataloader.train.mapper.augmentations.9.max_size=64", r"augmentations.9'"),
+        ("train.max_iter", r"expected path.to.key=value"),
+        ("--resume", r"flags come before"),
+        ("train.max_iter=[", r"command line"),
+    ],
+)
+def test_unusable_lazy_overrides(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_lazy(LAZY, [override])
+
+
+def test_broken_lazy_file_leaves_python_whole(tmp_path):
+    importer = builtins.__import__
+    path = write(tmp_path / "broken.py", "from .nowhere import model\n")
+    with pytest.raises(ConfigError, match=r"broken.py: ImportError"):
+        load_lazy(path)
+    assert builtins.__import__ is importer
+    with pytest.raises(ConfigError, match=r"SyntaxError"):
+        load_lazy(write(tmp_path / "worse.py", "model = (\n"))

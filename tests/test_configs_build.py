@@ -1,0 +1,177 @@
+"""Every config has a lazy twin that builds the same model and says the same of training and testing."""
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.data import detection_utils
+
+from longtail_det2 import model_zoo
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+from longtail_det2.engine.build import build_lazy_model, build_model
+from longtail_det2.engine.solver import (
+    build_lr_multiplier,
+    build_optimizer,
+    lr_arguments,
+    optimizer_arguments,
+)
+
+REALLY_BUILT = ("shapes", "R_50_FPN_OpenImages", "R_50_FPN_OpenImages_sigmoid")
+"""Names that end like this get weights; of the others, which are larger or similar, only shapes are made."""
+NAMES = [name.removesuffix(".yaml") for name in model_zoo.list_configs() if name.endswith(".yaml")]
+
+
+def pair(name):
+    cfg, lazy = (model_zoo.get_config(f"{name}.{suffix}") for suffix in ("yaml", "py"))
+    cfg.MODEL.DEVICE = lazy.train.device = "cpu"
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 0:
+        assert lazy.model.roi_heads.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = lazy.model.roi_heads.num_classes = 7
+    return cfg, lazy
+
+
+def test_every_yaml_config_has_a_lazy_twin():
+    lazy = {name.removesuffix(".py") for name in model_zoo.list_configs() if name.endswith(".py")}
+    assert lazy == set(NAMES)
+
+
+def numbers(tensor):
+    return tuple(tensor.shape) if tensor.is_meta else tensor.tolist()
+
+
+def settings(model):
+    """Everything a detector computes with that is no parameter, by name."""
+    heads, rpn, predictor = model.roi_heads, model.proposal_generator, model.roi_heads.box_predictor
+    parts = {
+        "heads": (heads, ["num_classes", "batch_size_per_image", "positive_fraction", "proposal_append_gt"]),
+        "features": (heads, ["box_in_features", "train_on_pred_boxes"]),
+        "matcher": (heads.proposal_matcher, ["thresholds", "labels", "allow_low_quality_matches"]),
+        "pooler": (heads.box_pooler, ["output_size", "min_level", "max_level"]),
+        "rpn": (rpn, ["in_features", "batch_size_per_image", "positive_fraction", "nms_thresh"]),
+        "rpn2": (
+            rpn,
+            ["pre_nms_topk", "post_nms_topk", "min_box_size", "loss_weight", "anchor_boundary_thresh"],
+        ),
+        "rpn3": (rpn, ["box_reg_loss_type", "smooth_l1_beta"]),
+        "rpn matcher": (rpn.anchor_matcher, ["thresholds", "labels", "allow_low_quality_matches"]),
+        "anchors": (rpn.anchor_generator, ["strides", "offset", "num_anchors"]),
+        "test": (
+            predictor,
+            ["test_score_thresh", "test_nms_thresh", "test_topk_per_image", "test_pre_nms_topk"],
+        ),
+        "predictor": (predictor, ["smooth_l1_beta", "box_reg_loss_type", "num_classes"]),
+        "model": (model, ["input_format", "vis_period"]),
+    }
+    found = {f"{part}.{key}": getattr(obj, key) for part, (obj, keys) in parts.items() for key in keys}
+    found["sampling_ratios"] = [level.sampling_ratio for level in heads.box_pooler.level_poolers]
+    found["poolers"] = [level.aligned for level in heads.box_pooler.level_poolers]
+    found["anchors"] = [numbers(cell) for cell in rpn.anchor_generator.cell_anchors]
+    found["box transforms"] = [list(part.box2box_transform.weights) for part in (rpn, predictor)]
+    found["loss weights"] = [predictor.loss_weight.get(key, 1.0) for key in ("loss_cls", "loss_box_reg")]
+    found["loss"] = repr(predictor.classification_loss)
+    found["pixels"] = [numbers(model.pixel_mean), numbers(model.pixel_std)]
+    found["divisibility"] = model.backbone.size_divisibility
+    found["frozen"] = [name for name, p in model.named_parameters() if not p.requires_grad]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twins_build_the_same_model(name):
+    cfg, lazy = pair(name)
+    device = "cpu" if name.endswith(REALLY_BUILT) else "meta"
+    cfg.MODEL.DEVICE = lazy.train.device = device
+    with torch.device(device):
+        torch.manual_seed(0)
+        ours = build_model(cfg)
+        torch.manual_seed(0)
+        theirs = build_lazy_model(lazy)
+    assert str(ours) == str(theirs)
+    assert settings(ours) == settings(theirs)
+    weights, twin = ours.state_dict(), theirs.state_dict()
+    assert list(weights) == list(twin)
+    assert [w.shape for w in weights.values()] == [w.shape for w in twin.values()]
+    if device == "cpu":  # the same seed makes the same weights
+        assert all(torch.equal(weights[key], twin[key]) for key in weights)
+    assert [p.stride() for p in ours.parameters()] == [p.stride() for p in theirs.parameters()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twins_train_alike(name):
+    cfg, lazy = pair(name)
+    assert lazy.train.max_iter == cfg.SOLVER.MAX_ITER
+    assert lazy.train.checkpointer.period == cfg.SOLVER.CHECKPOINT_PERIOD
+    assert lazy.train.init_checkpoint == cfg.MODEL.WEIGHTS
+    assert lazy.train.eval_period == cfg.TEST.EVAL_PERIOD
+    assert lazy.train.seed == cfg.SEED
+    assert lazy.train.amp.enabled == cfg.SOLVER.AMP.ENABLED
+    assert list(lazy.model.pixel_mean) == cfg.MODEL.PIXEL_MEAN
+    assert list(lazy.model.pixel_std) == cfg.MODEL.PIXEL_STD
+    assert lazy.train.channels_last == cfg.MODEL.CHANNELS_LAST
+    ours, theirs = build_lr_multiplier(**lr_arguments(cfg)), instantiate(lazy.lr_multiplier)
+    points = [i / 1000 for i in range(1000)]
+    assert [ours(x) for x in points] == pytest.approx([theirs(x) for x in points], rel=1e-9)
+
+    layer = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    lazy.optimizer.model = layer
+    ours = build_optimizer(layer, **optimizer_arguments(cfg))
+    theirs = instantiate(lazy.optimizer)
+    assert type(ours) is type(theirs)
+    described = ({**group, "params": len(group["params"])} for group in ours.param_groups)
+    assert list(described) == [{**g, "params": len(g["params"])} for g in theirs.param_groups]
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    assert (lazy.optimizer.clip_type, lazy.optimizer.clip_value) == (clip.CLIP_TYPE, clip.CLIP_VALUE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twins_read_the_same_data(name):
+    cfg, lazy = pair(name)
+    train, test = lazy.dataloader.train, lazy.dataloader.test
+    assert (train.dataset.names,) == tuple(cfg.DATASETS.TRAIN)
+    assert (test.dataset.names,) == tuple(cfg.DATASETS.TEST) == (lazy.dataloader.evaluator.dataset,)
+    assert train.dataset.filter_empty == cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    assert train.sampler == cfg.DATALOADER.SAMPLER_TRAIN
+    assert train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
+    assert train.aspect_ratio_grouping == cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    assert train.num_workers == test.num_workers == cfg.DATALOADER.NUM_WORKERS
+    assert (-1 if train.seed is None else train.seed) == cfg.SEED
+    assert (train.mapper.group_of, train.mapper.ignore_descendants) == (
+        cfg.INPUT.GROUP_OF,
+        cfg.INPUT.IGNORE_DESCENDANTS,
+    )
+    assert train.mapper.image_format == test.mapper.image_format == cfg.INPUT.FORMAT
+    for node, is_train in ((train, True), (test, False)):
+        assert node.mapper.is_train is is_train and node.mapper._target_ is MultiLabelDatasetMapper
+        found = [attributes(one) for one in instantiate(node.mapper.augmentations)]
+        assert found == [attributes(one) for one in detection_utils.build_augmentation(cfg, is_train)]
+
+
+def attributes(augmentation):
+    """What an augmentation does; a single length stands for itself twice."""
+    found = {key: value for key, value in vars(augmentation).items() if key != "interp"}
+    lengths = found.get("short_edge_length")
+    if lengths is not None:
+        lengths = [lengths] if isinstance(lengths, int) else list(lengths)
+        found["short_edge_length"] = sorted(set(lengths))
+        found.pop("is_range"), found.pop("sample_style", None)
+    return type(augmentation).__name__, found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twins_are_evaluated_alike(name):
+    cfg, lazy = pair(name)
+    keys, evaluator = cfg.TEST.OPEN_IMAGES, lazy.dataloader.evaluator
+    assert evaluator.iou_threshold == keys.IOU
+    assert evaluator.group_of_weight == keys.GROUP_OF_WEIGHT
+    assert evaluator.expand_predictions == keys.EXPAND_PREDICTIONS
+    assert evaluator.write_predictions_csv == keys.WRITE_PREDICTIONS_CSV
+    assert tuple(evaluator.frequency_thresholds or ()) == tuple(keys.HEAD_MEDIUM_TAIL)
+
+
+def test_published_schedule():
+    cfg = model_zoo.get_config("openimages/faster_rcnn_R_50_FPN_OpenImages.yaml")
+    epoch = 1743042 // cfg.SOLVER.IMS_PER_BATCH
+    solver = cfg.SOLVER
+    assert (solver.MAX_ITER, *solver.STEPS) == (12 * epoch, 8 * epoch, 11 * epoch)
+    multiplier = build_lr_multiplier(**lr_arguments(cfg))
+    assert multiplier(0) == pytest.approx(1 / 64)
+    at = [multiplier(epochs / 12) for epochs in (5, 9, 11.5)]
+    assert at == pytest.approx([1.0, 0.1, 0.01])
