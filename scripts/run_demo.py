@@ -225,6 +225,7 @@ def prepare(demo: Demo) -> None:
             files["hierarchy"],
             demo.data / "images" / split,
             demo.store(split),
+            workers=1,  # for so few files a second process costs more than it saves
             progress=sys.stderr.isatty(),
         )
         print(f"  {split}: {store.num_objects:,} objects with {len(store.labels):,} labels")

@@ -68,7 +68,7 @@ def labels_metadata(class_names: Sequence[str], hierarchy: LabelHierarchy | None
 
 
 def merge_predictions(
-    boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray, iou: float = 0.8
+    boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray, iou: float = 0.65
 ) -> list[DrawnObject]:
     """Joins the predictions that say different things about one box.
 
@@ -182,7 +182,7 @@ class MultiLabelVisualizer(Visualizer):
         return self.draw_objects(objects)
 
     def draw_instance_predictions(
-        self, predictions: Instances, *, score_threshold: float = 0.0, merge_iou: float = 0.8
+        self, predictions: Instances, *, score_threshold: float = 0.0, merge_iou: float = 0.65
     ) -> VisImage:
         """Draws predictions; those that agree on the box share one text block (see `merge_predictions`).
 

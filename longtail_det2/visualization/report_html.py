@@ -25,11 +25,11 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
+main { max-width: 1280px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 6px; }
 h2 { font-size: 1.2rem; margin: 0 0 10px; }
 h3 { font-size: 1rem; margin: 18px 0 6px; }
-p { margin: 0 0 10px; max-width: 78ch; }
+p { margin: 0 0 10px; max-width: 90ch; }
 .lead { color: var(--muted); margin-bottom: 20px; }
 section { background: var(--surface); border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px;
   margin: 18px 0; }
@@ -63,8 +63,8 @@ th[aria-sort=descending] button::after { content: " \\25BC"; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margin: 0; font-size: .9375rem; }
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 0; } figure + figure { margin-top: 14px; }
-figcaption { color: var(--muted); font-size: .875rem; max-width: 84ch; }
-svg { display: block; width: 100%; height: auto; max-width: 940px; }
+figcaption { color: var(--muted); font-size: .875rem; max-width: 96ch; }
+svg { display: block; width: 100%; height: auto; max-width: 1000px; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; } svg text { font-family: inherit; }
 .picture { display: grid; grid-template-columns: 1fr 1fr minmax(180px, 250px); gap: 14px; padding: 14px 0;
   border-top: 1px solid var(--line); align-items: start; }

@@ -31,6 +31,8 @@ __all__ = ["DetectionsByImage", "Picture", "draw_pair", "draw_pictures"]
 
 _MOST_IMAGES = 2000
 """Images looked at when choosing; larger data sets are sampled evenly."""
+_SMALLEST_SIDE = 480
+"""Smaller pictures are enlarged to this many pixels, to make room for the text."""
 _LARGEST_SIDE = 640
 """Photographs are shrunk to this many pixels, so that the report stays small."""
 
@@ -131,13 +133,13 @@ def draw_pair(
     metadata = metadata or labels_metadata(store.class_names, store.hierarchy)
     record = dataset[index]
     pixels, scale = _shrunk(read_image(record["file_name"], format="RGB"))
-    truth = MultiLabelVisualizer(pixels, metadata)
+    truth = MultiLabelVisualizer(pixels, metadata, min_size=_SMALLEST_SIDE)
     for annotation in record["annotations"]:
         annotation["bbox"] = [value * scale for value in annotation["bbox"]]
     drawn_truth = truth.draw_dataset_dict(record).get_image()
     if predictions is None:
         return drawn_truth, None
-    visualizer = MultiLabelVisualizer(pixels, metadata)
+    visualizer = MultiLabelVisualizer(pixels, metadata, min_size=_SMALLEST_SIDE)
     height, width = pixels.shape[:2]
     boxes = predictions.box * np.array([width, height, width, height])
     visualizer.draw_predictions(merge_predictions(boxes, predictions.cls, predictions.score))

@@ -36,15 +36,15 @@ def group_of_class(result: ClassResult) -> str:
     return result.group if result.group in ("head", "medium", "tail") else "leaf"
 
 
-def ap_figure(classes: Sequence[ClassResult]) -> str | None:
-    """SVG of AP against training images, one mark a class; None if no class has both."""
+def ap_figure(classes: Sequence[ClassResult], iou: float = 0.5) -> str | None:
+    """SVG of AP (at overlap `iou`) against training images, one mark a class; None if no class has both."""
     shown = [one for one in classes if one.train_images is not None and not math.isnan(one.ap)]
     if not shown:
         return None
     titles: dict[str, list[str]] = {}
     with new_figure(8.6, 4.2) as figure:
         axes = figure.subplots()
-        style_axes(axes, "training images with the class (logarithmic)", "AP at IoU 0.5, %")
+        style_axes(axes, "training images with the class (logarithmic)", f"AP at IoU {iou:g}, %")
         for group, name in GROUP_NAMES.items():
             members = [one for one in shown if group_of_class(one) == group]
             if not members:

@@ -100,7 +100,7 @@ def run_facts(
 
 def ap_by_frequency(evaluation: Evaluation) -> str:
     """AP of each class against its training images."""
-    svg = ap_figure(evaluation.classes)
+    svg = ap_figure(evaluation.classes, evaluation.options.get("iou_threshold", 0.5))
     if svg is None:
         return ""
     caption = (
@@ -229,6 +229,12 @@ def _reading(evaluation: Evaluation) -> list[str]:
         "They are not COCO's AP, and other evaluators of Open Images give other numbers: compare only "
         "numbers of the same evaluator and the same expansion.",
     ]
+    if not math.isnan(_summary(evaluation, "expanded")):
+        sentences.append(
+            "With expanded predictions each detection is repeated for the ancestors of its class. That "
+            "helps a detector that names the most specific class alone, and adds false positives to one "
+            "that says the ancestors by itself."
+        )
     if any(one.group for one in evaluation.classes):
         sentences.append(
             "Head, medium and tail are the leaf classes with many, some and few training images. The plain "

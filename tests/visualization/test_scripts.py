@@ -64,6 +64,6 @@ def test_visualize_results(script, run, store, tmp_path, capsys):
     ]
     assert main([*command, "--output", str(tmp_path / "out"), "--image-id", "im0", "im3"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["im0.png", "im3.png"]
-    assert Image.open(tmp_path / "out" / "im0.png").size == (2 * 384 + 8, 288)
+    assert Image.open(tmp_path / "out" / "im0.png").size == (2 * 480 + 8, 360)
     assert main([*command, "--output", str(tmp_path / "out"), "--image-id", "im9"]) == 2
     assert "no such image" in capsys.readouterr().err
