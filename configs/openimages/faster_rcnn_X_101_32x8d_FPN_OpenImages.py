@@ -14,7 +14,7 @@ model.backbone.bottom_up.stages = [
         bottleneck_channels=out_channels,
         out_channels=out_channels,
         num_groups=32,
-        norm="FrozenBN",
+        norm="${...stem.norm}",
         stride_in_1x1=False,  # as the ImageNet weights were trained
     )
     for num_blocks, stride, in_channels, out_channels in (

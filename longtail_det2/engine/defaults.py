@@ -44,9 +44,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_cfg(args.config_file, args.opts)
     register_components()
     register_datasets(cfg.DATASETS.ROOT, cfg.DATASETS.STORES)
-    train = () if args.eval_only else cfg.DATASETS.TRAIN
-    class_ids = settle_classes(train, cfg.DATASETS.TEST, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(class_ids)
+    train, test = _needed(args.eval_only, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(settle_classes(train, test, cfg.MODEL.ROI_HEADS.NUM_CLASSES))
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="longtail_det2")
@@ -67,13 +66,24 @@ def setup_lazy(args: argparse.Namespace) -> DictConfig:
     register_components()
     datasets = cfg.get("datasets") or OmegaConf.create()
     register_datasets(datasets.get("root", ""), datasets.get("stores", ()))
-    train, test = lazy_dataset_names(cfg)
-    train = [] if args.eval_only else train
+    train, test = _needed(args.eval_only, *lazy_dataset_names(cfg))
     cfg.model.roi_heads.num_classes = len(settle_classes(train, test, cfg.model.roi_heads.num_classes))
     cfg.train.device = available_device(cfg.train.device)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="longtail_det2")
     default_setup(cfg, _with_path(args, ".py"))
     return cfg
+
+
+def _needed(
+    eval_only: bool, train: Sequence[str], test: Sequence[str]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """The data sets that a run reads: evaluation alone needs no training data."""
+    if eval_only:
+        train = ()
+    if not (test if eval_only else train):
+        key = "DATASETS.TEST (dataloader.test)" if eval_only else "DATASETS.TRAIN (dataloader.train)"
+        raise ConfigError(f"no data set is named: {key}, in brackets the key of lazy configs, is empty")
+    return train, test
 
 
 def _with_path(args: argparse.Namespace, suffix: str) -> argparse.Namespace:
@@ -134,22 +144,15 @@ def settle_classes(train: Sequence[str], test: Sequence[str], num_classes: int) 
     """Class identifiers that the model is about.
 
     Args:
-        train: training data sets; the first decides.
-        test: test data sets.
+        train: training data sets; the first one decides, or the first of `test` where there is none.
+        test: test data sets; one of both must be named.
         num_classes: the config's number, or -1 to take the data's.
 
     Raises:
-        ConfigError: no data set is named, the config's number is not the data's, or two data sets have
-            different classes.
+        ConfigError: the config's number is not the data's, or two data sets have different classes.
         DataError: a data set is unknown or absent.
     """
-    names = [*train, *test]
-    if not names:
-        raise ConfigError(
-            "no data set is named: set DATASETS.TRAIN and DATASETS.TEST (in a lazy config dataloader.train "
-            "and dataloader.test)"
-        )
-    first, *others = names
+    first, *others = [*train, *test]
     class_ids = class_ids_of(first)
     for other in others:
         _check_equal_classes(first, class_ids, other, class_ids_of(other))

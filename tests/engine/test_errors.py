@@ -30,7 +30,18 @@ def test_missing_config(capsys):
     message = fails(trainer.main, parse_args(["--config-file", "no/such.yaml"]), capsys)
     assert "no/such.yaml is no file" in message and "shapes/faster_rcnn_tiny_softmax_shapes.yaml" in message
     assert "--config-file is missing" in fails(lazy.main, parse_args([]), capsys)
-    assert "no data set is named" in fails(trainer.main, parse_args([]), capsys)
+
+
+def test_no_data_set(yaml_args, lazy_args, capsys):
+    for options, flags, key in (
+        (("DATASETS.TRAIN", "()"), [], "DATASETS.TRAIN"),
+        (("DATASETS.TEST", "()"), ["--eval-only"], "DATASETS.TEST"),
+    ):
+        message = fails(trainer.main, yaml_args(*options, flags=flags), capsys)
+        assert f"no data set is named: {key}" in message
+    message = fails(lazy.main, lazy_args("dataloader.train.dataset.names=[]"), capsys)
+    assert "dataloader.train" in message
+    assert trainer.main(yaml_args("DATASETS.TEST", "()")) == {}  # training alone needs no test data
 
 
 def test_absent_data_set_says_where_and_how(yaml_args, tmp_path, capsys, monkeypatch):

@@ -186,6 +186,14 @@ def test_inference_with_bounded_candidates_keeps_the_best():
     assert torch.equal(results[0].pred_boxes.tensor, results[1].pred_boxes.tensor)
 
 
+def test_inference_without_proposals():
+    head = predictor(SigmoidBCELoss(), test_pre_nms_topk=5)
+    nothing = Instances((64, 64))
+    nothing.proposal_boxes = Boxes(torch.zeros(0, 4))
+    found, kept = head.inference(head(torch.zeros(0, 6)), [nothing])
+    assert len(found[0]) == 0 and len(kept[0]) == 0
+
+
 def test_accuracy_is_logged_for_any_of_the_labels():
     head = predictor(SigmoidBCELoss())
     logits = torch.tensor([[0.0, 5.0, 0.0], [5.0, 0.0, 0.0], [5.0, 0.0, 0.0]])

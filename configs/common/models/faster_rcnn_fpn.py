@@ -16,8 +16,8 @@ from longtail_det2.modeling.roi_heads import MultiLabelFastRCNNOutputLayers, Mul
 model = L(GeneralizedRCNN)(
     backbone=L(FPN)(
         bottom_up=L(ResNet)(
-            stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
-            stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=True, norm="FrozenBN"),
+            stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),  # one norm for all
+            stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=True, norm="${..stem.norm}"),
             out_features=["res2", "res3", "res4", "res5"],
             freeze_at=2,
         ),
