@@ -1,0 +1,74 @@
+"""Every config, in YAML and lazy form, trains 20 iterations on small pictures and evaluates."""
+
+import math
+
+import pytest
+import torch
+
+from longtail_det2 import model_zoo
+from longtail_det2.engine import lazy, trainer
+from longtail_det2.engine.cli import parse_args
+
+pytestmark = pytest.mark.slow
+ITERATIONS = 20
+NAMES = model_zoo.list_configs()
+
+
+def is_large(name):
+    return "OpenImages" in name
+
+
+def yaml_options(name, pictures, run):
+    options = [
+        *("DATASETS.STORES", f"mini_train={pictures}/train,mini_test={pictures}/test"),
+        *("DATASETS.TRAIN", "mini_train", "DATASETS.TEST", "mini_test", "MODEL.ROI_HEADS.NUM_CLASSES", "-1"),
+        *("SOLVER.MAX_ITER", str(ITERATIONS), "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "5"),
+        *("SOLVER.BASE_LR", "0.0001", "SOLVER.STEPS", "()", "SEED", "1", "DATALOADER.NUM_WORKERS", "0"),
+        *("INPUT.MIN_SIZE_TRAIN", "64", "INPUT.MIN_SIZE_TEST", "64"),
+        *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(run)),
+    ]
+    if is_large(name):  # frozen normalisation without trained weights diverges
+        options += ["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"]
+    return options
+
+
+def lazy_options(name, pictures, run):
+    options = [
+        f"datasets.stores=['mini_train={pictures}/train','mini_test={pictures}/test']",
+        "dataloader.train.dataset.names=mini_train",
+        "dataloader.test.dataset.names=mini_test",
+        "model.roi_heads.num_classes=-1",
+        f"train.max_iter={ITERATIONS}",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+        "lr_multiplier.warmup_iters=5",
+        "optimizer.base_lr=0.0001",
+        "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+        "train.init_checkpoint=''",
+        "train.seed=1",
+        "train.device=cpu",
+        f"train.output_dir={run}",
+    ]
+    if is_large(name):
+        options += [
+            "model.backbone.bottom_up.stem.norm=BN",
+            "model.backbone.bottom_up.freeze_at=0",
+            "lr_multiplier.steps=[]",
+        ]
+    return options
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_and_evaluates(name, pictures, tmp_path):
+    run = tmp_path / "run"
+    if name.endswith(".yaml"):
+        results = trainer.main(parse_args(["--config-file", name, *yaml_options(name, pictures, run)]))
+    else:
+        options = lazy_options(name, pictures, run)
+        results = lazy.main(parse_args(["--config-file", name, *options], lazy=True))
+    assert 0 <= results["bbox"]["mAP50"] <= 100
+    checkpoint = torch.load(run / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == ITERATIONS - 1
+    assert all(math.isfinite(value.float().sum()) for value in checkpoint["model"].values())
