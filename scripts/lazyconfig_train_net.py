@@ -2,9 +2,14 @@
 """Trains or evaluates a detector that a lazy (Python) config describes (`--help` shows how)."""
 
 import sys
+import warnings
 
-from longtail_det2.engine.cli import parse_args, run
-from longtail_det2.engine.lazy import main
+# PyTorch warns of what Detectron2 uses, which the user cannot change.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="torch.meshgrid")
+
+from longtail_det2.engine.cli import parse_args, run  # noqa: E402
+from longtail_det2.engine.lazy import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(run(main, parse_args(lazy=True)))

@@ -35,7 +35,7 @@ _YAML_EXAMPLES = {
 }
 _LAZY_EXAMPLES = {
     "weights": "train.init_checkpoint=output/model_final.pth",
-    "stores": "datasets.stores=[my_train=DIR] dataloader.train.dataset.names=my_train",
+    "stores": "\"datasets.stores=['my_train=DIR']\" dataloader.train.dataset.names=my_train",
 }
 
 

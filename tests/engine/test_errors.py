@@ -122,7 +122,7 @@ def test_error_in_a_loading_process(yaml_args, pictures, tmp_path, store_maker, 
 
 def test_script_ends_with_code_2_and_one_line(repository):
     script = repository / "scripts/train_net.py"
-    command = [sys.executable, "-W", "ignore", str(script), "--config-file", "nothing.yaml"]
+    command = [sys.executable, str(script), "--config-file", "nothing.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 2
     assert done.stderr.startswith("error: nothing.yaml is no file") and "Traceback" not in done.stderr
