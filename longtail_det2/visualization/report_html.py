@@ -77,7 +77,7 @@ details[open] > summary { margin-bottom: 10px; }
 .note { border-left: 4px solid var(--medium); padding: 2px 0 2px 12px; }
 code { font-family: ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; font-size: .9em; }
 footer { color: var(--muted); font-size: .875rem; }
-@media (max-width: 760px) { .picture, .picture.single { grid-template-columns: 1fr; }
+@media screen and (max-width: 760px) { .picture, .picture.single { grid-template-columns: 1fr; }
   main { padding: 18px 12px; }
   dl { grid-template-columns: 1fr; } dt { margin-top: 6px; } section { padding: 16px 14px; } }
 @media print { :root { --page: #fff; --surface: #fff; --ink: #000; --muted: #444; --line: #ccc; --grid: #ddd;
@@ -87,6 +87,8 @@ footer { color: var(--muted); font-size: .875rem; }
   section { border: 0; padding: 8px 0; margin: 8px 0; }
   .scroll { max-height: none; overflow: visible; border: 0; }
   .scroll thead th { position: static; } figure, .picture, .card, tr { break-inside: avoid; }
+  .picture { grid-template-columns: 1fr 1fr 34mm; } dl { font-size: inherit; } table { font-size: 9.5pt; }
+  .cards { grid-template-columns: repeat(5, 1fr); } .card { padding: 6px 10px; } .card b { font-size: 14pt; }
   h2 { break-after: avoid; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
