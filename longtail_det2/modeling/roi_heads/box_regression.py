@@ -5,6 +5,8 @@ Shape shorthand: R regions, K classes, P pairs of a foreground region and one of
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -96,9 +98,16 @@ def keep_top_candidates(scores: Tensor, limit: int) -> Tensor:
         `scores` itself when nothing has to go.
     """
     foreground = scores[:, :-1]
-    if limit <= 0 or foreground.numel() <= limit:
+    if limit <= 0:
         return scores
     flat = foreground.flatten()
-    values, places = torch.topk(flat, limit, sorted=False)
+    size: Any = flat.shape[0]
+    if isinstance(size, Tensor):  # while a graph is recorded, where a branch would hold for one picture only
+        size = torch.clamp(size, max=limit)
+    elif size <= limit:
+        return scores
+    else:
+        size = limit
+    values, places = torch.topk(flat, size, sorted=False)
     kept = torch.full_like(flat, -1.0).scatter_(0, places, values)
     return torch.cat([kept.view_as(foreground), scores[:, -1:]], dim=1)
