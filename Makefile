@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt scripts/install_detectron2.py 
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python scripts/run_demo.py --output $(DEMO)
+	$(BIN)/python -W ignore::FutureWarning scripts/run_demo.py --output $(DEMO)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(TEST_ARGS)
