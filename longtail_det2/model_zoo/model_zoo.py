@@ -1,4 +1,4 @@
-"""Access to the configs that come with the project, by their name below ``configs/``."""
+"""Configs that come with the project, by their name below ``configs/``, and their published weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detectron2.config import CfgNode
+
+from longtail_det2.config import NUM_CLASSES_FROM_DATA
 from longtail_det2.utils.errors import ConfigError
+
+from .weights import read_weights
+from .zoo_index import find_checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,49 +64,92 @@ def get_config_file(name: str) -> str:
     return str(path)
 
 
+def get_checkpoint(name: str) -> str:
+    """Path of a config's published weights on this machine, fetched if need be, their hash verified.
+
+    They are looked for in ``$LONGTAIL_DET2_ZOO`` (a folder, or a repository "owner/name" on the Hugging Face
+    hub) and in the list that comes with the package; see :mod:`.zoo_index`. The path serves as
+    ``MODEL.WEIGHTS``.
+
+    Args:
+        name: see :func:`get_config_file`; the lazy twin of a config has the same weights.
+
+    Raises:
+        ConfigError: none are published, they cannot be fetched, or the file is damaged.
+    """
+    return str(find_checkpoint(name))
+
+
 def get_config(name: str, trained: bool = False) -> Any:
     """A config, ready to be changed.
 
     Args:
         name: see :func:`get_config_file`.
-        trained: also point it at trained weights.
+        trained: also point it at trained weights, and where it leaves the number of classes to the data, set
+            it to theirs.
 
     Returns:
         A Detectron2 ``CfgNode`` for a YAML config, an omegaconf ``DictConfig`` for a lazy one.
 
     Raises:
-        ConfigError: there is none of that name, or weights are asked for, which do not exist yet.
+        ConfigError: there is none of that name; or see :func:`get_checkpoint`.
     """
     from longtail_det2.engine.config_files import load_cfg, load_lazy
 
     path = get_config_file(name)
+    cfg = load_lazy(path) if path.endswith(".py") else load_cfg(path)
     if trained:
-        raise ConfigError(
-            f"there are no published weights for {name!r} yet; use trained=False, train it with "
-            "scripts/train_net.py, and load your checkpoint with MODEL.WEIGHTS"
-        )
-    return load_lazy(path) if path.endswith(".py") else load_cfg(path)
+        weights = get_checkpoint(name)
+        use_weights(cfg, weights, len(read_weights(weights).class_ids))
+    return cfg
+
+
+def use_weights(cfg: Any, path: str, num_classes: int = 0) -> None:
+    """Points a config at a weights file; in place.
+
+    Args:
+        cfg: YAML or lazy config.
+        path: of the file; "" leaves the config's.
+        num_classes: of the weights, set where the config leaves it to the data; 0 for unknown.
+    """
+    if isinstance(cfg, CfgNode):
+        if path:
+            cfg.MODEL.WEIGHTS = path
+        heads = (cfg.MODEL.ROI_HEADS, "NUM_CLASSES")
+    else:
+        if path:
+            cfg.train.init_checkpoint = path
+        heads = (cfg.model.get("roi_heads") or {}, "num_classes")
+    node, key = heads
+    if num_classes and node.get(key) == NUM_CLASSES_FROM_DATA:
+        node[key] = num_classes
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """A model with random weights, in training mode.
+    """A model, in training mode, with random or with trained weights.
 
     Weights that the config starts from (an ImageNet backbone) are not fetched.
 
     Args:
-        name: see :func:`get_config_file`; its number of classes must be set, not taken from data.
-        trained: see :func:`get_config`.
+        name: see :func:`get_config_file`; without `trained`, its number of classes must be set, not taken
+            from data.
+        trained: load the published weights; see :func:`get_checkpoint`.
         device: such as "cpu"; None takes the config's, or the CPU where there is no CUDA.
 
     Raises:
         ConfigError: see :func:`get_config`; or the config leaves the number of classes to the data.
     """
+    from longtail_det2.checkpoint import ClassAwareCheckpointer
     from longtail_det2.engine.build import build_lazy_model, build_model
     from longtail_det2.engine.defaults import available_device
 
     cfg = get_config(name, trained)
     if name.endswith(".py"):
         cfg.train.device = available_device(device or cfg.train.device)
-        return build_lazy_model(cfg)
-    cfg.MODEL.DEVICE = available_device(device or cfg.MODEL.DEVICE)
-    return build_model(cfg)
+        model, weights = build_lazy_model(cfg), cfg.train.init_checkpoint
+    else:
+        cfg.MODEL.DEVICE = available_device(device or cfg.MODEL.DEVICE)
+        model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
+    if trained:
+        ClassAwareCheckpointer(model).load(weights)
+    return model
