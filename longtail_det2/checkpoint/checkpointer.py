@@ -11,6 +11,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from longtail_det2.model_zoo.weights import read_weights
 from longtail_det2.utils.errors import ConfigError
 
 CLASS_IDS_KEY = "class_ids"
@@ -100,6 +101,12 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         self._path = path
         extra: dict[str, Any] = super().load(path, checkpointables)
         return extra
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".safetensors"):
+            return read_weights(filename).as_checkpoint()
+        loaded: dict[str, Any] = super()._load_file(filename)
+        return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         reset = () if self._resuming else self.reset_weights
