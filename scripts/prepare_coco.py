@@ -1,74 +1,95 @@
 #!/usr/bin/env python3
 """Makes an annotation store from a COCO-form JSON file: own data, several labels a box, a hierarchy.
 
-Example:
-    python scripts/prepare_coco.py --json train.json --images images/train --hierarchy hierarchy.json \
-        --output stores/my_train
-    python scripts/train_net.py --config-file CONFIG DATASETS.STORES "('my_train=stores/my_train',)" \
-        DATASETS.TRAIN "('my_train',)"
+Prints what is in the file and what is wrong with it before anything is written.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.data.datasets.coco import check_coco, prepare_coco
+from longtail_det2.data.datasets.coco_report import CocoReport
+from longtail_det2.data.image_sizes import MAX_PIXELS
 from longtail_det2.utils.errors import DataError
 
+EPILOG = """\
+examples:
+  python scripts/prepare_coco.py --json train.json --images images/train --check
+  python scripts/prepare_coco.py --json train.json --images images/train --output stores/my_train
+  python scripts/prepare_coco.py --json train.json --images images/train --hierarchy hierarchy.json \\
+      --output stores/my_train
+  python scripts/train_net.py --config-file own_data/faster_rcnn_small_photos.yaml \\
+      DATASETS.STORES "my_train=stores/my_train,my_val=stores/my_val" \\
+      DATASETS.TRAIN my_train DATASETS.TEST my_val
 
-def parse_arguments() -> argparse.Namespace:
-    """Command-line options; see `prepare_coco` for their meaning."""
+Several labels: `"category_ids": [3, 17]` in an annotation, or annotations of one image with equal boxes.
+A hierarchy names categories by name or id; those without parents need no entry:
+  {"cat": ["animal"],
+   "dog": ["animal"]}
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; see `prepare_coco` for the meaning of the options."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--json", type=Path, required=True, metavar="FILE", help="annotations in COCO form")
+    add("--images", type=Path, metavar="DIR", help="folder that the file names are relative to")
+    add("--hierarchy", type=Path, metavar="FILE", help="{child: [parents]}, or an Open Images tree (JSON)")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--output", type=Path, metavar="DIR", help="the store; an older store is replaced")
+    where.add_argument("--check", action="store_true", help="say what is wrong, and make no store")
+    rules = parser.add_argument_group("rules (default: error)")
+    add = rules.add_argument
+    policy = ("error", "skip")
+    add("--on-bad-box", choices=policy, default="error", help="boxes that are malformed or have no area")
+    add("--on-missing-image", choices=policy, default="error", help="absent or unreadable images")
+    add("--on-size-mismatch", choices=policy, default="error", help="files of another size than annotated")
+    add("--on-unknown-category", choices=policy, default="error", help="labels of no listed category")
+    add("--unlisted", choices=("error", "contract"), default="error", help="hierarchy labels of no category")
+    add("--missing", choices=("error", "root"), default="error", help="categories that a tree does not have")
+    add = parser.add_argument
     add(
-        "--json", type=Path, required=True, help="annotations in COCO form; `category_ids` for several labels"
+        "--merge-iou", type=float, default=1.0, metavar="T", help="join boxes that overlap so much (1: equal)"
     )
-    add("--images", type=Path, help="folder that the file names are relative to")
-    add("--hierarchy", type=Path, help="JSON: Open Images tree or {child: [parents]}, by category id or name")
-    add("--output", type=Path, required=True, help="directory of the store; an older store is replaced")
-    add(
-        "--merge-iou",
-        type=float,
-        default=1.0,
-        help="join boxes that overlap at least so much (1: equal boxes)",
-    )
-    add("--on-bad-box", choices=("error", "skip"), default="error", help="boxes without area in their image")
-    add("--on-missing-image", choices=("error", "skip"), default="error", help="absent or unreadable images")
-    add(
-        "--unlisted", choices=("error", "contract"), default="error", help="hierarchy labels without category"
-    )
-    add(
-        "--missing", choices=("error", "root"), default="error", help="categories that the tree does not have"
-    )
-    add("--workers", type=int, default=2, help="processes that read image headers")
-    return parser.parse_args()
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest image ({MAX_PIXELS:,})")
+    add("--workers", type=int, default=2, metavar="N", help="processes that read image headers (2)")
+    return parser
 
 
-def main() -> int:
-    """Runs the preparation; returns the exit status."""
-    arguments = parse_arguments()
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after an error that the user can mend."""
+    args = build_parser().parse_args(arguments)
+    options = {
+        "merge_iou": args.merge_iou,
+        "on_bad_box": args.on_bad_box,
+        "on_missing_image": args.on_missing_image,
+        "on_size_mismatch": args.on_size_mismatch,
+        "on_unknown_category": args.on_unknown_category,
+        "unlisted": args.unlisted,
+        "missing": args.missing,
+        "max_pixels": args.max_pixels,
+        "workers": args.workers,
+    }
     try:
-        store = prepare_coco(
-            arguments.json,
-            arguments.images,
-            arguments.output,
-            arguments.hierarchy,
-            merge_iou=arguments.merge_iou,
-            on_bad_box=arguments.on_bad_box,
-            on_missing_image=arguments.on_missing_image,
-            unlisted=arguments.unlisted,
-            missing=arguments.missing,
-            workers=arguments.workers,
-        )
+        if args.check:
+            report = check_coco(args.json, args.images, args.hierarchy, **options)
+            tell(report)
+            report.findings.raise_errors()
+        else:
+            print(prepare_coco(args.json, args.images, args.output, args.hierarchy, report=tell, **options))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(store)
-    for key, value in store.header["summary"].items():
-        print(f"  {key.replace('_', ' ')}: {value}")
+        return 2
     return 0
+
+
+def tell(report: CocoReport) -> None:
+    """Prints what was found."""
+    print(report.text(), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from longtail_det2.data.datasets.builtin import get_hierarchy
 from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.image_reading import read_image
+from longtail_det2.data.image_sizes import MAX_PIXELS
 from longtail_det2.utils.errors import ConfigError, DataError
 
 _ANNOTATION_KEYS = ("annotations", "pos_category_ids", "neg_category_ids", "not_exhaustive_category_ids")
@@ -55,6 +57,7 @@ class MultiLabelDatasetMapper:
         ignore_descendants: bool = True,
         group_of: Literal["keep", "drop"] = "keep",
         keep_annotations: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Sets the mapper up; `MultiLabelDatasetMapper(cfg, is_train)` reads a config instead.
 
@@ -67,6 +70,7 @@ class MultiLabelDatasetMapper:
             ignore_descendants: False makes the descendants of the most specific label negatives.
             group_of: what to do with group-of boxes.
             keep_annotations: make the truth in inference too (for validation losses or pictures).
+            max_pixels: larger images are an error, before they are decoded.
 
         Raises:
             ConfigError: unknown `group_of`, or no or contradicting numbers of classes where truth is made.
@@ -86,6 +90,7 @@ class MultiLabelDatasetMapper:
         if hierarchy is not None and num_classes not in (None, hierarchy.num_classes):
             raise ConfigError(f"num_classes is {num_classes}, but the hierarchy has {hierarchy.num_classes}")
         self.hierarchy = hierarchy
+        self.max_pixels = max_pixels
         mode = "training" if is_train else "inference"
         logging.getLogger(__name__).info("Augmentations used in %s: %s", mode, augmentations)
 
@@ -114,6 +119,7 @@ class MultiLabelDatasetMapper:
             "hierarchy": get_hierarchy(cfg.DATASETS.TRAIN) if is_train else None,
             "ignore_descendants": cfg.INPUT.IGNORE_DESCENDANTS,
             "group_of": cfg.INPUT.GROUP_OF,
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,23 +148,16 @@ class MultiLabelDatasetMapper:
     def _read_image(self, record: dict[str, Any]) -> np.ndarray:
         """The image; sets the record's height and width where it has none."""
         path = record["file_name"]
-        try:
-            image = detection_utils.read_image(path, format=self.image_format)
-        except FileNotFoundError:
-            raise DataError(
-                f"{path}: image not found; check the image folder that the data set was registered with"
-            ) from None
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"{path}: cannot read the image ({error}); replace the file or remove it from the annotations"
-            ) from error
+        image = read_image(
+            path, self.image_format, max_pixels=self.max_pixels, image_id=record.get("image_id")
+        )
         height, width = image.shape[:2]
         expected = (record.setdefault("height", height), record.setdefault("width", width))
         if expected != (height, width):
+            name = f"{path} (image {record.get('image_id')!r})"
             raise DataError(
-                f"{path}: annotated as {expected[1]} x {expected[0]} pixels (width x height), but the "
-                f"file has {width} x {height}; was it resized after the data set was prepared? Prepare it "
-                "again"
+                f"{name}: annotated as {expected[1]} x {expected[0]} pixels (width x height), but the file "
+                f"has {width} x {height}; was it resized after the data set was prepared? Prepare it again"
             )
         return image
 

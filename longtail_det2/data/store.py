@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.sources import changed_sources
 from longtail_det2.data.store_writer import COLUMNS, FORMAT, VERSION, AnnotationStoreWriter, ObjectFlag
 from longtail_det2.utils.errors import DataError
 
@@ -110,6 +111,10 @@ class AnnotationStore:
             raise DataError(
                 f"{path}: header.json or classes.json lacks {error}; prepare the store again"
             ) from None
+        except TypeError as error:
+            raise DataError(
+                f"{path}: header.json or classes.json is damaged ({error}); prepare the store again"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -163,6 +168,10 @@ class AnnotationStore:
         if self._parents is None:
             return LabelHierarchy.flat(self.class_ids)
         return LabelHierarchy.from_parents(self._parents, self.class_ids)
+
+    def changed_sources(self) -> list[Path]:
+        """Annotation files that the store was made of and that are there with other content now."""
+        return changed_sources(self.header.get("sources", ()))
 
     @property
     def has_hierarchy(self) -> bool:
@@ -255,7 +264,9 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
             f"{path}: {state} ({name} is missing); make it with scripts/prepare_openimages.py "
             "or longtail_det2.data.datasets"
         ) from None
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"{path / name} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path / name} is not JSON ({error}): prepare the store again") from None
     if not isinstance(content, dict):
         raise DataError(f"{path / name} is not a JSON object: prepare the store again")

@@ -1,12 +1,15 @@
 """The columns of an annotation store and their atomic writer (layout: `longtail_det2.data.store`)."""
 
+import errno
+import glob
 import json
 import os
 import secrets
 import shutil
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
@@ -80,6 +83,10 @@ class AnnotationStoreWriter:
         self._sizes_known = True
 
     def __enter__(self) -> "AnnotationStoreWriter":
+        with self._explaining():
+            return self._enter()
+
+    def _enter(self) -> "AnnotationStoreWriter":
         if self.path.exists() and not _looks_like_store(self.path):
             raise DataError(
                 f"{self.path} exists and is no annotation store: remove it or choose another place"
@@ -102,7 +109,7 @@ class AnnotationStoreWriter:
 
         Raises:
             DataError: unknown column, wrong shape, offsets that do not ascend from 0, boxes that are not
-                finite.
+                finite, or the disk is full.
         """
         if self._directory is None:
             raise DataError("use AnnotationStoreWriter as a context manager")
@@ -118,7 +125,7 @@ class AnnotationStoreWriter:
         elif column.dtype != "S":
             values = values.astype(column.dtype, copy=False)
         self._shapes[name] = values.shape
-        with open(self._directory / f"{name}.npy", "wb") as file:
+        with self._explaining(values.nbytes), open(self._directory / f"{name}.npy", "wb") as file:
             np.save(file, values, allow_pickle=False)
             _flush(file)
 
@@ -161,7 +168,7 @@ class AnnotationStoreWriter:
             summary: counts worth keeping (JSON values).
 
         Raises:
-            DataError: a column is missing or the columns disagree.
+            DataError: a column is missing, the columns disagree, or the disk is full.
         """
         if self._directory is None:
             raise DataError("use AnnotationStoreWriter as a context manager")
@@ -186,9 +193,10 @@ class AnnotationStoreWriter:
         header["sources"] = [dict(source) for source in sources]
         header["options"] = dict(options or {})
         header["summary"] = dict(summary or {})
-        _write_json(self._directory / "classes.json", classes)
-        _write_json(self._directory / "header.json", header)
-        self._publish()
+        with self._explaining():
+            _write_json(self._directory / "classes.json", classes)
+            _write_json(self._directory / "header.json", header)
+            self._publish()
 
     def _counts(self, num_classes: int) -> dict[str, int]:
         missing = [name for name in COLUMNS if name not in self._shapes]
@@ -215,10 +223,44 @@ class AnnotationStoreWriter:
         if self.path.exists():
             old = _make_temporary(self.path)
             os.replace(self.path, old)  # a directory replaces an empty one
-        os.replace(self._directory, self.path)
+        try:
+            os.replace(self._directory, self.path)
+        except OSError:
+            if old is not None:
+                os.replace(old, self.path)
+            raise
         self._directory = None
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
+
+    @contextmanager
+    def _explaining(self, size: int = 0) -> Iterator[None]:
+        """Turns what the file system refuses into a DataError that says what to do.
+
+        Args:
+            size: bytes about to be written.
+        """
+        try:
+            yield
+        except OSError as error:
+            kept = "; the store that is there stays as it was" if self.path.exists() else ""
+            raise DataError(
+                f"{self.path}: cannot write the store: {_reason(self.path, error, size)}{kept}"
+            ) from error
+
+
+def _reason(path: Path, error: OSError, size: int) -> str:
+    folder = next(one for one in path.parents if one.exists())
+    free = shutil.disk_usage(folder).free
+    # NumPy reports a short write without an error number.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and free < size):
+        return (
+            f"the disk is full ({free / 1e6:.1f} MB free at {folder}); make room, or choose another --output"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        where = error.filename or folder
+        return f"{error.strerror} ({where}); make the folder writable, or choose another --output"
+    return f"{error.strerror or error}"
 
 
 def remove_stale(path: Path) -> None:
@@ -226,8 +268,10 @@ def remove_stale(path: Path) -> None:
 
     A run of this machine is dead when its process is; one of another machine after a day without change.
     """
-    for directory in path.parent.glob(f"{_temporary_prefix(path)}*"):
+    for directory in path.parent.glob(f"{glob.escape(_temporary_prefix(path))}*-*-*"):
         host, pid, _ = directory.name[len(_temporary_prefix(path)) :].rsplit("-", 2)
+        if not pid.isdecimal():
+            continue  # none of ours
         dead = host == socket.gethostname() and not _is_alive(int(pid))
         try:
             old = time.time() - directory.stat().st_mtime > _STALE_SECONDS

@@ -129,7 +129,9 @@ def test_without_images(prepare, images):
 
 def test_missing_images(prepare, images):
     (images / "nine.png").unlink()
-    with pytest.raises(DataError, match=r"nine\.png: cannot read the image.*1 images are absent"):
+    with pytest.raises(
+        DataError, match=r"nine\.png: cannot read the image \(No such file.*--on-missing-image skip"
+    ):
         prepare()
     store = prepare(on_missing_image="skip")
     assert store.image_ids.tolist() == [b"10", b"2"] and store.num_objects == 1
@@ -153,7 +155,7 @@ def remove(part, index, key):
         (change("images", 0, id=10), "id 10 occurs twice among the images"),
         (change("images", 0, id="10"), "image ids 10 and '10'"),
         (change("categories", 0, id=5), "id 5 occurs twice among the categories"),
-        (change("categories", 0, id="5"), "category ids 1 and '1'"),
+        (change("categories", 0, id="5"), "category ids 5 and '5'"),
         (change("annotations", 1, id=1), "annotation id 1 occurs twice"),
         (change("annotations", 1, image_id=77), "annotation 2 is on the unknown image 77"),
         (change("annotations", 1, category_id=6), "annotation 2 has the unknown category 6"),
@@ -165,7 +167,7 @@ def remove(part, index, key):
         (change("annotations", 1, bbox=[1, 2, 0, 3]), "annotation 2 has the box .*no area inside its image"),
         (change("annotations", 1, bbox=[90, 2, 5, 3]), "annotation 2 has the box .*80 x 40 pixels"),
         (change("images", 0, height=0), "image 9 has height 0 and width 80"),
-        (remove("images", 0, "height"), "image 9 has height 0 and width 80"),
+        (remove("images", 0, "height"), "image 9 has height None and width 80"),
         (change("images", 0, height=41), r"annotated as 80 x 41 pixels.*nine\.png has 80 x 40"),
         (remove("images", 0, "file_name"), "image 9 has no file_name"),
         (remove("images", 0, "id"), r"images\[0\] has no id"),
@@ -213,16 +215,18 @@ def test_command(tmp_path, images, repository):
     command = [sys.executable, str(repository / "scripts" / "prepare_coco.py"), "--json"]
     command += [str(tmp_path / "data.json"), "--images", str(images), "--output", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "3 images, 4 objects" in done.stdout, done.stderr
+    assert done.returncode == 0 and "3 images, 4 objects" in done.stdout.splitlines()[-1], done.stderr
     assert len(AnnotationStore.open(tmp_path / "out")) == 3
     (tmp_path / "data.json").write_text("{}")
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
 def test_open_images_and_coco_forms_of_one_data_set_agree(tmp_path):
     folder = tmp_path / "shapes"
-    options = ShapesOptions(train_images=25, validation_images=10, image_size=64, num_leaves=12, min_objects=1)
+    options = ShapesOptions(
+        train_images=25, validation_images=10, image_size=64, num_leaves=12, min_objects=1
+    )
     generate_shapes(folder, options, workers=1, progress=False)
     annotations, images = folder / "annotations", folder / "images" / "train"
     one = prepare_openimages(

@@ -137,19 +137,21 @@ def test_one_class(dataset):
 
 def test_image_errors_name_the_file(dataset, make_mapper, tmp_path):
     mapper, record = make_mapper(), dataset[0]
-    with pytest.raises(DataError, match=r"nowhere\.png: image not found"):
+    with pytest.raises(DataError, match=r"nowhere\.png \(image 'a'\): image not found"):
         mapper({**record, "file_name": str(tmp_path / "nowhere.png")})
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"broken\.png: cannot read the image"):
+    with pytest.raises(DataError, match=r"broken\.png \(image 'a'\): cannot read the image"):
         mapper({**record, "file_name": str(broken)})
     whole = tmp_path / "whole.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(whole)
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(whole.read_bytes()[:-900])
-    with pytest.raises(DataError, match=r"cut\.jpg: cannot read the image"):
+    with pytest.raises(DataError, match=r"cut\.jpg \(image 'a'\): cannot read the image"):
         mapper({**record, "file_name": str(cut)})
-    with pytest.raises(DataError, match=r"a\.png: annotated as 50 x 40 pixels.*the file has 60 x 40"):
+    with pytest.raises(
+        DataError, match=r"a\.png \(image 'a'\): annotated as 50 x 40 pixels.*the file has 60 x 40"
+    ):
         mapper({**record, "width": 50})
 
 

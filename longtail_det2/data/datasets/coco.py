@@ -3,20 +3,86 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from longtail_det2.data.datasets.coco_json import BadBoxPolicy, CocoFile, CocoImages, CocoRows, check_boxes
-from longtail_det2.data.datasets.openimages_csv import describe_file
+from longtail_det2.data.datasets.coco_findings import CocoFindings
+from longtail_det2.data.datasets.coco_json import CocoFile, CocoImages, CocoRows, Policy, check_boxes
+from longtail_det2.data.datasets.coco_report import CocoReport, make_report
 from longtail_det2.data.datasets.openimages_objects import Objects, group_rows, merge_near, specificity_rank
 from longtail_det2.data.hierarchy import HierarchyError, LabelHierarchy
 from longtail_det2.data.hierarchy_io import ParsedHierarchy, read_parents
-from longtail_det2.data.image_sizes import read_image_sizes
+from longtail_det2.data.image_sizes import MAX_PIXELS, read_image_sizes
+from longtail_det2.data.sources import describe_file
 from longtail_det2.data.store import AnnotationStore, write_store
 from longtail_det2.utils.errors import DataError
+
+_MOST_FILES = 100_000
+
+
+@dataclass(frozen=True)
+class CocoOptions:
+    """What to do about entries that are wrong, and how boxes become objects; all have defaults.
+
+    Attributes:
+        merge_iou: annotations with different labels that overlap at least so much become one object; 1: equal
+            boxes only.
+        on_bad_box: labels with a malformed box, or one without area inside its image: "error" or "skip".
+        on_missing_image: images that are absent or unreadable.
+        on_size_mismatch: images that have another size than the file says.
+        on_unknown_category: labels whose category id is not among the categories.
+        unlisted: labels of the hierarchy that are no categories: "error", or "contract" to leave them out and
+            hang their children below the nearest categories above.
+        missing: categories that a tree does not contain: "error", or "root" to give them no parents.
+        max_pixels: larger images count as unreadable.
+        workers: processes that read image headers (more than one needs a `__main__` guard in the caller).
+
+    Raises:
+        DataError: a value that is not allowed.
+    """
+
+    merge_iou: float = 1.0
+    on_bad_box: Policy = "error"
+    on_missing_image: Policy = "error"
+    on_size_mismatch: Policy = "error"
+    on_unknown_category: Policy = "error"
+    unlisted: Literal["error", "contract"] = "error"
+    missing: Literal["error", "root"] = "error"
+    max_pixels: int = MAX_PIXELS
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in _POLICIES:
+            if getattr(self, name) not in ("error", "skip"):
+                raise DataError(f"{name} is {getattr(self, name)!r}; it must be 'error' or 'skip'")
+        if not 0 < self.merge_iou <= 1:
+            raise DataError(
+                f"merge_iou is {self.merge_iou}; it must lie in (0, 1], 1 for equal boxes only"
+            )
+
+    def for_header(self) -> dict[str, Any]:
+        """What the content of the store depends on, as its header keeps it."""
+        return {name: value for name, value in asdict(self).items() if name != "workers"}
+
+
+_POLICIES = ("on_bad_box", "on_missing_image", "on_size_mismatch", "on_unknown_category")
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Everything that goes into the store; what is wrong is in `report`."""
+
+    source: CocoFile
+    images: CocoImages
+    present: np.ndarray
+    objects: Objects
+    tree: LabelHierarchy | None
+    report: CocoReport
 
 
 def prepare_coco(
@@ -25,12 +91,8 @@ def prepare_coco(
     output: str | os.PathLike[str],
     hierarchy: str | os.PathLike[str] | None = None,
     *,
-    merge_iou: float = 1.0,
-    on_bad_box: BadBoxPolicy = "error",
-    on_missing_image: Literal["error", "skip"] = "error",
-    unlisted: Literal["error", "contract"] = "error",
-    missing: Literal["error", "root"] = "error",
-    workers: int = 1,
+    report: Callable[[CocoReport], object] | None = None,
+    **options: Any,
 ) -> AnnotationStore:
     """Makes an annotation store from a COCO-form JSON file.
 
@@ -47,57 +109,75 @@ def prepare_coco(
         output: directory of the store; a store that is there is replaced.
         hierarchy: JSON file, an Open Images tree or `{"child": ["parent", ...]}`, that names the categories
             by their ids or by their names.
-        merge_iou: annotations with different labels that overlap at least so much become one object; 1: equal
-            boxes only.
-        on_bad_box: what to do about boxes without area inside their image.
-        on_missing_image: what to do about images that are absent or unreadable.
-        unlisted: what to do about labels of the hierarchy that are no categories: "contract" leaves them out
-            and hangs their children below the nearest categories above.
-        missing: what to do about categories that a tree does not contain: "root" gives them no parents.
-        workers: processes that read image headers (more than one needs a `__main__` guard in the caller).
+        report: called once, before anything is written, with what was found; see `CocoReport.text`.
+        **options: see `CocoOptions`.
 
     Raises:
-        DataError: anything wrong with the file, naming the entry.
+        DataError: anything wrong with the file (the first entry is named, the others are counted) or with
+            the place of the store.
         HierarchyError: the hierarchy does not fit.
     """
-    if not 0 < merge_iou <= 1:
-        raise DataError(f"merge_iou is {merge_iou}; it must lie in (0, 1], 1 for equal boxes only")
-    path = Path(json_file)
-    source = CocoFile(path)
-    images = source.read_images()
-    rows = source.read_rows()
-    tree = None
+    settings = CocoOptions(**options)
+    content = _read(Path(json_file), image_root, hierarchy, settings)
+    if report is not None:
+        report(content.report)
+    content.report.findings.raise_errors()
+    sources = [{"role": "coco", **describe_file(json_file)}]
     if hierarchy is not None:
-        tree = read_hierarchy(Path(hierarchy), source.class_ids, source.class_names, unlisted, missing)
-    present = _check_images(path, images, image_root, on_missing_image, workers)
-    num_rows = len(rows.image)
-    rows = rows.select(present[rows.image])
-    boxes, keep = check_boxes(path, rows, images, on_bad_box)
-    rows, boxes = rows.select(keep), boxes[keep]
-    rows.image = (np.cumsum(present) - 1)[rows.image].astype(np.int32)
-    objects = _find_objects(rows, boxes, len(source.class_ids), tree, merge_iou)
-    sources = [{"role": "coco", **describe_file(path)}]
-    if hierarchy is not None:
-        sources.append({"role": "hierarchy", **describe_file(Path(hierarchy))})
+        sources.append({"role": "hierarchy", **describe_file(hierarchy)})
     return write_store(
         output,
-        _make_columns(images, present, objects),
-        source.class_ids,
-        source.class_names,
-        parents=None if tree is None else tree.to_parents(),
+        _make_columns(content.images, content.present, content.objects),
+        content.source.class_ids,
+        content.source.class_names,
+        parents=None if content.tree is None else content.tree.to_parents(),
         image_root=image_root,
         sources=sources,
-        options={"merge_iou": merge_iou, "on_bad_box": on_bad_box, "on_missing_image": on_missing_image},
-        summary={
-            "images": int(np.count_nonzero(present)),
-            "images_left_out": int(np.count_nonzero(~present)),
-            "objects": len(objects.box),
-            "label_rows_left_out": num_rows - len(rows.image),
-            "repeated_labels": objects.num_duplicates,
-            "labels_merged_into_objects": objects.num_merged,
-            "objects_merged_by_iou": objects.num_merged_near,
-        },
+        options=settings.for_header(),
+        summary=content.report.summary,
     )
+
+
+def check_coco(
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str] | None,
+    hierarchy: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> CocoReport:
+    """What `prepare_coco` would say of a file, without making a store; `findings.errors` has the errors.
+
+    Raises:
+        DataError: the file is no COCO-form JSON at all, or there is no such image folder.
+        HierarchyError: the hierarchy does not fit.
+    """
+    return _read(Path(json_file), image_root, hierarchy, CocoOptions(**options)).report
+
+
+def _read(
+    path: Path,
+    image_root: str | os.PathLike[str] | None,
+    hierarchy: str | os.PathLike[str] | None,
+    settings: CocoOptions,
+) -> _Content:
+    findings = CocoFindings(path, [name for name in _POLICIES if getattr(settings, name) == "skip"])
+    source = CocoFile(path, findings)
+    tree = None
+    if hierarchy is not None:
+        names = source.class_ids, source.class_names
+        tree = read_hierarchy(Path(hierarchy), *names, settings.unlisted, settings.missing)
+    images = source.read_images()
+    rows = source.read_rows()
+    num_rows = len(rows.image)
+    present = _check_images(images, image_root, findings, settings)
+    rows = rows.select(present[rows.image])
+    boxes, keep = check_boxes(rows, images, findings)
+    rows, boxes = rows.select(keep), boxes[keep]
+    rows.image = (np.cumsum(present) - 1)[rows.image].astype(np.int32)
+    objects = _find_objects(rows, boxes, len(source.class_ids), tree, settings.merge_iou)
+    ids = [images.ids[index] for index in np.flatnonzero(present).tolist()]
+    per_image = np.bincount(objects.image, minlength=len(ids))
+    report = make_report(findings, objects, per_image, ids, source.class_names, tree, num_rows)
+    return _Content(source, images, present, objects, tree, report)
 
 
 def _find_objects(
@@ -163,40 +243,52 @@ def read_hierarchy(
 
 
 def _check_images(
-    path: Path,
     images: CocoImages,
     image_root: str | os.PathLike[str] | None,
-    on_missing_image: str,
-    workers: int,
+    findings: CocoFindings,
+    settings: CocoOptions,
 ) -> np.ndarray:
     """Compares sizes with the image files and fills unknown ones in: (n,) bool, which images to keep."""
+    present = np.array([name != "" for name in images.file_names], dtype=bool)
     unknown = (images.sizes == 0).any(axis=1)
     if image_root is None:
-        if unknown.any():
-            name = images.ids[int(np.flatnonzero(unknown)[0])]
-            raise DataError(f"{path}: image {name!r} has no height and width: add them, or give the folder")
-        return np.ones(len(images.ids), dtype=bool)
+        for index in np.flatnonzero(unknown).tolist():
+            findings.add("no_size", f"image {images.ids[index]!r} has no height and width")
+        findings.add("no_folder", "neither sizes nor files were compared")
+        return present & ~unknown
     root = Path(image_root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder of images")
-    names: Any = np.array([name.encode() for name in images.file_names], dtype=np.bytes_)
-    sizes, unreadable = read_image_sizes(root, names, workers, lambda count: None)
-    if unreadable and on_missing_image == "error":
-        index, reason = unreadable[0]
-        raise DataError(
-            f"{root / images.file_names[index]}: cannot read the image ({reason}); {len(unreadable)} "
-            "images are absent or unreadable: correct the folder, or let missing images be skipped"
-        )
-    present = np.ones(len(images.ids), dtype=bool)
-    present[[index for index, _ in unreadable]] = False
+    places = np.flatnonzero(present)
+    names: Any = np.array([images.file_names[index].encode() for index in places.tolist()], dtype=np.bytes_)
+    workers = settings.workers
+    found, unreadable = read_image_sizes(root, names, workers, lambda count: None, settings.max_pixels)
+    sizes = np.zeros_like(images.sizes)
+    sizes[places] = found
+    if len(unreadable) == len(places) > 0:
+        findings.hint("missing_image", _guess_folder(root, images.file_names[int(places[0])]))
+    for place, reason in unreadable:
+        index = int(places[place])
+        findings.add("missing_image", f"{root / images.file_names[index]}: cannot read the image ({reason})")
+        present[index] = False
     differ = present & ~unknown & (sizes != images.sizes).any(axis=1)
-    if differ.any():
-        index = int(np.flatnonzero(differ)[0])
+    for index in np.flatnonzero(differ).tolist():
         (height, width), (real_height, real_width) = images.sizes[index].tolist(), sizes[index].tolist()
-        raise DataError(
-            f"{path}: image {images.ids[index]!r} is annotated as {width} x {height} pixels (width x "
-            f"height), but {root / images.file_names[index]} has {real_width} x {real_height} "
-            f"({np.count_nonzero(differ)} such images)"
+        findings.add(
+            "other_size",
+            f"image {images.ids[index]!r} is annotated as {width} x {height} pixels (width x height), but "
+            f"{root / images.file_names[index]} has {real_width} x {real_height}",
         )
+    present &= ~differ
     images.sizes = np.where(present[:, None], sizes, 1).astype(np.int32)
     return present
+
+
+def _guess_folder(root: Path, file_name: str) -> str:
+    """What may help where not a single file was found."""
+    name = Path(file_name).name
+    found = next((path for path in islice(root.rglob("*"), _MOST_FILES) if path.name == name), None)
+    if found is None:
+        return ""
+    folder = str(found)[: -len(file_name)] if str(found).endswith(file_name) else str(found.parent)
+    return f"{found} is there: did you mean the folder {folder.rstrip('/')}?"

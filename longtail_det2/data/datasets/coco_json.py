@@ -1,21 +1,22 @@
-"""Reading and checking a COCO-form JSON file, with several labels a box, into arrays."""
+"""Reading a COCO-form JSON file, with several labels a box, into arrays; what is wrong is collected."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
+from longtail_det2.data.datasets.coco_findings import CocoFindings
 from longtail_det2.data.store import ObjectFlag
 from longtail_det2.utils.errors import DataError
 
-BadBoxPolicy = Literal["error", "skip"]
+Policy = Literal["error", "skip"]
+_MOST_PIXELS = 2**31 - 1
 
 
 @dataclass
@@ -61,70 +62,54 @@ class CocoRows:
 
 
 class CocoFile:
-    """A COCO-form file whose parts are checked as they are read.
+    """A COCO-form file. Entries that are wrong go to `findings` and are left out of what the methods return.
 
     Attributes:
         path: of the file.
+        findings: what was found.
         class_ids: category ids as strings, in the order of the ids.
         class_names: their names.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, findings: CocoFindings) -> None:
         """Reads the file and its categories.
 
         Raises:
-            DataError: no such file, no JSON, a missing part, or categories that repeat.
+            DataError: no such file, no JSON, or a missing part.
         """
-        self.path = path
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file)
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not a JSON file ({error})") from None
-        self._content = content if isinstance(content, dict) else {}
+        self.path, self.findings = path, findings
+        self._content = _load(path)
         for part in ("images", "annotations", "categories"):
             if not isinstance(self._content.get(part), list):
                 raise DataError(
                     f"{path}: has no list {part!r}; a COCO file has images, annotations and categories"
                 )
-        categories = self._unique("categories")
+        categories = self._unique("categories", "category")
         order = sorted(categories, key=lambda key: (isinstance(key, str), key))
         self._class_index = {key: index for index, key in enumerate(order)}
         self.class_ids = [str(key) for key in order]
-        if len(set(self.class_ids)) != len(order):
-            raise DataError(f"{path}: category ids 1 and '1' cannot both be used")
-        self.class_names = [str(categories[key].get("name", key)) for key in order]
+        self.class_names = [self._class_name(categories[key], key) for key in order]
 
     def read_images(self) -> CocoImages:
         """The images, sorted by id, with their image-level labels.
 
         `neg_category_ids` are verified absent; `pos_category_ids` and `not_exhaustive_category_ids` (some,
         but perhaps not all objects have a box) verified present.
-
-        Raises:
-            DataError: repeated ids, a missing file name, a size that is no positive integer, unknown
-                category.
         """
-        images = self._unique("images")
+        images = self._unique("images", "image")
         keys = sorted(images, key=lambda key: str(key).encode())
         self._image_index = {key: index for index, key in enumerate(keys)}
-        ids = [str(key) for key in keys]
-        repeated = next((one for one, other in itertools.pairwise(ids) if one == other), None)
-        if repeated is not None:
-            raise DataError(f"{self.path}: image ids {repeated} and '{repeated}' cannot both be used")
         sizes = np.array([self._size(images[key], key) for key in keys], dtype=np.int32).reshape(-1, 2)
         names = [self._file_name(images[key], key) for key in keys]
+        first: dict[str, Any] = {}
+        for name, key in zip(names, keys, strict=True):
+            if name and first.setdefault(name, key) != key:
+                self.findings.add("same_file", f"image {key!r}: {name!r} is image {first[name]!r} already")
         labels = [self._image_labels(images[key], key) for key in keys]
-        return CocoImages(ids, names, sizes, labels)
+        return CocoImages([str(key) for key in keys], names, sizes, labels)
 
     def read_rows(self) -> CocoRows:
-        """The annotations, after `read_images`.
-
-        Raises:
-            DataError: repeated annotation ids, unknown images or categories, a malformed box.
-        """
+        """The annotations, after `read_images`."""
         image: list[int] = []
         label: list[int] = []
         boxes: list[Sequence[float]] = []
@@ -133,23 +118,19 @@ class CocoFile:
         seen: set[Any] = set()
         for place, one in enumerate(self._content["annotations"]):
             if not isinstance(one, dict):
-                raise DataError(f"{self.path}: annotations[{place}] is no object")
-            name = one.get("id", f"number {place}")
-            if "id" in one and name in seen:
-                raise DataError(f"{self.path}: annotation id {name!r} occurs twice")
-            seen.add(name)
-            where = f"annotation {name!r}"
-            index = self._image_index.get(one.get("image_id"))
-            if index is None:
-                raise DataError(f"{self.path}: {where} is on the unknown image {one.get('image_id')!r}")
+                self.findings.add("entry", f"annotations[{place}] is no object")
+                continue
+            where = self._annotation_name(one, place, seen)
+            index = self._find_image(one, where)
             classes = self._classes(one.get("category_ids") or [one.get("category_id")], where)
-            group = bool(one.get("iscrowd", 0)) or bool(one.get("is_group_of", False))
-            box = self._box(one.get("bbox"), where)
+            box = self._box(one.get("bbox"), where, len(classes))
+            if index is None or box is None:
+                continue
             image += [index] * len(classes)
             label += classes
             boxes += [box] * len(classes)
-            flags += [int(ObjectFlag.GROUP_OF) * group] * len(classes)
-            source += [name] * len(classes)
+            flags += [int(ObjectFlag.GROUP_OF) * self._is_group(one, where)] * len(classes)
+            source += [where] * len(classes)
         return CocoRows(
             np.array(image, dtype=np.int32),
             np.array(label, dtype=np.int32),
@@ -158,34 +139,50 @@ class CocoFile:
             np.array(source, dtype=object),
         )
 
-    def _unique(self, part: str) -> dict[Any, Mapping[str, Any]]:
-        """Entries of a part by id."""
+    def _unique(self, part: str, word: str) -> dict[Any, Mapping[str, Any]]:
+        """Entries of a part by id; ids are different also when they are written as text."""
         entries: dict[Any, Mapping[str, Any]] = {}
+        texts: dict[str, Any] = {}
         for place, entry in enumerate(self._content[part]):
             key = entry.get("id") if isinstance(entry, dict) else None
-            if not isinstance(key, (int, str)) or isinstance(key, bool):
-                raise DataError(f"{self.path}: {part}[{place}] has no id (an integer or a string)")
-            if key in entries:
-                raise DataError(f"{self.path}: id {key!r} occurs twice among the {part}")
-            entries[key] = entry
+            if not _is_id(key):
+                self.findings.add("entry", f"{part}[{place}] has no id (an integer or a string)")
+            elif key in entries:
+                self.findings.add("repeated_id", f"id {key!r} occurs twice among the {part}")
+            elif texts.setdefault(str(key), key) != key:
+                example = f"{word} ids {key} and '{key}' cannot both be used"
+                self.findings.add("repeated_id", example)
+            else:
+                entries[key] = entry
         return entries
 
+    def _class_name(self, category: Mapping[str, Any], key: Any) -> str:
+        name = category.get("name", key)
+        if not _is_id(name):
+            self.findings.add("entry", f"category {key!r} has the name {name!r}, which is no text")
+            return str(key)
+        return str(name)
+
     def _size(self, image: Mapping[str, Any], key: Any) -> tuple[int, int]:
-        size = (image.get("height", 0), image.get("width", 0))
-        known = "height" in image or "width" in image
-        if not all(isinstance(one, int) and (one > 0 or not known) for one in size):
-            raise DataError(
-                f"{self.path}: image {key!r} has height {size[0]!r} and width {size[1]!r}; both must be "
-                "positive integers, or both be left out"
+        height, width = image.get("height"), image.get("width")
+        if height is None and width is None:
+            return 0, 0
+        if not (_is_length(height) and _is_length(width)):
+            self.findings.add(
+                "size",
+                f"image {key!r} has height {height!r} and width {width!r}; both must be positive integers, "
+                "or both be left out",
             )
-        return size
+            return 0, 0
+        return int(height), int(width)
 
     def _file_name(self, image: Mapping[str, Any], key: Any) -> str:
         name = image.get("file_name")
         if name is None and "coco_url" in image:  # LVIS: .../train2017/000000000001.jpg
             name = "/".join(str(image["coco_url"]).split("/")[-2:])
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{self.path}: image {key!r} has no file_name")
+        if not isinstance(name, str) or not _is_id(name):
+            self.findings.add("file_name", f"image {key!r} has no file_name, but {name!r}")
+            return ""
         return name
 
     def _image_labels(self, image: Mapping[str, Any], key: Any) -> dict[int, bool]:
@@ -195,58 +192,133 @@ class CocoFile:
             ("not_exhaustive_category_ids", True),
             ("pos_category_ids", True),
         ):
-            for label in self._classes(image.get(field, []), f"image {key!r}, {field}"):
+            for label in self._classes(image.get(field) or [], f"image {key!r}, {field}"):
                 labels[label] = present
         return labels
 
+    def _annotation_name(self, one: Mapping[str, Any], place: int, seen: set[Any]) -> str:
+        key = one.get("id")
+        if key is None:
+            return f"annotation number {place}"
+        if not _is_id(key):
+            self.findings.add("entry", f"annotations[{place}] has the id {key!r}, no integer or string")
+        elif key in seen:
+            self.findings.add("repeated_id", f"annotation id {key!r} occurs twice")
+        else:
+            seen.add(key)
+        return f"annotation {key!r}"
+
+    def _find_image(self, one: Mapping[str, Any], where: str) -> int | None:
+        key = one.get("image_id")
+        index = self._image_index.get(key) if _is_id(key) else None
+        if index is None:
+            self.findings.add("unknown_image", f"{where} is on the unknown image {key!r}", repr(key))
+        return index
+
     def _classes(self, categories: object, where: str) -> list[int]:
+        """Class indices of the known categories, each once."""
         if not isinstance(categories, list):
-            raise DataError(f"{self.path}: {where}: category ids must be a list, got {categories!r}")
-        unknown = [
-            one for one in categories if not isinstance(one, (int, str)) or one not in self._class_index
-        ]
-        if unknown:
-            raise DataError(f"{self.path}: {where} has the unknown category {unknown[0]!r}")
-        return [self._class_index[one] for one in categories]
+            self.findings.add("entry", f"{where}: category ids must be a list, got {categories!r}")
+            return []
+        found: dict[int, None] = {}
+        for one in categories:
+            index = self._class_index.get(one) if _is_id(one) else None
+            if index is None:
+                example = f"{where} has the unknown category {one!r}"
+                self.findings.add("unknown_category", example, repr(one))
+            else:
+                found[index] = None
+        return list(found)
 
-    def _box(self, box: object, where: str) -> list[float]:
-        numbers = isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)
-        if not numbers:
-            raise DataError(f"{self.path}: {where} has the bbox {box!r}; it must be [x, y, width, height]")
-        x, y, width, height = box  # type: ignore[misc]
-        return [x, y, x + width, y + height]
+    def _box(self, box: object, where: str, labels: int) -> list[float] | None:
+        values = box if isinstance(box, list) and len(box) == 4 else [None] * 4
+        x, y, width, height = (_number(value) for value in values)
+        corners = [x, y, x + width, y + height]
+        if not all(math.isfinite(value) for value in corners):
+            example = f"{where} has the bbox {box!r}; it must be [x, y, width, height]"
+            self.findings.add("bad_box", example, count=max(labels, 1))
+            return None
+        return corners
+
+    def _is_group(self, one: Mapping[str, Any], where: str) -> bool:
+        flags = [one.get("iscrowd"), one.get("is_group_of")]
+        if not all(flag is None or (isinstance(flag, int) and flag in (0, 1)) for flag in flags):
+            self.findings.add("entry", f"{where}: iscrowd and is_group_of must be 0 or 1, got {flags}")
+            return False
+        return any(flags)
 
 
-def check_boxes(
-    path: Path, rows: CocoRows, images: CocoImages, policy: BadBoxPolicy
-) -> tuple[np.ndarray, np.ndarray]:
+def check_boxes(rows: CocoRows, images: CocoImages, findings: CocoFindings) -> tuple[np.ndarray, np.ndarray]:
     """Clips boxes to their images and normalises them.
 
     Args:
-        path: of the file, for messages.
         rows: the annotations.
         images: with known sizes.
-        policy: what to do about boxes that have no area inside their image.
+        findings: takes boxes that have no area inside their image, and those that are cut.
 
     Returns:
         (boxes (r, 4) float32 as a share of width and height, keep (r,) bool).
-
-    Raises:
-        DataError: such a box, if `policy` is "error".
     """
     scale = images.sizes[rows.image][:, [1, 0, 1, 0]].astype(np.float64)
     boxes = (np.clip(rows.box, 0, scale) / np.maximum(scale, 1)).astype(np.float32)
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    if policy == "error" and not keep.all():
-        row = int(np.flatnonzero(~keep)[0])
-        height, width = images.sizes[rows.image[row]].tolist()
-        raise DataError(
-            f"{path}: annotation {rows.annotation[row]!r} has the box {rows.box[row].tolist()} (x0, y0, "
-            f"x1, y1), which has no area inside its image of {width} x {height} pixels "
-            f"({np.count_nonzero(~keep)} such labels); correct it or let bad boxes be skipped"
-        )
+    for row in np.flatnonzero(~keep).tolist():
+        findings.add("empty_box", f"{_describe_box(rows, images, row)}, which has no area inside its image")
+    cut = keep & ((rows.box < -1) | (rows.box > scale + 1)).any(axis=1)
+    kind = "corner_boxes" if np.count_nonzero(cut) > max(len(cut) / 4, 1) else "clipped_box"
+    for row in np.flatnonzero(cut).tolist():
+        findings.add(kind, _describe_box(rows, images, row))
+    first = np.all(rows.box[:, 2:] <= 1, axis=1)
+    if np.count_nonzero(first) > max(len(rows.box) / 2, 1):
+        row = int(np.argmax(first))
+        findings.add("share_boxes", _describe_box(rows, images, row), count=int(np.count_nonzero(first)))
     return boxes, keep
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _describe_box(rows: CocoRows, images: CocoImages, row: int) -> str:
+    x0, y0, x1, y1 = rows.box[row].tolist()
+    height, width = images.sizes[rows.image[row]].tolist()
+    return (
+        f"{rows.annotation[row]} has the box [{x0:g}, {y0:g}, {x1 - x0:g}, {y1 - y0:g}] (x, y, width, height) "
+        f"in an image of {width} x {height} pixels (width x height)"
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a JSON file, or only a part of one ({error})") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_length(value: object) -> TypeGuard[int]:
+    return _is_integer(value) and 0 < value <= _MOST_PIXELS
+
+
+def _is_id(value: object) -> bool:
+    """Whether a value can be an id: an integer, or a text that is not empty and can be written to a file."""
+    if not isinstance(value, str):
+        return _is_integer(value)
+    try:
+        return value != "" and "\0" not in value and bool(value.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
+        return False
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from longtail_det2.data.datasets.openimages_csv import CsvStream, describe_file, read_class_descriptions
+from longtail_det2.data.datasets.openimages_csv import CsvStream, read_class_descriptions
 from longtail_det2.data.datasets.openimages_objects import Objects, group_rows, merge_near, specificity_rank
 from longtail_det2.data.datasets.openimages_rows import (
     BoxRows,
@@ -23,7 +23,8 @@ from longtail_det2.data.datasets.openimages_rows import (
     read_image_label_rows,
 )
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.data.image_sizes import find_images, read_image_sizes
+from longtail_det2.data.image_sizes import MAX_PIXELS, find_images, read_image_sizes
+from longtail_det2.data.sources import describe_file, is_same_file
 from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter
 from longtail_det2.utils.errors import DataError
 
@@ -40,6 +41,7 @@ class _Options(TypedDict):
     on_unknown_label: str
     on_bad_box: str
     machine_label_threshold: float | None
+    max_pixels: int
 
 
 def prepare_openimages(
@@ -56,6 +58,7 @@ def prepare_openimages(
     on_unknown_label: Literal["error", "skip"] = "error",
     on_bad_box: Literal["error", "skip", "clip"] = "error",
     machine_label_threshold: float | None = None,
+    max_pixels: int = MAX_PIXELS,
     workers: int = 2,
     force: bool = False,
     progress: bool = True,
@@ -83,6 +86,7 @@ def prepare_openimages(
             cuts boxes at the border.
         machine_label_threshold: image labels with fractional confidence count as present from this value on;
             None refuses them.
+        max_pixels: larger images cannot be read.
         workers: processes that read image headers.
         force: build even if the store is up to date.
         progress: show progress bars.
@@ -100,6 +104,7 @@ def prepare_openimages(
         on_unknown_label=on_unknown_label,
         on_bad_box=on_bad_box,
         machine_label_threshold=machine_label_threshold,
+        max_pixels=max_pixels,
     )
     files = [("boxes", Path(path)) for path in boxes] + [
         ("image_labels", Path(path)) for path in image_labels
@@ -266,7 +271,9 @@ class _Build:
         self._settle("missing_images", ids, missing, f"are not below {self.images}")
         unknown = np.flatnonzero(~missing & (sizes == 0).any(axis=1))
         with self._bar("image headers", len(unknown), "image") as bar:
-            sizes[unknown], problems = read_image_sizes(self.images, names[unknown], self.workers, bar.update)
+            sizes[unknown], problems = read_image_sizes(
+                self.images, names[unknown], self.workers, bar.update, self.options["max_pixels"]
+            )
         unreadable = np.zeros(len(ids), dtype=bool)
         unreadable[unknown[[index for index, _ in problems]]] = True
         reason = f"cannot be read as images ({problems[0][1]})" if problems else ""
@@ -340,15 +347,6 @@ def _up_to_date(output: Path, files: list[tuple[str, Path]], options: _Options) 
     for role in {role for role, _ in files} | {source.get("role") for source in store.header["sources"]}:
         known = [source for source in store.header["sources"] if source.get("role") == role]
         paths = [path for other, path in files if other == role]
-        if len(known) != len(paths) or not all(map(_is_same_file, known, paths)):
+        if len(known) != len(paths) or not all(map(is_same_file, known, paths)):
             return None
     return store
-
-
-def _is_same_file(source: Mapping[str, Any], path: Path) -> bool:
-    status = os.stat(path)
-    if status.st_size != source["size"]:
-        return False
-    if os.path.abspath(path) == source["path"] and status.st_mtime_ns == source.get("mtime_ns"):
-        return True
-    return describe_file(path)["sha256"] == source["sha256"]

@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from longtail_det2.data.sources import describe_status
 from longtail_det2.utils.errors import DataError
 
 BLOCK_BYTES = 8 << 20
-_HASH_BYTES = 1 << 20
 TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -208,33 +208,6 @@ def read_class_descriptions(path: Path) -> tuple[list[str], list[str]]:
     if not ids:
         raise DataError(f"{path}: has no classes; a line per class is needed: LabelName,DisplayName")
     return ids, names
-
-
-def describe_file(path: Path) -> dict[str, Any]:
-    """{"path", "size", "mtime_ns", "sha256"} of a file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            while data := file.read(_HASH_BYTES):
-                digest.update(data)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return describe_status(path, status, digest.hexdigest())
-
-
-def describe_status(path: Path, status: os.stat_result, sha256: str) -> dict[str, Any]:
-    """What a store's header keeps of a source file."""
-    return {
-        "path": os.path.abspath(path),
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "sha256": sha256,
-    }
 
 
 def _is_number(cell: str, integer: bool) -> bool:
