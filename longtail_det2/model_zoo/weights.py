@@ -88,7 +88,8 @@ def write_weights(path: str | os.PathLike[str], weights: Weights) -> None:
         if weights.iteration is not None:
             header["iteration"] = str(weights.iteration)
         # A tensor of its own for each name: names that share memory are refused.
-        _safetensors().save_file({name: value.clone() for name, value in tensors.items()}, path, header)
+        data = _safetensors().save({name: value.clone() for name, value in tensors.items()}, header)
+        path.write_bytes(data)
     elif path.suffix == ".pth":
         data = {"model": tensors, _CLASS_IDS: list(weights.class_ids), "about": dict(weights.about)}
         if weights.iteration is not None:
@@ -196,14 +197,14 @@ class _Safetensors:
     def __init__(self) -> None:
         try:
             from safetensors import SafetensorError, safe_open
-            from safetensors.torch import save_file
+            from safetensors.torch import save
         except ImportError as error:
             raise ConfigError(
                 '.safetensors files need the package safetensors: pip install "longtail-det2[hub]"'
             ) from error
         self.SafetensorError: type[Exception] = SafetensorError
         self.safe_open: Any = safe_open
-        self.save_file: Any = save_file
+        self.save: Any = save
 
 
 def _safetensors() -> _Safetensors:

@@ -8,9 +8,9 @@ A zoo is a folder, or a repository on the Hugging Face hub, with one sub-folder 
             "file": "shapes/faster_rcnn_tiny_sigmoid_shapes/model_final_0123abcd.safetensors",
             "sha256": "0123abcd...", "classes": 60, "metrics": {"shapes_validation": {"bbox/mAP50": 78.0}}}}}
 
-``$LONGTAIL_DET2_ZOO``, a folder or a hub repository ("owner/name"), is looked into first. Then comes the index
-beside this module, of what the project itself published; its entries may have "repository", the hub repository
-that the file is in.
+``$LONGTAIL_DET2_ZOO``, a folder or a hub repository ("owner/name"), is looked into first. Then comes the
+index beside this module, of what the project itself published; its entries may have "repository", the hub
+repository that the file is in.
 """
 
 from __future__ import annotations

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Makes of a training run a folder to give away: weights only, config, metrics, classes and a model card."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from longtail_det2.model_zoo.publishing import publish, summary_lines
+from longtail_det2.model_zoo.weights import FORMATS
+from longtail_det2.utils.errors import ConfigError
+
+EPILOG = """\
+examples:
+  python scripts/publish_checkpoint.py output/shapes --output published/shapes
+  python scripts/publish_checkpoint.py output/shapes/model_0001499.pth --format pth --output published/early
+  python scripts/publish_checkpoint.py output/shapes --zoo my_zoo
+  LONGTAIL_DET2_ZOO=my_zoo python -c "from longtail_det2 import model_zoo;
+      model_zoo.get('shapes/faster_rcnn_tiny_sigmoid_shapes.yaml', trained=True)"
+
+The weights file bears the first digits of its SHA-256 in its name, and MODEL.WEIGHTS takes it. What the card
+says is read from the run. Nothing is overwritten.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="RUN", help="OUTPUT_DIR of a run, or a checkpoint in one")
+    add("--output", default="", metavar="DIR", help="folder to make")
+    add("--zoo", default="", metavar="DIR", help="instead: a zoo's folder, whose index is kept as well")
+    add("--format", choices=FORMATS, default=FORMATS[0], help="of the weights (default: %(default)s)")
+    add("--name", default="", metavar="CONFIG", help="config's name, if the run's log does not say")
+    add("--config-file", default="", metavar="FILE", help="the run's config (default: config.yaml beside it)")
+    add("--classes", default="", metavar="JSON", help="class identifiers, for checkpoints without them")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after an error that the user can mend."""
+    args = build_parser().parse_args(arguments)
+    try:
+        published = publish(
+            args.source,
+            args.output,
+            zoo=args.zoo,
+            name=args.name,
+            file_format=args.format,
+            config_file=args.config_file,
+            class_file=args.classes,
+        )
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(summary_lines(published)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
