@@ -28,9 +28,19 @@ def steps(repository):
 
 @pytest.fixture(scope="module")
 def ignored(repository):
-    patterns = (repository / ".dockerignore").read_text(encoding="utf-8").split("\n")
-    patterns = [line.removeprefix("**/") for line in patterns if line and not line.startswith("#")]
-    return lambda name: any(fnmatch.fnmatch(part, one) for part in Path(name).parts for one in patterns)
+    """Whether .dockerignore leaves a path out: its patterns begin at the root, unless they begin with **/."""
+    lines = (repository / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+
+    def is_ignored(name):
+        parts = Path(name).parts
+        for pattern in patterns:
+            places = parts if pattern.startswith("**/") else parts[:1]
+            if any(fnmatch.fnmatch(part, pattern.removeprefix("**/")) for part in places):
+                return True
+        return False
+
+    return is_ignored
 
 
 def arguments_of(steps, name):
@@ -66,6 +76,7 @@ def test_copied_files_exist_and_are_not_ignored(steps, repository, ignored):
 def test_what_the_installation_reads_is_not_ignored(repository, ignored):
     needed = ["README.md", "LICENSE", "pyproject.toml", "setup.py", "longtail_det2/config.py"]
     needed += ["configs/Base-RCNN-FPN-OpenImages.yaml", "scripts/train_net.py"]
+    needed += ["longtail_det2/data/datasets/builtin.py"]
     for name in needed:
         assert (repository / name).is_file() and not ignored(name), name
     for name in [".git", ".venv", "output", "datasets", "tests", "longtail_det2/__pycache__"]:
