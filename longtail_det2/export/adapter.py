@@ -1,0 +1,156 @@
+"""A detector as a function from one picture's pixels to plain tensors, ready to be recorded."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from longtail_det2.modeling.losses import ClassificationLoss
+from longtail_det2.utils.errors import ConfigError
+
+from .nms import NMS
+
+OUTPUT_FIELDS = {
+    "pred_boxes": "boxes",
+    "pred_classes": "classes",
+    "pred_masks": "masks",
+    "scores": "scores",
+}
+"""Fields of a detector's `Instances` and the outputs of an exported model that they become."""
+
+_PACKAGES = ("detectron2", "longtail_det2")
+
+
+class ScoresOnly(nn.Module):
+    """What is left of a classification loss in an exported model: how logits become scores.
+
+    Parameters and buffers of the loss are not part of it. Those that :meth:`activation` reads, if any, are
+    recorded as constants.
+    """
+
+    def __init__(self, loss: ClassificationLoss) -> None:
+        """Takes over the activation of a loss."""
+        super().__init__()
+        self._ask: Callable[[], ClassificationLoss] = lambda: loss  # a closure: no submodule, no state
+
+    def activation(self, logits: Tensor) -> Tensor:
+        """See :meth:`ClassificationLoss.activation`."""
+        return self._ask().activation(logits)
+
+    def forward(self, logits: Tensor, *_: Any) -> Tensor:
+        """There is nothing to minimise.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("a detector that was prepared for export has no losses")
+
+
+def inference_copy(model: nn.Module) -> nn.Module:
+    """A copy of a detector in evaluation mode, without the losses.
+
+    Args:
+        model: a detector of Detectron2 or of this project; stays as it is.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, ClassificationLoss):
+                setattr(module, name, ScoresOnly(child))
+    return model
+
+
+def detect(model: nn.Module, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Detections of one picture before they are scaled to another size.
+
+    Args:
+        model: in evaluation mode.
+        inputs: one dict with the picture (3, H, W) under "image".
+
+    Returns:
+        ``boxes`` (n, 4) XYXY in pixels of the picture, ``classes`` (n,) int64, ``scores`` (n,), best first;
+        ``masks`` (n, 1, M, M), probabilities within the box, if the detector predicts masks.
+
+    Raises:
+        ConfigError: the model does not return detections.
+    """
+    inference: Any = getattr(model, "inference", None)
+    if inference is not None and "do_postprocess" in inspect.signature(inference).parameters:
+        found = inference(inputs, do_postprocess=False)[0]
+    else:  # the other meta-architectures scale to "height" and "width", by default those of the picture
+        found = model(inputs)[0]
+        found = found.get("instances") if isinstance(found, dict) else found
+    if not isinstance(found, Instances) or not found.has("pred_boxes"):
+        raise ConfigError(f"{type(model).__name__} does not detect boxes and cannot be exported")
+    fields = {name: found.get(field) for field, name in OUTPUT_FIELDS.items() if found.has(field)}
+    return {name: value.tensor if isinstance(value, Boxes) else value for name, value in fields.items()}
+
+
+def make_adapter(model: nn.Module, image: Tensor) -> Any:
+    """Detectron2's ``TracingAdapter`` around :func:`detect`, in evaluation mode.
+
+    Args:
+        model: from :func:`inference_copy`.
+        image: (3, H, W) float32, pixels in 0..255 in the order of channels that the model wants.
+
+    Raises:
+        ConfigError: this Detectron2 cannot export.
+    """
+    try:
+        from detectron2.export import TracingAdapter
+    except ImportError as error:
+        raise ConfigError(
+            f"detectron2.export cannot be imported ({error}): Detectron2 v0.6 needs a torch with Caffe2 for "
+            "it; scripts/install_detectron2.py builds one that does not, in a new environment"
+        ) from error
+    # The adapter is made in training mode, and tracing restores the mode of what it is given.
+    return TracingAdapter(model, [{"image": image}], detect).eval()
+
+
+@contextmanager
+def recordable(nms: NMS) -> Iterator[None]:
+    """While it lasts, the functions that a tracer would record for one number of boxes only are replaced.
+
+    Args:
+        nms: stands for ``batched_nms``.
+    """
+    from detectron2.layers import batched_nms
+
+    with ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] not in _PACKAGES or module is None:
+                continue
+            if getattr(module, "batched_nms", None) is batched_nms:
+                stack.enter_context(mock.patch.object(module, "batched_nms", nms))
+            if ".modeling." in name:
+                stack.enter_context(mock.patch.object(module, "min", _recorded_min, create=True))
+                # Detectron2 replaces `len` in its own modules while an adapter runs, but not in ours.
+                if name.startswith("longtail_det2.") and "len" not in vars(module):
+                    stack.enter_context(mock.patch.object(module, "len", _recorded_len, create=True))
+        yield
+
+
+def _recorded_len(value: Any) -> Any:
+    """``len`` that leaves a recorded length a tensor."""
+    return value.__len__()
+
+
+def _recorded_min(*values: Any, **options: Any) -> Any:
+    """``min`` that records both sides where one is a tensor, as sizes are while a graph is recorded."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if not torch.jit.is_tracing() or not tensors or len(values) != 2:
+        return builtins.min(*values, **options)
+    one, other = values
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.minimum(one, other)
+    return torch.clamp(tensors[0], max=other if isinstance(one, Tensor) else one)

@@ -1,0 +1,95 @@
+"""Running an exported model: a picture in, Detectron2's `Instances` out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from longtail_det2.utils.errors import ConfigError
+
+from .adapter import OUTPUT_FIELDS
+from .metadata import read_metadata
+from .source import to_input
+
+
+class ExportedDetector:
+    """A model that ``scripts/export_model.py`` wrote, behind the interface of Detectron2's predictor.
+
+    It needs neither the config nor the weights. Without Detectron2, the file itself can be run with what
+    ``metadata.json`` says.
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int = 0) -> None:
+        """Loads the model.
+
+        Args:
+            folder: with the model and its metadata.
+            threads: that onnxruntime uses; 0 lets it choose.
+
+        Raises:
+            ConfigError: the folder is not such a folder, or onnxruntime is not installed.
+        """
+        self.metadata = read_metadata(folder)
+        self._names = [str(output["name"]) for output in self.metadata["outputs"]]
+        path = Path(folder) / self.metadata["model"]["file"]
+        if not path.is_file():
+            raise ConfigError(f"{folder} has metadata, but no {path.name}")
+        self._run = _RUNNERS[self.metadata["model"]["kind"]](path, threads)
+
+    def detect(self, image: Tensor) -> dict[str, np.ndarray]:
+        """The raw outputs by name.
+
+        Args:
+            image: (3, H, W) float32 as ``metadata.json`` says; any size.
+        """
+        return dict(zip(self._names, self._run(image), strict=True))
+
+    def __call__(self, picture: np.ndarray) -> Instances:
+        """Detections of a picture.
+
+        Args:
+            picture: (H, W, 3) uint8, channels in the order of ``metadata["input"]["channels"]``.
+
+        Returns:
+            ``pred_boxes`` in pixels of the picture, ``scores``, ``pred_classes``, perhaps ``pred_masks``.
+        """
+        resize = self.metadata["input"]["resize"]
+        image = to_input(picture, resize["shorter_side"], resize["longer_side_at_most"])
+        raw = {name: torch.from_numpy(value) for name, value in self.detect(image).items()}
+        found = Instances((image.shape[1], image.shape[2]))
+        for field, name in OUTPUT_FIELDS.items():
+            if name in raw:
+                found.set(field, Boxes(raw[name]) if field == "pred_boxes" else raw[name])
+        return detector_postprocess(found, *picture.shape[:2])
+
+
+def _onnx_runner(path: Path, threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(
+            'running ONNX needs the package onnxruntime: pip install "longtail-det2[export]"'
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"image": image.numpy()})
+
+
+def _torchscript_runner(path: Path, threads: int) -> Any:
+    model: Any = torch.jit.load(str(path), map_location="cpu")
+
+    def run(image: Tensor) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [output.numpy() for output in model(image)]
+
+    return run
+
+
+_RUNNERS = {"onnx": _onnx_runner, "torchscript": _torchscript_runner}

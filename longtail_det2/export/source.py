@@ -1,0 +1,173 @@
+"""The trained detector that is exported, and what there is to know about it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.data import transforms
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from longtail_det2.model_zoo.run_facts import class_names_beside, config_without_paths, read_plain_yaml
+from longtail_det2.model_zoo.weights import read_weights
+from longtail_det2.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector with its weights, on the CPU, in evaluation mode.
+
+    Attributes:
+        model: the detector.
+        cfg: its config, YAML or lazy.
+        config_name: the config as it was named.
+        weights: path of the weights file.
+        class_ids: identifiers in index order; () if the weights do not say.
+        class_names: display names; () if none are known.
+        image_format: order of channels that the model wants, "BGR" or "RGB".
+        min_size, max_size: test pictures are scaled to this shorter side, but to no longer side than this.
+        test_datasets: names.
+    """
+
+    model: nn.Module
+    cfg: Any
+    config_name: str
+    weights: Path
+    class_ids: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    image_format: str = "BGR"
+    min_size: int = 800
+    max_size: int = 1333
+    test_datasets: tuple[str, ...] = field(default_factory=tuple)
+
+    def config_text(self) -> str:
+        """The config as YAML, without places of files on this machine."""
+        if isinstance(self.cfg, CfgNode):
+            import yaml
+
+            return config_without_paths(yaml.safe_load(self.cfg.dump()))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.yaml"
+            LazyConfig.save(self.cfg, str(path))
+            return config_without_paths(read_plain_yaml(path))
+
+
+def load_detector(
+    config_file: str, weights: str | os.PathLike[str] = "", options: Sequence[str] = ()
+) -> TrainedDetector:
+    """Builds the detector of a config and loads trained weights.
+
+    Args:
+        config_file: a path or a name in the model zoo, YAML (.yaml) or lazy (.py).
+        weights: checkpoint (.pth) or weights file (.safetensors); "" takes the config's published ones.
+        options: config options as the train scripts take them, in the config's own syntax.
+
+    Raises:
+        ConfigError: a file is missing or damaged, or the weights are not those of a detector of this config.
+    """
+    from longtail_det2.engine.build import build_lazy_model, build_model
+    from longtail_det2.engine.config_files import load_cfg, load_lazy
+    from longtail_det2.model_zoo.model_zoo import get_checkpoint, use_weights
+
+    path = Path(weights or get_checkpoint(config_file))
+    lazy = str(config_file).endswith(".py")
+    _refuse_saved_lazy(config_file)
+    cfg: Any = load_lazy(config_file, options) if lazy else load_cfg(config_file, options)
+    class_ids = read_weights(path).class_ids
+    use_weights(cfg, "", len(class_ids))
+    if lazy:
+        cfg.train.device = "cpu"
+        model = build_lazy_model(cfg)
+    else:
+        cfg.MODEL.DEVICE = "cpu"
+        model = build_model(cfg)
+    _load(model, path)
+    image_format, min_size, max_size = _lazy_input(cfg) if lazy else _yaml_input(cfg)
+    return TrainedDetector(
+        model=model.eval(),
+        cfg=cfg,
+        config_name=str(config_file),
+        weights=path,
+        class_ids=class_ids,
+        class_names=class_names_beside(path.parent, class_ids),
+        image_format=image_format,
+        min_size=min_size,
+        max_size=max_size,
+        test_datasets=_test_datasets(cfg),
+    )
+
+
+def to_input(picture: np.ndarray, min_size: int, max_size: int) -> Tensor:
+    """Scales a picture as for a test, with Detectron2's own transform.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        min_size: shorter side afterwards; 0 leaves the size.
+        max_size: limit of the longer side.
+
+    Returns:
+        (3, H', W') float32 in 0..255.
+    """
+    if min_size:
+        scale: Any = transforms.ResizeShortestEdge([min_size, min_size], max_size)
+        picture = scale.get_transform(picture).apply_image(picture)
+    return torch.as_tensor(np.ascontiguousarray(picture.transpose(2, 0, 1)), dtype=torch.float32)
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    """Loads weights and insists that they are all there."""
+    from longtail_det2.checkpoint import ClassAwareCheckpointer
+
+    present = read_weights(path).tensors
+    missing = [name for name in model.state_dict() if name not in present]
+    if missing:
+        raise ConfigError(
+            f"{path} has no weights for {len(missing)} parts of this detector, such as {missing[0]}: it is "
+            "of another model, or of a backbone alone"
+        )
+    ClassAwareCheckpointer(model).load(str(path))
+
+
+def _refuse_saved_lazy(config_file: str) -> None:
+    path = Path(config_file)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        content = read_plain_yaml(path)
+        if "model" in content and "MODEL" not in content:
+            raise ConfigError(
+                f"{config_file} is the saved form of a lazy config, which could name any code to run: give "
+                "the .py config that the run was started with"
+            )
+
+
+def _yaml_input(cfg: CfgNode) -> tuple[str, int, int]:
+    return cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+
+
+def _lazy_input(cfg: DictConfig) -> tuple[str, int, int]:
+    mapper = OmegaConf.select(cfg, "dataloader.test.mapper")
+    scale = None
+    for node in (mapper or {}).get("augmentations", ()):
+        scale = instantiate(node)
+        if isinstance(scale, transforms.ResizeShortestEdge):
+            break
+    if not isinstance(scale, transforms.ResizeShortestEdge):
+        raise ConfigError(
+            "dataloader.test.mapper.augmentations has no ResizeShortestEdge: the size of test pictures is "
+            "unknown"
+        )
+    known: Any = scale
+    return mapper.get("image_format", "BGR"), int(known.short_edge_length[0]), int(known.max_size)
+
+
+def _test_datasets(cfg: Any) -> tuple[str, ...]:
+    from longtail_det2.engine.defaults import lazy_dataset_names
+
+    return tuple(cfg.DATASETS.TEST if isinstance(cfg, CfgNode) else lazy_dataset_names(cfg)[1])
