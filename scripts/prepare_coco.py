@@ -24,7 +24,8 @@ examples:
       DATASETS.TRAIN my_train DATASETS.TEST my_val
 
 Several labels: `"category_ids": [3, 17]` in an annotation, or annotations of one image with equal boxes.
-A hierarchy names categories by name or id; those without parents need no entry:
+A hierarchy names categories by name or id; those without parents need no entry. Here "animal" becomes a class
+that all cats and dogs bear, whether it is a category or not:
   {"cat": ["animal"],
    "dog": ["animal"]}
 """
@@ -49,7 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--on-missing-image", choices=policy, default="error", help="absent or unreadable images")
     add("--on-size-mismatch", choices=policy, default="error", help="files of another size than annotated")
     add("--on-unknown-category", choices=policy, default="error", help="labels of no listed category")
-    add("--unlisted", choices=("error", "contract"), default="error", help="hierarchy labels of no category")
+    add(
+        "--unlisted",
+        choices=("add", "contract", "error"),
+        default="add",
+        help="hierarchy labels that are no categories: make classes of those above a category (the default), "
+        "leave all of them out, or refuse them",
+    )
     add("--missing", choices=("error", "root"), default="error", help="categories that a tree does not have")
     add = parser.add_argument
     add(

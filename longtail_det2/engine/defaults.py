@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA
 from longtail_det2.data.datasets.builtin import get_hierarchy, get_metadata, register_all, register_store
+from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
 
@@ -118,9 +119,10 @@ def _parse_store(entry: str) -> tuple[str, str]:
     name, equals, path = (part.strip() for part in entry.partition("="))
     if not (name and equals and path):
         raise ConfigError(
-            f"DATASETS.STORES: {entry!r} is not of the form name=folder, for example my_train=stores/train"
+            f"DATASETS.STORES: {entry!r} is not of the form name=folder, for example my_train=stores/train; "
+            "or name=FILE.json:IMAGES for COCO-form annotations"
         )
-    return name, os.path.abspath(path)
+    return name, path if CocoEntry.parse(path) else os.path.abspath(path)
 
 
 def _forget_store(name: str) -> tuple[str, str | None] | None:

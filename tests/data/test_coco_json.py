@@ -89,7 +89,7 @@ def test_hierarchy_by_id_tree_and_contraction(prepare):
     with pytest.raises(HierarchyError, match=r"hierarchy\.json: 1 of 3 classes are not in the tree.*'30'"):
         prepare(hierarchy=tree, unlisted="contract")
     with pytest.raises(HierarchyError, match=r"1 labels are not in the class list.*pet"):
-        prepare(hierarchy=tree, missing="root")
+        prepare(hierarchy=tree, missing="root", unlisted="error")
     store = prepare(hierarchy=tree, unlisted="contract", missing="root")
     assert store.hierarchy.to_parents() == {"7": ["5"]}
     assert not prepare().has_hierarchy

@@ -7,18 +7,22 @@ built-in names. The train scripts do both from the config (`DATASETS.STORES`, `D
 from __future__ import annotations
 
 import difflib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.datasets.dataset import MultiLabelDataset, check_same_classes
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.utils.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 _PREPARE_OPEN_IMAGES = (
     "python scripts/prepare_openimages.py --boxes BOXES.csv --image-labels IMAGELABELS.csv "
@@ -50,13 +54,13 @@ def register_store(
 
     `DatasetCatalog.get(name)` then gives a `MultiLabelDataset`; `MetadataCatalog.get(name)` has
     `thing_classes` (names), `class_ids`, `hierarchy`, `store_path`, `image_root` and `evaluator_type`
-    "openimages". A store that
-    does not exist yet may be registered: its classes are added when it is first loaded. Registering the same
-    again does nothing.
+    "openimages". A store that does not exist yet may be registered: its classes are added when it is first
+    loaded. Registering the same again does nothing.
 
     Args:
         name: data set name.
-        path: directory of the store.
+        path: directory of the store; or a COCO-form file, as "FILE.json", "FILE.json:IMAGES" or
+            "FILE.json:IMAGES:HIERARCHY.json", whose store is made beside it on first use.
         image_root: folder that holds the images, instead of the one that the store names.
         command: what makes the store, for the message when it is absent.
 
@@ -64,21 +68,58 @@ def register_store(
         ConfigError: the name already stands for something else.
         DataError: the store exists but cannot be used.
     """
+    entry = CocoEntry.parse(os.fspath(path))
+    if entry is not None:
+        register_coco(name, entry.json_file, image_root or entry.image_root, entry.hierarchy)
+        return
     path = os.path.abspath(path)
     root = None if image_root is None else os.path.abspath(image_root)
-    metadata = MetadataCatalog.get(name)
-    if name in DatasetCatalog.list():
-        known = (metadata.get("store_path"), metadata.get("image_root"))
-        if known != (path, root):
-            raise ConfigError(
-                f"data set name {name!r} is taken by {known[0] or 'another data set'}; choose another "
-                f"name for {path}"
-            )
-    else:
-        DatasetCatalog.register(name, partial(_load, name, path, root, command))
-        metadata.set(store_path=path, image_root=root, evaluator_type="openimages")
+    _register(name, path, root, partial(_load, name, path, root, command))
     if os.path.isdir(path):
         _describe(name, AnnotationStore.open(path))
+
+
+def register_coco(
+    name: str,
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    hierarchy: str | os.PathLike[str] | None = None,
+) -> None:
+    """Registers a COCO-form JSON file as a Detectron2 data set, without a step before.
+
+    Its annotation store is made when the data set is first loaded, in a folder `.longtail_det2` beside the
+    file, and made again when the file or the hierarchy has changed. For other rules than the strict ones, and
+    where the folder cannot be written, make the store with `prepare_coco` and use `register_store`.
+
+    Args:
+        name: data set name.
+        json_file: annotations; several labels a box are allowed, see `prepare_coco`.
+        image_root: folder that the file names are relative to.
+        hierarchy: `{"child": ["parent", ...]}` or an Open Images tree.
+
+    Raises:
+        ConfigError: the name already stands for something else.
+    """
+    entry = CocoEntry(
+        os.path.abspath(json_file),
+        os.path.abspath(image_root),
+        None if hierarchy is None else os.path.abspath(hierarchy),
+    )
+    _register(name, str(entry.store_path), entry.image_root, partial(_load_coco, name, entry))
+
+
+def _register(name: str, path: str, root: str | None, load: Callable[[], MultiLabelDataset]) -> None:
+    metadata = MetadataCatalog.get(name)
+    if name not in DatasetCatalog.list():
+        DatasetCatalog.register(name, load)
+        metadata.set(store_path=path, image_root=root, evaluator_type="openimages")
+        return
+    known = (metadata.get("store_path"), metadata.get("image_root"))
+    if known != (path, root):
+        raise ConfigError(
+            f"data set name {name!r} is taken by {known[0] or 'another data set'}; choose another "
+            f"name for {path}"
+        )
 
 
 def register_all(root: str | os.PathLike[str] | None = None) -> None:
@@ -142,8 +183,7 @@ def check_registered(name: str) -> None:
         guess = f" (do you mean {close[0]!r}?)" if close else ""
         raise DataError(
             f"unknown data set {name!r}{guess}; registered annotation stores: {', '.join(stores) or 'none'}. "
-            "Own data: "
-            "DATASETS.STORES \"('name=store directory',)\" or register_store(name, directory)"
+            "Own data: DATASETS.STORES name=STORE or name=FILE.json:IMAGES, or register_store(name, STORE)"
         )
 
 
@@ -157,6 +197,21 @@ def _load(name: str, path: str, image_root: str | None, command: str) -> MultiLa
         how = command or "one of the scripts/prepare_*.py"
         raise DataError(f"data set {name!r}: there is no annotation store at {path}; make it with: {how}")
     dataset = MultiLabelDataset(path, image_root)
+    changed = [str(one) for one in dataset.store.changed_sources()]
+    if changed:
+        logger.warning(
+            "data set %r: %s changed after the annotation store %s was made of it; what is used is the store: "
+            "prepare it again, or ignore this if the change does not matter",
+            name,
+            " and ".join(changed),
+            path,
+        )
+    _describe(name, dataset.store)
+    return dataset
+
+
+def _load_coco(name: str, entry: CocoEntry) -> MultiLabelDataset:
+    dataset = MultiLabelDataset(entry.open_store(), entry.image_root)
     _describe(name, dataset.store)
     return dataset
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from longtail_det2.data.datasets.coco_findings import CocoFindings
+from longtail_det2.data.datasets.coco_hierarchy import Unlisted, read_coco_hierarchy
 from longtail_det2.data.datasets.coco_json import CocoFile, CocoImages, CocoRows, Policy, check_boxes
-from longtail_det2.data.datasets.coco_report import CocoReport, make_report
+from longtail_det2.data.datasets.coco_report import CocoReport, make_report, quote_some
 from longtail_det2.data.datasets.openimages_objects import Objects, group_rows, merge_near, specificity_rank
-from longtail_det2.data.hierarchy import HierarchyError, LabelHierarchy
-from longtail_det2.data.hierarchy_io import ParsedHierarchy, read_parents
+from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.image_sizes import MAX_PIXELS, read_image_sizes
 from longtail_det2.data.sources import describe_file
 from longtail_det2.data.store import AnnotationStore, write_store
@@ -36,8 +36,9 @@ class CocoOptions:
         on_missing_image: images that are absent or unreadable.
         on_size_mismatch: images that have another size than the file says.
         on_unknown_category: labels whose category id is not among the categories.
-        unlisted: labels of the hierarchy that are no categories: "error", or "contract" to leave them out and
-            hang their children below the nearest categories above.
+        unlisted: labels of the hierarchy that are no categories: "add" makes a class of each that is above a
+            category, which every object of the categories below then bears too; "contract" leaves them out
+            and hangs their children below the nearest categories above; or "error".
         missing: categories that a tree does not contain: "error", or "root" to give them no parents.
         max_pixels: larger images count as unreadable.
         workers: processes that read image headers (more than one needs a `__main__` guard in the caller).
@@ -51,7 +52,7 @@ class CocoOptions:
     on_missing_image: Policy = "error"
     on_size_mismatch: Policy = "error"
     on_unknown_category: Policy = "error"
-    unlisted: Literal["error", "contract"] = "error"
+    unlisted: Unlisted = "add"
     missing: Literal["error", "root"] = "error"
     max_pixels: int = MAX_PIXELS
     workers: int = 1
@@ -108,7 +109,7 @@ def prepare_coco(
             headers and compared. None: the file must say the sizes, and nothing is compared.
         output: directory of the store; a store that is there is replaced.
         hierarchy: JSON file, an Open Images tree or `{"child": ["parent", ...]}`, that names the categories
-            by their ids or by their names.
+            by their ids or by their names. Parents that are no categories become classes (`unlisted`).
         report: called once, before anything is written, with what was found; see `CocoReport.text`.
         **options: see `CocoOptions`.
 
@@ -164,7 +165,11 @@ def _read(
     tree = None
     if hierarchy is not None:
         names = source.class_ids, source.class_names
-        tree = read_hierarchy(Path(hierarchy), *names, settings.unlisted, settings.missing)
+        tree, added = read_coco_hierarchy(Path(hierarchy), *names, settings.unlisted, settings.missing)
+        source.class_ids += added
+        source.class_names += added
+        if added:
+            findings.add("added_class", quote_some(added), count=len(added))
     images = source.read_images()
     rows = source.read_rows()
     num_rows = len(rows.image)
@@ -207,39 +212,6 @@ def _make_columns(images: CocoImages, present: np.ndarray, objects: Objects) -> 
         "image_label": np.array([label for one in labels for label in one], dtype=np.int32),
         "image_label_positive": np.array([yes for one in labels for yes in one.values()], dtype=np.uint8),
     }
-
-
-def read_hierarchy(
-    path: Path,
-    class_ids: Sequence[str],
-    class_names: Sequence[str],
-    unlisted: Literal["error", "contract"],
-    missing: Literal["error", "root"],
-) -> LabelHierarchy:
-    """A hierarchy file that names the classes by their ids or by their names.
-
-    It is read by names if more of its labels are names than ids.
-
-    Raises:
-        HierarchyError: the file does not fit the classes, or names that it uses are not distinct.
-    """
-    parsed = read_parents(path)
-    labels = set(parsed.parents)
-    if len(labels & set(class_names)) > len(labels & set(class_ids)):
-        twice = {name for place, name in enumerate(class_names) if name in class_names[:place]}
-        if labels & twice:
-            raise HierarchyError(
-                f"{path}: several categories are called {min(labels & twice)!r}; use category ids instead"
-            )
-        ids = dict(zip(class_names, class_ids, strict=True))
-        # A label that is no name must not be taken for the id that it may happen to equal.
-        taken = {label: f"{label} (no category)" for label in labels - set(ids)}
-        ids = {**ids, **taken}
-        parsed = ParsedHierarchy(
-            {ids[label]: [ids[parent] for parent in above] for label, above in parsed.parents.items()},
-            root=None if parsed.root is None else ids[parsed.root],
-        )
-    return LabelHierarchy.from_parsed(parsed, class_ids, unlisted, missing, str(path))
 
 
 def _check_images(

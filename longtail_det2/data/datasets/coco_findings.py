@@ -74,6 +74,11 @@ KINDS = {
     "same_name": Kind(
         "categories with the name of another category", "is the list of categories right?", is_error=False
     ),
+    "added_class": Kind(
+        "classes that only the hierarchy names",
+        "objects of the categories below them bear them too; misspelt parents show here",
+        is_error=False,
+    ),
     "no_folder": Kind(
         "image folder is missing", "the store will do for statistics, not for training", is_error=False
     ),

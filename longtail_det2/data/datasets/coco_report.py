@@ -61,7 +61,10 @@ def make_report(
     image_of_label = np.repeat(objects.image, per_object).astype(np.int64)
     pairs = np.unique(image_of_label * max(len(class_names), 1) + objects.label)
     images_of = np.bincount(pairs % max(len(class_names), 1), minlength=len(class_names))
-    _note_unused(findings, images_of, class_names, per_image, image_ids)
+    unused = images_of == 0
+    if tree is not None:
+        unused &= ~np.any(tree.descendants[:, ~unused], axis=1)
+    _note_unused(findings, unused, class_names, per_image, image_ids)
     left_out = num_rows - len(objects.label) - objects.num_duplicates
     summary = {
         "images": len(image_ids),
@@ -74,7 +77,7 @@ def make_report(
         "repeated_labels": objects.num_duplicates,
         "labels_merged_into_objects": objects.num_merged,
         "objects_merged_by_iou": objects.num_merged_near,
-        "classes_without_objects": int(np.count_nonzero(images_of == 0)),
+        "classes_without_objects": int(np.count_nonzero(unused)),
     }
     several = summary["objects_with_several_labels"]
     used = images_of[images_of > 0]
@@ -90,7 +93,7 @@ def make_report(
 
 def _note_unused(
     findings: CocoFindings,
-    images_of: np.ndarray,
+    unused: np.ndarray,
     class_names: Sequence[str],
     per_image: np.ndarray,
     image_ids: Sequence[str],
@@ -99,14 +102,17 @@ def _note_unused(
     for index, name in enumerate(class_names):
         if seen.setdefault(name, index) != index:
             findings.add("same_name", f"categories number {seen[name]} and {index} are both called {name!r}")
-    unused = np.flatnonzero(images_of == 0).tolist()
-    if unused:
-        names = ", ".join(repr(class_names[index]) for index in unused[:_NAMES])
-        findings.add("unused_class", names + (", ..." if len(unused) > _NAMES else ""), count=len(unused))
-    empty = [int(index) for index in np.flatnonzero(per_image == 0)]
+    classes = [class_names[int(index)] for index in np.flatnonzero(unused)]
+    if classes:
+        findings.add("unused_class", quote_some(classes), count=len(classes))
+    empty = [image_ids[int(index)] for index in np.flatnonzero(per_image == 0)]
     if empty:
-        names = ", ".join(image_ids[index] for index in empty[:_NAMES])
-        findings.add("empty_image", names + (", ..." if len(empty) > _NAMES else ""), count=len(empty))
+        findings.add("empty_image", quote_some(empty), count=len(empty))
+
+
+def quote_some(names: Sequence[str]) -> str:
+    """The first names, quoted, with three dots for the others."""
+    return ", ".join(map(repr, names[:_NAMES])) + (", ..." if len(names) > _NAMES else "")
 
 
 def _spread(counts: np.ndarray) -> str:

@@ -1,0 +1,124 @@
+"""COCO-form JSON files named where a store is expected: the store is made beside them on first use."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from iopath.common.file_io import file_lock
+
+from longtail_det2.data.datasets.coco import CocoOptions, prepare_coco
+from longtail_det2.data.datasets.coco_report import CocoReport
+from longtail_det2.data.sources import is_same_file
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.utils.errors import ConfigError, DataError
+
+CACHE_FOLDER = ".longtail_det2"
+"""Name of the folder beside a JSON file that holds its stores."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CocoEntry:
+    """A JSON file with its image folder, as it may stand in DATASETS.STORES.
+
+    Attributes:
+        json_file: annotations, an absolute path.
+        image_root: folder of the images; that of the JSON file unless it is given.
+        hierarchy: hierarchy file, or None.
+    """
+
+    json_file: str
+    image_root: str
+    hierarchy: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> CocoEntry | None:
+        """Reads "FILE.json", "FILE.json:IMAGES" or "FILE.json:IMAGES:HIERARCHY.json".
+
+        Returns:
+            None for anything that does not begin with a JSON file: the folder of a store.
+
+        Raises:
+            ConfigError: more parts than three.
+        """
+        parts = text.split(":")
+        if not parts[0].lower().endswith(".json"):
+            return None
+        if len(parts) > 3:
+            raise ConfigError(f"{text!r}: expected FILE.json:IMAGES:HIERARCHY.json at most")
+        json_file, image_root, hierarchy = (os.path.abspath(one) if one else "" for one in (*parts, "", "")[:3])
+        return cls(json_file, image_root or os.path.dirname(json_file), hierarchy or None)
+
+    def __str__(self) -> str:
+        return ":".join(part for part in (self.json_file, self.image_root, self.hierarchy) if part)
+
+    @property
+    def store_path(self) -> Path:
+        """Where its store is kept: one for each image folder and hierarchy."""
+        key = hashlib.sha256(f"{self.image_root}\n{self.hierarchy}".encode()).hexdigest()[:8]
+        json_file = Path(self.json_file)
+        return json_file.parent / CACHE_FOLDER / f"{json_file.stem}-{key}"
+
+    def open_store(self) -> AnnotationStore:
+        """The store; it is made, or made again, where it is absent or the files have changed.
+
+        Several processes may come here at once: one of them works, the others wait.
+
+        Raises:
+            DataError: anything wrong with the files, see `prepare_coco`, or the folder cannot be written.
+        """
+        store = self._up_to_date()
+        if store is not None:
+            return store
+        path = self.store_path
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with file_lock(str(path)):
+                return self._up_to_date() or self._prepare()
+        except OSError as error:
+            raise DataError(
+                f"{self.json_file}: its store cannot be made in {path.parent} ({error.strerror or error}); "
+                f"make it elsewhere and name its folder instead: {self._command('STORE')}"
+            ) from None
+
+    def _prepare(self) -> AnnotationStore:
+        logger.info("Making the annotation store of %s, once", self.json_file)
+        try:
+            return prepare_coco(
+                self.json_file, self.image_root, self.store_path, self.hierarchy, report=_log_report
+            )
+        except DataError as error:
+            raise DataError(f"{error}. All of it: {self._command('')}") from None
+
+    def _command(self, output: str) -> str:
+        words = ["python scripts/prepare_coco.py --json", self.json_file, "--images", self.image_root]
+        words += ["--hierarchy", self.hierarchy] if self.hierarchy else []
+        return " ".join([*words, f"--output {output}" if output else "--check"])
+
+    def _up_to_date(self) -> AnnotationStore | None:
+        try:
+            store = AnnotationStore.open(self.store_path, self.image_root)
+        except DataError:
+            return None
+        if store.header.get("options") != CocoOptions().for_header():
+            return None
+        files = {"coco": self.json_file, "hierarchy": self.hierarchy}
+        known = {source.get("role"): source for source in store.header.get("sources", ())}
+        for role, file in files.items():
+            if (role in known) != (file is not None):
+                return None
+            if file is not None and not is_same_file(known[role], file):
+                return None
+        return store
+
+
+def _log_report(report: CocoReport) -> None:
+    # The train scripts read the data before they set logging up: only warnings are seen then.
+    level = logging.WARNING if report.findings.found else logging.INFO
+    if not report.findings.errors:
+        logger.log(level, "%s", report.text())
