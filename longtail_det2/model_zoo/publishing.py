@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from longtail_det2 import __version__
 from longtail_det2.utils.errors import ConfigError
 
+from .new_folder import check_vacant, folder_that_appears
 from .run_facts import RunFacts, config_without_paths, read_run
 from .weights import FORMATS, HASH_DIGITS, Weights, read_weights, sha256_of, write_weights
 from .zoo_index import INDEX_NAME, Checkpoint, index_document, index_key, read_index
@@ -77,12 +76,11 @@ def publish(
         )
     target = Path(output) if output else Path(zoo) / index_key(name)
     index = _writable_index(Path(zoo), name) if zoo else {}
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists already: nothing is overwritten, choose another folder")
+    check_vacant(target)
     results = facts.results_at(weights.iteration)
     about = {"longtail_det2": __version__, **({"config": name} if name else {})}
     weights = replace(weights, class_ids=ids, about=about)
-    with _folder_that_appears(target) as folder:
+    with folder_that_appears(target) as folder:
         file, sha256 = _write_hashed(folder, checkpoint.stem, file_format, weights)
         document = _metrics_document(weights, facts, file, sha256, results, name)
         _write(folder / "config.yaml", config_without_paths(facts.config))
@@ -210,18 +208,6 @@ def _writable_index(zoo: Path, name: str) -> dict[str, Checkpoint]:
     if index_key(name) in index:
         raise ConfigError(f"{path} has weights for {name} already: nothing is overwritten")
     return index
-
-
-@contextmanager
-def _folder_that_appears(target: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when it is complete, and vanishes if it never is."""
-    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace_file(path: Path, text: str) -> None:

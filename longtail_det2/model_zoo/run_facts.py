@@ -86,7 +86,7 @@ def read_run(folder: str | Path, class_ids: Sequence[str], config_file: str | Pa
         raise ConfigError(
             f"{path} does not exist: a run has its config.yaml in its folder; name another with --config-file"
         )
-    config = _read_plain_yaml(path)
+    config = read_plain_yaml(path)
     lazy = "MODEL" not in config
     seed = _at(config, "train.seed" if lazy else "SEED")
     return RunFacts(
@@ -97,7 +97,7 @@ def read_run(folder: str | Path, class_ids: Sequence[str], config_file: str | Pa
         batch_size=_at(config, "dataloader.train.total_batch_size" if lazy else "SOLVER.IMS_PER_BATCH"),
         train=_names(_at(config, "dataloader.train.dataset.names" if lazy else "DATASETS.TRAIN")),
         test=_names(_at(config, "dataloader.test.dataset.names" if lazy else "DATASETS.TEST")),
-        class_names=_class_names(folder, class_ids),
+        class_names=class_names_beside(folder, class_ids),
         _log=list(_log_lines(folder / "metrics.json")),
     )
 
@@ -138,7 +138,12 @@ _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", _plain)
 _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
 
 
-def _read_plain_yaml(path: Path) -> dict[str, Any]:
+def read_plain_yaml(path: Path) -> dict[str, Any]:
+    """A config file as plain data: Python objects that it names stay names.
+
+    Raises:
+        ConfigError: it cannot be read, or is no mapping.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -160,15 +165,26 @@ def _config_name(folder: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_absolute() and root in path.parents else ""
 
 
-def _class_names(folder: Path, class_ids: Sequence[str]) -> tuple[str, ...]:
-    for path in sorted(folder.glob("inference/*/metrics.json")):
+def class_names_beside(folder: Path, class_ids: Sequence[str]) -> tuple[str, ...]:
+    """Display names of classes, from a published checkpoint's classes.json or a run's evaluations.
+
+    Args:
+        folder: of the checkpoint.
+        class_ids: names of other classes are not taken.
+
+    Returns:
+        In index order; () if nothing there names these classes.
+    """
+    for path in [folder / "classes.json", *sorted(folder.glob("inference/*/metrics.json"))]:
         try:
-            classes = json.loads(path.read_text(encoding="utf-8"))["classes"]
-            ids, names = [one["id"] for one in classes], tuple(str(one["name"]) for one in classes)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # of another evaluator, or half a file: its names are a convenience only
-        if ids == list(class_ids):
-            return names
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if "classes" in content:
+                content = {key + "s": [one[key] for one in content["classes"]] for key in ("id", "name")}
+            ids, names = content["ids"], content.get("names") or ()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # absent, of another evaluator, or half a file: names are a convenience only
+        if ids == list(class_ids) and len(names) == len(ids):
+            return tuple(map(str, names))
     return ()
 
 
