@@ -4,13 +4,18 @@
 import argparse
 import logging
 import sys
+import warnings
 from pathlib import Path
 
-from longtail_det2.export.compare import TOLERANCE
-from longtail_det2.export.exporting import export_detector
-from longtail_det2.export.graph import MODEL_FILES
-from longtail_det2.export.source import load_detector
-from longtail_det2.utils.errors import ConfigError, DataError
+# PyTorch warns of what Detectron2 uses, which the user cannot change.
+warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="torch.meshgrid")
+
+from longtail_det2.export.compare import TOLERANCE  # noqa: E402
+from longtail_det2.export.exporting import export_detector  # noqa: E402
+from longtail_det2.export.graph import MODEL_FILES  # noqa: E402
+from longtail_det2.export.source import load_detector  # noqa: E402
+from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 
 EPILOG = """\
 examples:

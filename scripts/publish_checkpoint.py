@@ -3,11 +3,16 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
-from longtail_det2.model_zoo.publishing import publish, summary_lines
-from longtail_det2.model_zoo.weights import FORMATS
-from longtail_det2.utils.errors import ConfigError
+# PyTorch warns of what Detectron2 uses, which the user cannot change.
+warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="torch.meshgrid")
+
+from longtail_det2.model_zoo.publishing import publish, summary_lines  # noqa: E402
+from longtail_det2.model_zoo.weights import FORMATS  # noqa: E402
+from longtail_det2.utils.errors import ConfigError  # noqa: E402
 
 EPILOG = """\
 examples:
