@@ -18,9 +18,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Instances
-from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
+from longtail_det2.modeling.events import event_storage
 from longtail_det2.modeling.losses import ClassificationLoss, build_classification_loss
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
@@ -146,7 +146,7 @@ class MultiLabelFastRCNNOutputLayers(FastRCNNOutputLayers):
     @torch.no_grad()
     def _log_accuracy(self, logits: Tensor, targets: MultiLabelTargets) -> None:
         """Every so often: the share of foreground regions whose best-scored class is one of their labels."""
-        storage = _event_storage()
+        storage = event_storage()
         if storage is None or (storage.iter + 1) % LOG_PERIOD or len(targets) == 0:
             return
         best = self.classification_loss.activation(logits)[:, :-1].argmax(dim=1, keepdim=True)
@@ -155,14 +155,6 @@ class MultiLabelFastRCNNOutputLayers(FastRCNNOutputLayers):
         counts = torch.stack([(hit & foreground).sum(), foreground.sum()]).tolist()
         if counts[1]:
             storage.put_scalar("fast_rcnn/fg_cls_accuracy", counts[0] / counts[1])
-
-
-def _event_storage() -> EventStorage | None:
-    """Where a trainer collects its scalars; None outside a trainer."""
-    try:
-        return get_event_storage()
-    except AssertionError:
-        return None
 
 
 def _boxes_of(proposals: list[Instances], device: torch.device) -> tuple[Tensor, Tensor]:

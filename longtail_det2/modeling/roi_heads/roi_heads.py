@@ -27,21 +27,8 @@ class MultiLabelROIHeads(StandardROIHeads):
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         # Not by way of Detectron2's method: that would make a second predictor, which costs random numbers,
         # and the same seed would give other weights than in a lazy config.
-        keys = cfg.MODEL.ROI_BOX_HEAD
-        features = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-        channels = {input_shape[name].channels for name in features}
-        if len(channels) != 1:
-            raise ConfigError(
-                f"MODEL.ROI_HEADS.IN_FEATURES {features} must have equal channels, got {channels}"
-            )
-        pooler = ROIPooler(
-            output_size=keys.POOLER_RESOLUTION,
-            scales=tuple(1.0 / (input_shape[name].stride or 1) for name in features),
-            sampling_ratio=keys.POOLER_SAMPLING_RATIO,
-            pooler_type=keys.POOLER_TYPE,
-        )
-        size = keys.POOLER_RESOLUTION
-        box_head = build_box_head(cfg, ShapeSpec(channels=channels.pop(), height=size, width=size))
+        features, pooler, pooled_shape = build_box_pooler(cfg, input_shape)
+        box_head = build_box_head(cfg, pooled_shape)
         predictor = MultiLabelFastRCNNOutputLayers(
             cfg,
             box_head.output_shape,  # pyright: ignore[reportCallIssue]
@@ -52,3 +39,33 @@ class MultiLabelROIHeads(StandardROIHeads):
             "box_head": box_head,
             "box_predictor": predictor,
         }
+
+
+def build_box_pooler(
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+) -> tuple[list[str], ROIPooler, ShapeSpec]:
+    """What cuts the regions out of the features.
+
+    Args:
+        cfg: ``MODEL.ROI_HEADS.IN_FEATURES`` and ``MODEL.ROI_BOX_HEAD.POOLER_*`` are read.
+        input_shape: of the backbone's levels.
+
+    Returns:
+        Names of the levels, the pooler, and the shape of what it gives for one region.
+
+    Raises:
+        ConfigError: the levels have different numbers of channels.
+    """
+    keys = cfg.MODEL.ROI_BOX_HEAD
+    features = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    channels = {input_shape[name].channels for name in features}
+    if len(channels) != 1:
+        raise ConfigError(f"MODEL.ROI_HEADS.IN_FEATURES {features} must have equal channels, got {channels}")
+    pooler = ROIPooler(
+        output_size=keys.POOLER_RESOLUTION,
+        scales=tuple(1.0 / (input_shape[name].stride or 1) for name in features),
+        sampling_ratio=keys.POOLER_SAMPLING_RATIO,
+        pooler_type=keys.POOLER_TYPE,
+    )
+    size = keys.POOLER_RESOLUTION
+    return features, pooler, ShapeSpec(channels=channels.pop(), height=size, width=size)
