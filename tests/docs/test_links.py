@@ -16,15 +16,6 @@ _CODE = re.compile(r"`([^`\n]+)`")
 _FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
 _TOP = ("configs", "docs", "longtail_det2", "scripts", "tests", ".ci")
 _IN_PACKAGE = ("data", "engine", "evaluation", "export", "modeling", "structures", "visualization")
-    "checkpoint",
-    "data",
-    "engine",
-    "evaluation",
-    "export",
-    "modeling",
-    "structures",
-    "visualization",
-)
 
 
 def prose(document):
