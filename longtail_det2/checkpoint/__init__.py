@@ -1,5 +1,6 @@
-"""Checkpoints that know their classes and are never half-written."""
+"""Checkpoints that know their classes, are never half-written and never run code."""
 
 from .checkpointer import ClassAwareCheckpointer
+from .files import CheckpointError
 
-__all__ = ["ClassAwareCheckpointer"]
+__all__ = ["CheckpointError", "ClassAwareCheckpointer"]

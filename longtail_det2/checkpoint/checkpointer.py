@@ -1,18 +1,28 @@
-"""A checkpointer that refuses weights of other classes and writes files atomically."""
+"""A checkpointer that refuses weights of other classes, writes files atomically and survives damaged ones."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import nn
 
 from longtail_det2.model_zoo.weights import read_weights
 from longtail_det2.utils.errors import ConfigError
+
+from .files import (
+    LAST_CHECKPOINT,
+    CheckpointError,
+    read_checkpoint,
+    remove_partial_files,
+    replacing,
+    resume_candidates,
+)
 
 CLASS_IDS_KEY = "class_ids"
 """Where a checkpoint keeps the identifiers of the classes that its weights are for."""
@@ -28,11 +38,12 @@ _Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
 class ClassAwareCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with three differences.
+    """Detectron2's checkpointer with these differences.
 
     A checkpoint carries its class identifiers; weights whose shapes differ from the model's, or whose classes
-    do, are an error instead of a warning, unless those weights are reset on purpose; and a file appears under
-    its name only when it is complete.
+    do, are an error instead of a warning, unless those weights are reset on purpose; a file appears under its
+    name only when it is complete; training resumes from the newest checkpoint that can be read; and no file
+    can run code.
     """
 
     def __init__(
@@ -58,12 +69,14 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         self.class_ids = list(class_ids)
         self.reset_weights = tuple(reset_weights)
         self._resuming = False
+        self._path = ""
+        self._read: dict[str, Any] = {}
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``<name>.pth`` and points ``last_checkpoint`` at it.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written; an older file of that name stays whole.
+            CheckpointError: the disk is full or the folder cannot be written; older files stay whole.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -72,29 +85,76 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        with _replacing(path) as file:
+        with replacing(path) as file:
             torch.save(data, file)
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Makes a file of the folder the one that training resumes from."""
-        with _replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
+        with replacing(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
             file.write(last_filename_basename.encode())
 
+    def has_checkpoint(self) -> bool:
+        """Whether the folder holds something to resume from."""
+        return bool(self.save_dir) and bool(resume_candidates(self.save_dir))
+
+    def get_checkpoint_file(self) -> str:
+        """The first file to resume from; "" if there is none."""
+        return next(iter(resume_candidates(self.save_dir)), "")
+
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """The newest checkpoint of the folder if `resume` and there is one, else the weights at `path`."""
-        self._resuming = resume and self.has_checkpoint()
+        """The newest readable checkpoint of the folder if `resume`, else the weights at `path`.
+
+        A damaged checkpoint is named in a warning, and the one before it is taken. Without any, `path` is.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none can be read, or processes see different ones.
+            ConfigError: see :meth:`load`.
+        """
+        if self.save_dir and self.save_to_disk:
+            remove_partial_files(self.save_dir)
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        self._resuming = True
         try:
-            loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
-            return loaded
+            return self.load(self._read_newest())
         finally:
             self._resuming = False
+            self._read = {}
+
+    def _read_newest(self) -> str:
+        """The path of the newest readable checkpoint, its content kept for :meth:`load`."""
+        candidates = resume_candidates(self.save_dir)
+        chosen = ""
+        for candidate in candidates:
+            try:
+                self._read = {candidate: _checked(read_checkpoint(candidate), candidate)}
+            except CheckpointError as error:
+                self.logger.warning(
+                    "Cannot resume from the newest checkpoint, trying the one before: %s", error
+                )
+                continue
+            chosen = candidate
+            break
+        names = comm.all_gather(os.path.basename(chosen))
+        if len(set(names)) > 1:
+            raise CheckpointError(
+                f"the processes would resume from different checkpoints of {self.save_dir}: {names}. Each "
+                "machine needs the same files there"
+            )
+        if not chosen:
+            raise CheckpointError(
+                f"none of the checkpoints of {self.save_dir} can be read ({len(candidates)} tried, see the "
+                "warnings): remove them to start again, or leave --resume out"
+            )
+        return chosen
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Loads a checkpoint; see Detectron2.
 
         Raises:
-            ConfigError: the file does not exist, or its weights are of other classes or shapes.
+            ConfigError: the file does not exist, is damaged, holds more than weights, or its weights are of
+                other classes or shapes.
         """
         if path and "://" not in path and not os.path.isfile(path):
             raise ConfigError(f"MODEL.WEIGHTS: there is no checkpoint {path}")
@@ -103,10 +163,22 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         return extra
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename in self._read:
+            return self._read.pop(filename)
         if filename.endswith(".safetensors"):
             return read_weights(filename).as_checkpoint()
-        loaded: dict[str, Any] = super()._load_file(filename)
-        return loaded
+        data = read_checkpoint(filename)
+        if not isinstance(data, Mapping):
+            raise CheckpointError(f"{filename} holds {type(data).__name__}, not weights by name")
+        if filename.endswith(".pkl"):
+            return _from_pickle(data)
+        if filename.endswith(".pyth"):
+            model = data.get("model_state", {})
+            weights = {
+                name: value for name, value in model.items() if not name.endswith("num_batches_tracked")
+            }
+            return _checked({"model": weights, "__author__": "pycls", "matching_heuristics": True}, filename)
+        return _checked(data if "model" in data else {"model": data}, filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         reset = () if self._resuming else self.reset_weights
@@ -162,16 +234,21 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
                 )
 
 
-@contextmanager
-def _replacing(path: str) -> Iterator[IO[bytes]]:
-    """A file to write to that takes the place of `path` when it is complete, and vanishes if it never is."""
-    temporary = f"{path}.partial-{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+def _checked(data: Any, path: str) -> dict[str, Any]:
+    """The content of a file, if it is a checkpoint: weights by name under "model"."""
+    model = data.get("model") if isinstance(data, Mapping) else None
+    if not isinstance(model, Mapping) or not model:
+        raise CheckpointError(f"{path} holds no weights by name")
+    for name, value in model.items():
+        if not isinstance(value, (torch.Tensor, np.ndarray)):
+            raise CheckpointError(f"{path}: {name!r} is no tensor but {type(value).__name__}")
+    return dict(data)
+
+
+def _from_pickle(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Detectron2's model zoo, or the older one of Caffe2, whose names are then matched by heuristics."""
+    if "model" in data and "__author__" in data:
+        return dict(data)
+    blobs = data.get("blobs", data)
+    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}

@@ -13,6 +13,7 @@ from torch.multiprocessing import ProcessExitedException
 from longtail_det2.utils.errors import ConfigError, DataError
 
 from .launch import launch
+from .training_step import NonFiniteLossError
 
 USER_ERROR = 2
 """Exit code after an error that the user can mend."""
@@ -81,7 +82,7 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
 def _without_traceback(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     try:
         main(args)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, NonFiniteLossError) as error:
         sys.exit(_tell(error))
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 from collections.abc import Iterable
 from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.solver import LRMultiplier
+from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -18,9 +18,8 @@ from longtail_det2.utils.errors import ConfigError
 
 from .build import build_lazy_model
 from .defaults import class_ids_of, lazy_dataset_names, setup_lazy
-from .training import ResumableLoader, default_hooks, distribute, evaluate_model, make_training_step
-
-logger = logging.getLogger(__name__)
+from .training import default_hooks, distribute, evaluate_model, prepare_start
+from .training_step import ResumableLoader, make_training_step
 
 
 def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
@@ -56,9 +55,14 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     model = build_lazy_model(cfg)
     cfg.optimizer.model = model
     optimizer = instantiate(cfg.optimizer)
-    loader = ResumableLoader(lambda start: _train_loader(cfg, start))
+    seed = int(cfg.train.get("seed", -1))
+    loader = ResumableLoader(
+        lambda start, seed: _train_loader(cfg, start, seed),
+        cfg.dataloader.train.total_batch_size,
+        seed if seed >= 0 else comm.shared_random_seed(),
+    )
     wrapped = distribute(model, **cfg.train.ddp)
-    trainer = make_training_step(wrapped, loader, optimizer, cfg.train.amp.enabled)
+    trainer = make_training_step(wrapped, loader, optimizer, cfg.train.amp.enabled, cfg.train.output_dir)
     checkpointer = ClassAwareCheckpointer(
         model,
         cfg.train.output_dir,
@@ -89,20 +93,20 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    loader.start = start_iter * cfg.dataloader.train.total_batch_size
-    if start_iter:
-        logger.info("Continuing at iteration %d of %d", start_iter, cfg.train.max_iter)
+    prepare_start(checkpointer, loader, start_iter, resume=resume)
     trainer.train(start_iter, cfg.train.max_iter)
     return results
 
 
-def _train_loader(cfg: DictConfig, start: int) -> Iterable[Any]:
-    """``dataloader.train``, going on after `start` images."""
+def _train_loader(cfg: DictConfig, start: int, seed: int) -> Iterable[Any]:
+    """``dataloader.train``, going on after `start` images, with the run's seed unless it has its own."""
     loader = cfg.dataloader.train.copy()
-    if OmegaConf.is_dict(loader.get("sampler")):  # a sampler that the config describes has its own start
-        loader.sampler.start = start
-    else:
-        loader.start = start
+    described = OmegaConf.is_dict(loader.get("sampler"))  # such a sampler has its own start and seed
+    for part in (loader, loader.sampler) if described else (loader,):
+        own = part.get("seed")
+        if own is None or own < 0 or own == cfg.train.get("seed"):
+            part.seed = seed
+    (loader.sampler if described else loader).start = start
     built: Iterable[Any] = instantiate(loader)
     return built
 

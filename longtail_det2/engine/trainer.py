@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import weakref
 from collections import OrderedDict
@@ -27,9 +26,8 @@ from longtail_det2.utils.errors import ConfigError
 from .build import build_model
 from .defaults import class_ids_of, frequency_counts, setup
 from .solver import build_lr_scheduler, build_optimizer, optimizer_arguments
-from .training import ResumableLoader, default_hooks, distribute, evaluate_model, make_training_step
-
-logger = logging.getLogger(__name__)
+from .training import default_hooks, distribute, evaluate_model, prepare_start
+from .training_step import ResumableLoader, make_training_step
 
 
 class Trainer(DefaultTrainer):
@@ -52,9 +50,17 @@ class Trainer(DefaultTrainer):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        self._loader = ResumableLoader(lambda start: self.build_train_loader(cfg, start))
+        self._loader = ResumableLoader(
+            lambda start, seed: self.build_train_loader(_with_seed(cfg, seed), start),
+            cfg.SOLVER.IMS_PER_BATCH,
+            cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        )
         self._trainer = make_training_step(
-            distribute(model, broadcast_buffers=False), self._loader, optimizer, cfg.SOLVER.AMP.ENABLED
+            distribute(model, broadcast_buffers=False),
+            self._loader,
+            optimizer,
+            cfg.SOLVER.AMP.ENABLED,
+            cfg.OUTPUT_DIR,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = ClassAwareCheckpointer(
@@ -73,9 +79,7 @@ class Trainer(DefaultTrainer):
             ConfigError: the weights are of other classes or shapes.
         """
         super().resume_or_load(resume=resume)
-        self._loader.start = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
-        if self.start_iter:
-            logger.info("Continuing at iteration %d of %d", self.start_iter, self.max_iter)
+        prepare_start(self.checkpointer, self._loader, self.start_iter, resume=resume)
 
     def build_hooks(self) -> list[HookBase | None]:
         """See :func:`default_hooks`."""
@@ -192,6 +196,15 @@ class Trainer(DefaultTrainer):
             evaluator = evaluators[index] if evaluators is not None else cls.build_evaluator(cfg, name)
             results[name] = evaluate_model(model, cls.build_test_loader(cfg, name), evaluator, name)
         return results[cfg.DATASETS.TEST[0]] if len(results) == 1 else results
+
+
+def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    """The config with the seed of the run, which differs where SEED is -1 or a checkpoint knows better."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    cfg.freeze()
+    return cfg
 
 
 def main(args: argparse.Namespace) -> OrderedDict[str, Any]:

@@ -1,13 +1,13 @@
-"""What YAML and lazy training share: the loop, its hooks, its state, the evaluator."""
+"""What YAML and lazy training share: the distributed model, the hooks, the evaluator, where to resume."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
@@ -15,38 +15,13 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
+from .metrics_log import Evaluation, MetricsHistory, Writers, cut_metrics
+from .training_step import ResumableLoader
+
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20
 """Iterations between two lines of the log and of metrics.json."""
-
-
-class ResumableLoader:
-    """A loader that is built at the first batch, when it is known where training starts.
-
-    Attributes:
-        start: images drawn before, over all ranks; set it before the first batch.
-    """
-
-    def __init__(self, build: Callable[[int], Iterable[Any]]) -> None:
-        """Takes a function from `start` to a loader."""
-        self._build = build
-        self.start = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        """Batches without end. A generator: nothing is built before the first one is asked for."""
-        yield from self._build(self.start)
-
-
-def make_training_step(
-    model: nn.Module, loader: Iterable[Any], optimizer: Optimizer, mixed_precision: bool
-) -> SimpleTrainer:
-    """Detectron2's object for one training step, with automatic mixed precision where there is CUDA."""
-    if mixed_precision and not torch.cuda.is_available():
-        logger.warning("mixed precision is asked for, but there is no CUDA: training in float32")
-        mixed_precision = False
-    trainer: SimpleTrainer = (AMPTrainer if mixed_precision else SimpleTrainer)(model, loader, optimizer)
-    return trainer
 
 
 def distribute(model: nn.Module, **options: Any) -> nn.Module:
@@ -84,16 +59,36 @@ def default_hooks(
         log_period: in iterations.
         max_checkpoints: older ones are removed; None keeps all.
     """
-    result: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler(optimizer, scheduler)]
+    result: list[HookBase | None] = [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(optimizer, scheduler),
+        MetricsHistory(output_dir, log_period),
+    ]
     if comm.is_main_process():
         result.append(
             hooks.PeriodicCheckpointer(checkpointer, checkpoint_period, max_to_keep=max_checkpoints)
         )
-    result.append(hooks.EvalHook(eval_period, evaluate))
+    result.append(Evaluation(eval_period, evaluate))
     if comm.is_main_process():
         # Last, so that they also write what the evaluation found.
-        result.append(hooks.PeriodicWriter(default_writers(output_dir, max_iter), period=log_period))
+        result.append(Writers(default_writers(output_dir, max_iter), log_period, output_dir))
     return result
+
+
+def prepare_start(checkpointer: Any, loader: ResumableLoader, start_iter: int, *, resume: bool) -> None:
+    """Makes loader and logs go on at an iteration; the checkpoint is loaded.
+
+    Args:
+        checkpointer: of the run's folder.
+        loader: of the training data.
+        start_iter: iterations done before.
+        resume: the run continues; else its folder's metrics.json is appended to as it is.
+    """
+    loader.start_iter = start_iter
+    if start_iter:
+        logger.info("Continuing at iteration %d, with seed %d", start_iter, loader.seed)
+    if resume and comm.is_main_process():
+        cut_metrics(checkpointer.save_dir, start_iter)
 
 
 def evaluate_model(

@@ -1,11 +1,13 @@
 import json
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.training import ResumableLoader
+from longtail_det2.engine.training_step import ResumableLoader
 
 
 def losses(folder):
@@ -61,7 +63,7 @@ def test_training_is_a_function_of_the_seed(yaml_args, tmp_path, log_every_step)
 
 
 def test_resume_goes_on_with_everything(yaml_args, tmp_path, log_every_step):
-    """Weights, optimizer, schedule, iteration and images; random numbers of the model are not compared."""
+    """Weights, optimizer, schedule, iteration, images and the model's random numbers."""
     options = ("SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.BASE_LR", "0.001")
     trainer.main(yaml_args(*options, max_iter=4))
     run = tmp_path / "run"
@@ -86,7 +88,20 @@ def test_resume_goes_on_with_everything(yaml_args, tmp_path, log_every_step):
     assert seen == [4]  # two iterations of two images
     again = torch.load(run / "model_final.pth")
     assert again["trainer"]["iteration"] == whole["trainer"]["iteration"] == 3
-    assert again["trainer"]["hooks"] == whole["trainer"]["hooks"]
+    assert again["trainer"]["hooks"]["LRScheduler"] == whole["trainer"]["hooks"]["LRScheduler"]
+    assert_equal_state(again, whole)
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "total_loss" in line] == [0, 1, 2, 3]
+
+
+def assert_equal_state(one, two):
+    """Weights, momenta and raw losses of two checkpoints, bit for bit."""
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in two["model"])
+    states = [data["trainer"]["_trainer"]["optimizer"]["state"] for data in (one, two)]
+    for key, value in states[1].items():
+        assert all(torch.equal(states[0][key][name], value[name]) for name in value)
+    losses = [data["trainer"]["hooks"]["MetricsHistory"]["values"]["total_loss"] for data in (one, two)]
+    assert losses[0] == losses[1]
 
 
 def test_lazy_resume(lazy_args, tmp_path):
@@ -118,12 +133,23 @@ def test_class_aware_and_repeat_factor_samplers_train(yaml_args):
 def test_resumable_loader_builds_late():
     built = []
 
-    def build(start):
-        built.append(start)
-        return iter(range(start, start + 3))
+    def draw():
+        return torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002 - the global generator
 
-    loader = ResumableLoader(build)
+    def build(start, seed):
+        built.append((start, seed))
+        return iter([[{"image_id": number}] for number in range(start, start + 3)])
+
+    loader = ResumableLoader(build, batch_size=5, seed=7)
     batches = iter(loader)
-    loader.start = 5
+    loader.start_iter = 2
     assert not built
-    assert list(batches) == [5, 6, 7] and built == [5]
+    assert next(batches) == [{"image_id": 10}] and built == [(10, 7)] and loader.image_ids == ["10"]
+    drawn = draw()
+    next(batches)
+    assert draw() != drawn
+    again = ResumableLoader(build, batch_size=5, seed=7)
+    again.start_iter = 2
+    torch.rand(3)
+    next(iter(again))
+    assert draw() == drawn

@@ -1,0 +1,169 @@
+"""metrics.json over a killed and resumed run: each iteration once, as in an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import Any
+
+from detectron2.engine import hooks
+from detectron2.engine.train_loop import HookBase
+from detectron2.utils import comm
+
+from longtail_det2.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+WINDOW = 20
+"""Iterations whose median Detectron2's writers write."""
+
+_Lines = list[tuple[int, int]]
+
+
+def cut_metrics(output_dir: str, start_iter: int) -> None:
+    """Removes what metrics.json says about iterations that will be done again.
+
+    These are the lines from the first on that is not before `start_iter`, and a last line that a killed
+    process did not finish.
+
+    Args:
+        output_dir: folder of the run; a missing file is fine.
+        start_iter: iteration that training starts with.
+    """
+    path = os.path.join(output_dir, METRICS_FILE)
+    if not os.path.isfile(path):
+        return
+    keep = 0
+    with open(path, "rb+") as file:
+        for line in file:
+            iteration = _iteration(line)
+            if iteration is None or iteration >= start_iter:
+                break
+            keep += len(line)
+        file.truncate(keep)
+
+
+def last_logged_iteration(output_dir: str) -> int:
+    """The iteration of the last complete line of metrics.json; -1 without one."""
+    path = os.path.join(output_dir, METRICS_FILE)
+    if not os.path.isfile(path):
+        return -1
+    with open(path, "rb") as file:
+        found = [_iteration(line) for line in file]
+    return max((iteration for iteration in found if iteration is not None), default=-1)
+
+
+def _iteration(line: bytes) -> int | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return int(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class MetricsHistory(HookBase):
+    """Keeps in the checkpoint what metrics.json needs: the window of values that medians are taken of.
+
+    It also keeps the line of the checkpoint's own iteration, which is written after the checkpoint and so
+    would be missing where a run was killed in between.
+    """
+
+    def __init__(self, output_dir: str, log_period: int) -> None:
+        """Registered in all processes; it does something in the main one.
+
+        Args:
+            output_dir: folder of metrics.json.
+            log_period: iterations between its lines.
+        """
+        self._output_dir, self._period = output_dir, log_period
+        self._restored: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers: {"values": {name: [[value, iteration], ...]}, "smooth": {...}, "line": {...}}."""
+        storage = self.trainer.storage
+        values = {
+            name: [[*pair] for pair in kept.values()[-WINDOW:]] for name, kept in storage.histories().items()
+        }
+        iteration = self.trainer.iter
+        latest = storage.latest_with_smoothing_hint(WINDOW)
+        line = {name: float(value) for name, (value, at) in latest.items() if at == iteration}
+        return {
+            "values": values,
+            "smooth": dict(storage.smoothing_hints()),
+            "line": {**line, "iteration": iteration},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until training starts."""
+        self._restored = state_dict
+
+    def before_train(self) -> None:
+        """Puts the values back, where training goes on directly after the checkpoint."""
+        state, self._restored = self._restored, {}
+        if (
+            not state
+            or not comm.is_main_process()
+            or state["line"]["iteration"] + 1 != self.trainer.start_iter
+        ):
+            return
+        storage = self.trainer.storage
+        for name, values in state["values"].items():
+            for value, iteration in values:
+                storage.histories()[name].update(value, iteration)
+        storage.smoothing_hints().update(state["smooth"])
+        self._write_missing(state["line"])
+
+    def _write_missing(self, line: dict[str, Any]) -> None:
+        done = line["iteration"] + 1
+        due = done % self._period == 0 or done == self.trainer.max_iter
+        if due and last_logged_iteration(self._output_dir) < line["iteration"]:
+            with open(os.path.join(self._output_dir, METRICS_FILE), "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, sort_keys=True) + "\n")
+
+
+class Writers(hooks.PeriodicWriter):
+    """Detectron2's, with a clear error on a full disk, and none that hides another at the end."""
+
+    def __init__(self, writers: list[Any], period: int, output_dir: str) -> None:
+        """See Detectron2; `output_dir` is for the message."""
+        super().__init__(writers, period)
+        self._output_dir = output_dir
+
+    def after_step(self) -> None:
+        """Writes every `period` iterations.
+
+        Raises:
+            ConfigError: the files cannot be written.
+        """
+        try:
+            super().after_step()
+        except OSError as error:
+            raise ConfigError(self._message(error)) from error
+
+    def after_train(self) -> None:
+        """Writes the rest, also after an error, which is then on its way."""
+        try:
+            super().after_train()
+        except (OSError, ValueError) as error:
+            logger.error("%s", self._message(error))
+
+    def _message(self, error: Exception) -> str:
+        reason = getattr(error, "strerror", None) or error
+        return (
+            f"{self._output_dir}: metrics cannot be written: {reason}. Make room or permissions for the "
+            "folder and go on with --resume"
+        )
+
+
+class Evaluation(hooks.EvalHook):
+    """Detectron2's, which does not evaluate after an error in the last iteration."""
+
+    def after_train(self) -> None:
+        """Evaluates if training came to its end."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+        else:
+            del self._func

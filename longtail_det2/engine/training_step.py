@@ -1,0 +1,173 @@
+"""One training step: its images, random numbers and metrics, and what happens when a loss is not finite."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+logger = logging.getLogger(__name__)
+
+NONFINITE_FILE = "nonfinite_loss.json"
+"""File of a run's folder about the batch that stopped training."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became NaN or infinite; the message names the iteration, the loss and the images."""
+
+
+class ResumableLoader:
+    """Training batches from any iteration on, each with the random numbers that belong to its iteration.
+
+    Before a batch is handed out, Python's, NumPy's and PyTorch's global generators are seeded with (seed,
+    iteration, rank): what the model draws (which anchors and proposals to sample, dropout) does not depend on
+    what happened before, and a resumed run draws the same.
+
+    Attributes:
+        start_iter: iterations done before; set it before the first batch.
+        batch_size: images per iteration over all ranks.
+        seed: non-negative, the same on all ranks; a checkpoint keeps it.
+        image_ids: of the batch handed out last, on this rank.
+    """
+
+    def __init__(self, build: Callable[[int, int], Iterable[Any]], batch_size: int, seed: int) -> None:
+        """Takes a function from (images drawn before over all ranks, seed) to a loader."""
+        self._build = build
+        self.batch_size, self.seed = batch_size, seed
+        self.start_iter = 0
+        self.image_ids: list[str] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        """Batches without end. A generator: nothing is built before the first one is asked for."""
+        batches = self._build(self.start_iter * self.batch_size, self.seed)
+        for iteration, batch in enumerate(batches, self.start_iter):
+            self.image_ids = [_image_id(item) for item in batch]
+            seed_generators(self.seed, iteration, comm.get_rank())
+            yield batch
+
+
+def seed_generators(seed: int, iteration: int, rank: int) -> None:
+    """Seeds the global random number generators of this process for one iteration."""
+    # The spawn key keeps these numbers apart from those of samplers and augmentations.
+    words = np.random.SeedSequence((seed, iteration, rank), spawn_key=(2,)).generate_state(3).tolist()
+    random.seed(words[0])
+    np.random.seed(words[1])  # noqa: NPY002 - the generator that libraries use
+    torch.manual_seed(words[2])
+
+
+def make_training_step(
+    model: nn.Module,
+    loader: ResumableLoader,
+    optimizer: Optimizer,
+    mixed_precision: bool,
+    output_dir: str = "",
+) -> SimpleTrainer:
+    """Detectron2's object for one training step, with automatic mixed precision where there is CUDA.
+
+    Args:
+        model: see Detectron2.
+        loader: of the training data.
+        optimizer: of the model's parameters.
+        mixed_precision: ignored, with a line in the log, without CUDA.
+        output_dir: where a batch with a loss that is not finite is noted; "" for nowhere.
+    """
+    if mixed_precision and not torch.cuda.is_available():
+        logger.warning("mixed precision is asked for, but there is no CUDA: training in float32")
+        mixed_precision = False
+    kind = _MixedPrecisionStep if mixed_precision else _Step
+    step: SimpleTrainer = kind(model, loader, optimizer)
+    step.output_dir = output_dir
+    return step
+
+
+class _Step(SimpleTrainer):
+    """Detectron2's step with checked losses; its state also holds the seed of the run's random numbers."""
+
+    data_loader: ResumableLoader
+    output_dir = ""
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except NonFiniteLossError:
+            raise
+        except FloatingPointError as error:  # Detectron2's, of predictions, on this rank alone
+            self._stop({f"predictions ({error})": math.nan}, comm.get_rank(), self.data_loader.image_ids)
+
+    def _write_metrics(
+        self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
+    ) -> None:
+        """Averages the losses over the ranks, stores them, and stops all ranks where one is not finite."""
+        values = torch.stack([value.detach().double() for value in loss_dict.values()]).tolist()
+        own = dict(zip(loss_dict, values, strict=True))
+        per_rank: list[tuple[dict[str, float], float]] = comm.all_gather((own, data_time))
+        for rank, (losses, _) in enumerate(per_rank):
+            if not all(map(math.isfinite, losses.values())):
+                self._stop(losses, rank, comm.all_gather(self.data_loader.image_ids)[rank])
+        if not comm.is_main_process():
+            return
+        storage = get_event_storage()
+        storage.put_scalar("data_time", max(time for _, time in per_rank))
+        losses = {name: float(np.mean([found[name] for found, _ in per_rank])) for name in own}
+        storage.put_scalar(f"{prefix}total_loss", sum(losses.values()))
+        if len(losses) > 1:
+            storage.put_scalars(**losses)
+
+    def _stop(self, losses: Mapping[str, float], rank: int, image_ids: Sequence[str]) -> None:
+        iteration = get_event_storage().iter
+        wrong = [name for name, value in losses.items() if not math.isfinite(value)]
+        path = os.path.join(self.output_dir, NONFINITE_FILE) if self.output_dir else ""
+        if path and comm.get_rank() == rank:
+            _note(
+                path, {"iteration": iteration, "rank": rank, "losses": losses, "image_ids": list(image_ids)}
+            )
+        first = ", ".join(f"{name} = {losses[name]}" for name in wrong)
+        raise NonFiniteLossError(
+            f"training stopped in iteration {iteration}: {first} in the batch of the images "
+            f"{', '.join(image_ids)} (process {rank}{f', noted in {path}' if path else ''}). Look at these "
+            "images and their boxes (scripts/visualize_data.py); if they are good, lower SOLVER.BASE_LR or "
+            "clip gradients (SOLVER.CLIP_GRADIENTS), and go on from the last checkpoint with --resume"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seed": self.data_loader.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.data_loader.seed = int(state_dict.get("seed", self.data_loader.seed))
+
+
+class _MixedPrecisionStep(_Step, AMPTrainer):
+    """The same under automatic mixed precision."""
+
+
+def _image_id(item: Any) -> str:
+    if not isinstance(item, Mapping):
+        return "?"
+    return str(item.get("image_id", item.get("file_name", "?")))
+
+
+def _note(path: str, facts: dict[str, Any]) -> None:
+    """Writes a JSON file; numbers that JSON does not know become strings. A failure is a line in the log."""
+    facts["losses"] = {
+        name: value if math.isfinite(value) else str(value) for name, value in facts["losses"].items()
+    }
+    temporary = f"{path}.partial-{os.getpid()}"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(facts, file, indent=1)
+        os.replace(temporary, path)
+    except OSError as error:
+        logger.error("%s cannot be written: %s", path, error)
