@@ -116,6 +116,11 @@ class MetricsHistory(HookBase):
         storage.smoothing_hints().update(state["smooth"])
         self._write_missing(state["line"])
 
+    def after_train(self) -> None:
+        """Says `max_iter` where a finished run is resumed, which Detectron2's loop counts one further."""
+        if self.trainer.iter > self.trainer.max_iter:
+            self.trainer.iter = self.trainer.storage.iter = self.trainer.max_iter
+
     def _write_missing(self, line: dict[str, Any]) -> None:
         done = line["iteration"] + 1
         due = done % self._period == 0 or done == self.trainer.max_iter
