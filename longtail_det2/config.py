@@ -1,5 +1,8 @@
 """The config keys that this project adds to Detectron2's, one node per method, a comment per key."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.config import CfgNode as CN
 
@@ -10,14 +13,16 @@ NUM_CLASSES_FROM_DATA = -1
 def add_longtail_config(cfg: CfgNode) -> None:
     """Add this project's keys, with their defaults, to a Detectron2 config.
 
-    Two of Detectron2's defaults change: ``MODEL.ROI_HEADS.NUM_CLASSES`` becomes -1 (the train scripts take
-    the number from the data set) and ``DATALOADER.SAMPLER_TRAIN`` becomes ``UniformTrainingSampler``.
+    Three of Detectron2's defaults change: ``MODEL.ROI_HEADS.NUM_CLASSES`` becomes -1 (the train scripts take
+    the number from the data set) and holds for all detectors, ``MODEL.RETINANET.NUM_CLASSES`` becomes -1 (the
+    same number), and ``DATALOADER.SAMPLER_TRAIN`` becomes ``UniformTrainingSampler``.
 
     Args:
         cfg: what :func:`detectron2.config.get_cfg` returns; changed in place.
     """
     _add_data_keys(cfg)
     _add_model_keys(cfg)
+    _add_dense_keys(cfg)
     _add_solver_keys(cfg)
     _add_test_keys(cfg)
 
@@ -29,6 +34,18 @@ def get_cfg() -> CfgNode:
     cfg = detectron2_cfg()
     add_longtail_config(cfg)
     return cfg
+
+
+def num_classes_key(model: Mapping[str, Any]) -> str:
+    """Where a lazy config's ``model`` has its number of classes: two-stage detectors have it in their heads.
+
+    Args:
+        model: a lazy config's ``model``.
+
+    Returns:
+        The key below ``model``.
+    """
+    return "roi_heads.num_classes" if "roi_heads" in model else "num_classes"
 
 
 def _add_data_keys(cfg: CfgNode) -> None:
@@ -52,12 +69,13 @@ def _add_data_keys(cfg: CfgNode) -> None:
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
-    # Number of classes. -1: the train scripts take it from the first training data set.
+    # Number of classes, of every detector. -1: the train scripts take it from the first training data set.
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES_FROM_DATA
     # Only so many best (box, class) pairs of an image go into non-maximum suppression; bounds memory when
     # 1000 proposals meet hundreds of classes and a low threshold. 0: all that pass SCORE_THRESH_TEST.
     cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST = 0
-    # Name in CLASSIFICATION_LOSS_REGISTRY: "SoftmaxCrossEntropyLoss", "SigmoidBCELoss".
+    # Name in CLASSIFICATION_LOSS_REGISTRY: "SoftmaxCrossEntropyLoss", "SigmoidBCELoss",
+    # "SigmoidFocalLoss".
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = "SoftmaxCrossEntropyLoss"
     # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To
     # fine-tune a detector on other classes: ("roi_heads.box_predictor",)
@@ -81,6 +99,34 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Normalisation after every convolution, as Detectron2 names it. From scratch, "BN" learns far faster than
     # "GN".
     cfg.MODEL.TINY_BACKBONE.NORM = "BN"
+
+
+def _add_dense_keys(cfg: CfgNode) -> None:
+    # Detectron2's own number of classes of RetinaNet. -1: MODEL.ROI_HEADS.NUM_CLASSES, which holds for all.
+    cfg.MODEL.RETINANET.NUM_CLASSES = NUM_CLASSES_FROM_DATA
+
+    cfg.MODEL.DENSE_HEAD = CN()
+    # Loss of "MultiLabelRetinaNet" and "MultiLabelFCOS": a name in CLASSIFICATION_LOSS_REGISTRY that can
+    # serve dense heads: "SigmoidFocalLoss" (its keys are MODEL.RETINANET.FOCAL_LOSS_ALPHA, FOCAL_LOSS_GAMMA
+    # and PRIOR_PROB), "SigmoidBCELoss", "SoftmaxCrossEntropyLoss".
+    cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS = "SigmoidFocalLoss"
+
+    # Detectron2 has FCOS in lazy configs only; the defaults are those of its class.
+    cfg.MODEL.FCOS = CN()
+    # Levels of the backbone.
+    cfg.MODEL.FCOS.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Convolutions before the last one, in each of the two branches.
+    cfg.MODEL.FCOS.NUM_CONVS = 4
+    # Their normalisation.
+    cfg.MODEL.FCOS.NORM = "GN"
+    # A location is positive within so many strides of an object's centre.
+    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
+    # Detections need sqrt(score x centerness) above this.
+    cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.2
+    # So many best (location, class) pairs of a level go into non-maximum suppression.
+    cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
+    # Overlap above which the lower of two boxes of a class is dropped.
+    cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
 
 
 def _add_solver_keys(cfg: CfgNode) -> None:

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model as build_detectron2_model
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from longtail_det2.config import NUM_CLASSES_FROM_DATA
+from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
 from longtail_det2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 _REGISTERING_MODULES = (
     "longtail_det2.modeling.backbone",
     "longtail_det2.modeling.losses",
+    "longtail_det2.modeling.meta_arch",
     "longtail_det2.modeling.roi_heads",
 )
 
@@ -52,8 +53,9 @@ def build_lazy_model(cfg: DictConfig) -> nn.Module:
     Raises:
         ConfigError: the number of classes is left to the data and was not set from them.
     """
-    if OmegaConf.select(cfg, "model.roi_heads.num_classes") == NUM_CLASSES_FROM_DATA:
-        raise ConfigError(_unset_classes("model.roi_heads.num_classes"))
+    key = f"model.{num_classes_key(cfg.model)}"
+    if OmegaConf.select(cfg, key) == NUM_CLASSES_FROM_DATA:
+        raise ConfigError(_unset_classes(key))
     model: nn.Module = instantiate(cfg.model)
     model.to(cfg.train.device)
     return _finish(model, bool(cfg.train.get("channels_last", False)))

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
-from longtail_det2.config import NUM_CLASSES_FROM_DATA
+from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
 from longtail_det2.data.datasets.builtin import get_hierarchy, get_metadata, register_all, register_store
 from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.hierarchy import LabelHierarchy
@@ -68,7 +68,8 @@ def setup_lazy(args: argparse.Namespace) -> DictConfig:
     datasets = cfg.get("datasets") or OmegaConf.create()
     register_datasets(datasets.get("root", ""), datasets.get("stores", ()))
     train, test = _needed(args.eval_only, *lazy_dataset_names(cfg))
-    cfg.model.roi_heads.num_classes = len(settle_classes(train, test, cfg.model.roi_heads.num_classes))
+    key = f"model.{num_classes_key(cfg.model)}"
+    OmegaConf.update(cfg, key, len(settle_classes(train, test, OmegaConf.select(cfg, key))))
     cfg.train.device = available_device(cfg.train.device)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="longtail_det2")
     default_setup(cfg, _with_path(args, ".py"))
@@ -160,9 +161,10 @@ def settle_classes(train: Sequence[str], test: Sequence[str], num_classes: int) 
         _check_equal_classes(first, class_ids, other, class_ids_of(other))
     if num_classes not in (NUM_CLASSES_FROM_DATA, len(class_ids)):
         raise ConfigError(
-            f"the config says {num_classes} classes (MODEL.ROI_HEADS.NUM_CLASSES, in a lazy config "
-            f"model.roi_heads.num_classes), but data set {first!r} has {len(class_ids)}. Set it to "
-            f"{len(class_ids)}, or to {NUM_CLASSES_FROM_DATA} to take the data set's number."
+            f"the config says {num_classes} classes (MODEL.ROI_HEADS.NUM_CLASSES; in a lazy config "
+            f"model.roi_heads.num_classes, of RetinaNet and FCOS model.num_classes), but data set {first!r} "
+            f"has {len(class_ids)}. Set it to {len(class_ids)}, or to {NUM_CLASSES_FROM_DATA} to take the "
+            "data set's number."
         )
     return class_ids
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from longtail_det2.engine.build import build_model
 from longtail_det2.modeling.roi_heads import MultiLabelCascadeROIHeads
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError

@@ -8,19 +8,23 @@ Shape shorthand in this package:
 
 A predictor asks its loss how many logits to produce, how they become scores, which bias to start from and
 what they cost. It knows no loss by name, and a loss knows nothing of boxes, images or detectors.
+
+A loss serves regions that a detector has sampled (:meth:`ClassificationLoss.forward`). To serve dense heads,
+RetinaNet's and FCOS's, too, it has :meth:`ClassificationLoss.dense_loss`.
 """
 
 from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
@@ -77,21 +81,82 @@ class ClassificationLoss(nn.Module, ABC):
         """(L,) bias that the classifier starts from, or None for zeros."""
         return None
 
+    def dense_loss(self, logits: Tensor, targets: DenseTargets, normalizer: Tensor) -> dict[str, Tensor]:
+        """Losses of the anchors of a dense head; a loss need not have this.
+
+        Almost all anchors are background, so that a mean over them says nothing: the sum over anchors is
+        divided by `normalizer`, which the detector makes from the number of positive anchors.
+
+        Args:
+            logits: (R, L) of all anchors of a batch, any floating type.
+            targets: of the same anchors, on the same device. Ignored ones have class -1 and no loss.
+            normalizer: scalar, positive, without gradient.
+
+        Returns:
+            As of :meth:`forward`.
+
+        Raises:
+            ConfigError: the loss has no form for dense heads. Detectors find that out when they are built
+                (:func:`check_serves_dense_heads`).
+        """
+        raise ConfigError(_no_dense_form(self))
+
+    def dense_bias(self, num_logits: int) -> Tensor | None:
+        """(L,) bias that the classifier of a dense head starts from; by default :meth:`initial_bias`."""
+        return self.initial_bias(num_logits)
+
+
+def check_serves_dense_heads(loss: ClassificationLoss) -> None:
+    """Makes sure that a loss has a form for dense heads.
+
+    A subclass that changes :meth:`ClassificationLoss.forward` and inherits ``dense_loss`` is refused as well:
+    in a dense head it would silently be another loss.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    order = type(loss).__mro__
+    dense, sampled = (
+        next(index for index, one in enumerate(order) if name in vars(one))
+        for name in ("dense_loss", "forward")
+    )
+    if order[dense] is ClassificationLoss or dense > sampled:
+        raise ConfigError(_no_dense_form(loss))
+
+
+def _no_dense_form(loss: ClassificationLoss) -> str:
+    known = sorted(
+        name
+        for name, one in CLASSIFICATION_LOSS_REGISTRY
+        if getattr(one, "dense_loss", None) is not ClassificationLoss.dense_loss
+    )
+    return (
+        f"{type(loss).__name__} cannot serve a dense head (RetinaNet, FCOS): it has no dense_loss of its "
+        f"own. Choose one that has ({', '.join(known)}), or a detector with ROI heads."
+    )
+
 
 def build_classification_loss(
-    cfg: CfgNode, num_classes: int, hierarchy: LabelHierarchy | None = None
+    cfg: CfgNode,
+    num_classes: int,
+    hierarchy: LabelHierarchy | None = None,
+    key: str = "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS",
 ) -> ClassificationLoss:
-    """The loss that ``MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS`` names.
+    """The loss that the config names.
 
     Args:
         cfg: Detectron2's config with this project's keys.
         num_classes: K.
         hierarchy: of the K classes, for losses that use it.
+        key: where in `cfg` the name stands.
 
     Raises:
         ConfigError: no loss has that name, or `num_classes` is not positive.
     """
-    name = cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS
+    node: Any = cfg
+    for part in key.split("."):
+        node = node[part]
+    name = str(node)
     if num_classes < 1:
         raise ConfigError(
             f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; a model needs at least one class. The train "
@@ -101,10 +166,7 @@ def build_classification_loss(
         known = sorted(key for key, _ in CLASSIFICATION_LOSS_REGISTRY)
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS: there is no loss {name!r}.{hint} "
-            f"Known: {', '.join(known)}."
-        )
+        raise ConfigError(f"{key}: there is no loss {name!r}.{hint} Known: {', '.join(known)}.")
     return CLASSIFICATION_LOSS_REGISTRY.get(name)(cfg, num_classes=num_classes, hierarchy=hierarchy)
 
 

@@ -10,10 +10,12 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from torch.nn import functional as F
 
+from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.structures.multi_label import IGNORED, POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
 from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, at_least_float32
+from .focal_sums import dense_focal_sum
 
 if TYPE_CHECKING:
     from longtail_det2.data.hierarchy import LabelHierarchy
@@ -83,6 +85,16 @@ class SigmoidBCELoss(ClassificationLoss):
             weight = (truth != IGNORED).to(logits.dtype)
             total = F.binary_cross_entropy_with_logits(logits, positive, weight, reduction="sum")
             return {"loss_cls": total / max(len(targets), 1)}
+
+    def dense_loss(self, logits: Tensor, targets: DenseTargets, normalizer: Tensor) -> dict[str, Tensor]:
+        """The sum of w BCE over anchors and classes, divided by `normalizer`, as ``loss_cls``.
+
+        That the many easy background anchors do not drown the rest is left to the bias, which makes them
+        nearly free of loss from the start.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            total = dense_focal_sum(at_least_float32(logits), targets, alpha=-1.0, gamma=0.0)
+            return {"loss_cls": total / normalizer}
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

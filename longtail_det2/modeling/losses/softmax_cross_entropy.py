@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,12 +10,16 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from torch.nn import functional as F
 
+from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.structures.multi_label import MultiLabelTargets
 
 from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, at_least_float32
 
 if TYPE_CHECKING:
     from longtail_det2.data.hierarchy import LabelHierarchy
+
+DENSE_PRIOR = 0.01
+"""Probability that an anchor is no background before training, in a dense head."""
 
 
 @CLASSIFICATION_LOSS_REGISTRY.register()
@@ -50,3 +55,21 @@ class SoftmaxCrossEntropyLoss(ClassificationLoss):
             known = targets.classes >= 0
             losses = F.cross_entropy(at_least_float32(logits), targets.classes.clamp(min=0), reduction="none")
             return {"loss_cls": (losses * known).sum() / known.sum().clamp(min=1)}
+
+    def dense_loss(self, logits: Tensor, targets: DenseTargets, normalizer: Tensor) -> dict[str, Tensor]:
+        """The sum of cross entropies over the anchors of class >= 0, by `normalizer`, as ``loss_cls``.
+
+        Background is a class like the others and no anchor is left out; :meth:`dense_bias` keeps the loss of
+        the many background anchors small from the start.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            total = F.cross_entropy(
+                at_least_float32(logits), targets.classes, ignore_index=-1, reduction="sum"
+            )
+            return {"loss_cls": total / normalizer}
+
+    def dense_bias(self, num_logits: int) -> Tensor:
+        """Background has probability 1 - `DENSE_PRIOR`, the K classes share the rest equally."""
+        bias = torch.zeros(num_logits)
+        bias[-1] = math.log((num_logits - 1) * (1.0 - DENSE_PRIOR) / DENSE_PRIOR)
+        return bias

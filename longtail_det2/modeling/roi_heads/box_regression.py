@@ -60,13 +60,13 @@ def multi_label_box_loss(
         deltas = pred_deltas.view(-1, targets.num_classes, 4)[rows, classes]
         weights = 1.0 / positive.sum(dim=1)[rows]
 
-    losses = _pair_losses(proposal_boxes[rows], gt_boxes[rows], deltas, transform, loss_type, smooth_l1_beta)
+    losses = pair_losses(proposal_boxes[rows], gt_boxes[rows], deltas, transform, loss_type, smooth_l1_beta)
     if weights is not None:
         losses = losses * weights
     return losses.sum() / max(len(targets), 1)
 
 
-def _pair_losses(
+def pair_losses(
     proposal_boxes: Tensor,
     gt_boxes: Tensor,
     deltas: Tensor,
@@ -74,7 +74,11 @@ def _pair_losses(
     loss_type: str,
     smooth_l1_beta: float,
 ) -> Tensor:
-    """(P,) losses of P rows of boxes and deltas."""
+    """(P,) losses of P rows of boxes and deltas; see :func:`multi_label_box_loss` for the arguments.
+
+    Raises:
+        ValueError: unknown `loss_type`.
+    """
     if loss_type == "smooth_l1":
         wanted = transform.get_deltas(proposal_boxes, gt_boxes)
         return smooth_l1_loss(deltas, wanted, smooth_l1_beta, reduction="none").sum(dim=1)
