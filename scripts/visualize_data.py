@@ -4,27 +4,32 @@
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+# PyTorch warns of what Detectron2 uses, which the user cannot change.
+warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="torch.meshgrid")
 
-from longtail_det2.data.build import get_dataset
-from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
-from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.store import AnnotationStore
-from longtail_det2.engine.config_files import load_cfg
-from longtail_det2.engine.defaults import register_datasets
-from longtail_det2.utils.errors import ConfigError, DataError
-from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer, labels_metadata
+import numpy as np  # noqa: E402
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.data.detection_utils import convert_image_to_rgb  # noqa: E402
+
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper  # noqa: E402
+from longtail_det2.data.image_reading import read_image  # noqa: E402
+from longtail_det2.engine.defaults import register_datasets  # noqa: E402
+from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
+from longtail_det2.visualization.inputs import add_data_arguments, open_data, picture_names  # noqa: E402
+from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer  # noqa: E402
 
 EPILOG = """\
 examples:
   python scripts/visualize_data.py --store datasets/shapes/stores/train --output pictures
   python scripts/visualize_data.py --dataset shapes_train --class "pink cross" --number 5 --output pictures
+  python scripts/visualize_data.py --dataset my_train --output pictures \\
+      DATASETS.STORES my_train=annotations/train.json:images/train
   python scripts/visualize_data.py --store datasets/shapes/stores/train --output pictures --augmented \\
       --config-file shapes/faster_rcnn_tiny_sigmoid_shapes.yaml
 
@@ -38,18 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--store", type=Path, metavar="DIR", help="annotation store")
-    source.add_argument("--dataset", metavar="NAME", help="registered data set")
+    add_data_arguments(parser)
     add = parser.add_argument
-    add("--root", default="", metavar="DIR", help="folder of the built-in data sets")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the pictures")
     add("--number", type=int, default=16, metavar="N", help="how many pictures (default: 16)")
     add("--seed", type=int, default=0, help="which ones are drawn (default: 0)")
     add("--class", dest="class_name", metavar="NAME", help="only images with this class (name or id)")
     add("--augmented", action="store_true", help="show what the mapper hands to the model")
-    add("--config-file", default="", metavar="FILE", help="augmentation and truth as in this config")
-    add("opts", nargs="*", help="config options: KEY VALUE ...")
     return parser
 
 
@@ -68,23 +68,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def draw(args: argparse.Namespace) -> int:
     """Draws the pictures; returns how many."""
-    dataset, metadata = open_data(args)
+    dataset, metadata, cfg = open_data(args)
     chosen = choose(dataset, metadata, args)
-    picture_of = augmented_drawer(dataset, metadata, args) if args.augmented else annotation_drawer(metadata)
+    picture_of = augmented_drawer(metadata, cfg, args) if args.augmented else annotation_drawer(metadata)
     args.output.mkdir(parents=True, exist_ok=True)
-    for index in chosen:
-        record = dataset[index]
-        picture_of(record).save(str(args.output / f"{Path(str(record['image_id'])).name}.png"))
+    records = [dataset[index] for index in chosen]
+    names = picture_names([record["image_id"] for record in records])
+    for record, name in zip(records, names, strict=True):
+        picture_of(record).save(str(args.output / name))
     return len(chosen)
-
-
-def open_data(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The data set (records by index) and its metadata."""
-    if args.store is not None:
-        store = AnnotationStore.open(args.store)
-        return MultiLabelDataset(store), labels_metadata(store.class_names, store.hierarchy)
-    register_datasets(args.root)
-    return get_dataset(args.dataset), MetadataCatalog.get(args.dataset)
 
 
 def choose(dataset: Any, metadata: Any, args: argparse.Namespace) -> list[int]:
@@ -121,24 +113,20 @@ def annotation_drawer(metadata: Any) -> Callable[[dict[str, Any]], Any]:
     """Draws a record's annotations on its image."""
 
     def picture(record: dict[str, Any]) -> Any:
-        pixels = read_image(record["file_name"], format="RGB")
+        pixels = read_image(record["file_name"], "RGB", image_id=record["image_id"])
         return MultiLabelVisualizer(pixels, metadata).draw_dataset_dict(record)
 
     return picture
 
 
 def augmented_drawer(
-    dataset: Any, metadata: Any, args: argparse.Namespace
+    metadata: Any, cfg: CfgNode, args: argparse.Namespace
 ) -> Callable[[dict[str, Any]], Any]:
     """Draws what the training mapper makes of a record."""
-    cfg = load_cfg(args.config_file, args.opts)
-    if args.dataset is not None:
-        cfg.DATASETS.TRAIN = (args.dataset,)
-        arguments = MultiLabelDatasetMapper.from_config(cfg, is_train=True)
-    else:
+    if args.store is not None:
         register_datasets(stores=[f"store_to_draw={args.store}"])
-        cfg.DATASETS.TRAIN = ("store_to_draw",)
-        arguments = MultiLabelDatasetMapper.from_config(cfg, is_train=True)
+    cfg.DATASETS.TRAIN = (args.dataset or "store_to_draw",)
+    arguments = MultiLabelDatasetMapper.from_config(cfg, is_train=True)
     mapper = MultiLabelDatasetMapper(**arguments)
 
     def picture(record: dict[str, Any]) -> Any:

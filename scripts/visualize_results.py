@@ -1,19 +1,27 @@
 #!/usr/bin/env python3
-"""Draws truth and predictions of an annotation store side by side."""
+"""Draws truth and predictions of an annotation store or of any registered data set, side by side."""
 
 import argparse
 import logging
 import sys
+import warnings
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+# PyTorch warns of what Detectron2 uses, which the user cannot change.
+warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="torch.meshgrid")
 
-from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.store import AnnotationStore
-from longtail_det2.utils.errors import ConfigError, DataError
-from longtail_det2.visualization.predictions import read_predictions
-from longtail_det2.visualization.report_pictures import DetectionsByImage, default_threshold, draw_pair
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
+from longtail_det2.visualization.inputs import add_data_arguments, open_data, picture_names  # noqa: E402
+from longtail_det2.visualization.predictions import TruthIndex, read_predictions  # noqa: E402
+from longtail_det2.visualization.report_pictures import (  # noqa: E402
+    DetectionsByImage,
+    default_threshold,
+    draw_pair,
+)
 
 EPILOG = """\
 examples:
@@ -22,6 +30,8 @@ examples:
       --store output/demo/datasets/shapes/stores/validation
   python scripts/visualize_results.py --output pictures \\
       --predictions coco_instances_results.json --store my_store
+  python scripts/visualize_results.py --output pictures --predictions predictions.csv \\
+      --dataset my_val DATASETS.STORES my_val=annotations/val.json:images/val
 
 Left the truth, right the predictions. Predictions of several classes on one box are drawn as one object.
 """
@@ -32,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_data_arguments(parser)
     add = parser.add_argument
     add(
         "--predictions",
@@ -40,7 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="predictions.csv or COCO results (.json)",
     )
-    add("--store", type=Path, required=True, metavar="DIR", help="annotation store with the truth")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the pictures")
     add("--number", type=int, default=16, metavar="N", help="how many pictures (default: 16)")
     add("--seed", type=int, default=0, help="which ones are drawn (default: 0)")
@@ -64,36 +74,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 def draw(args: argparse.Namespace) -> tuple[int, float]:
     """Draws the pictures; returns how many, and the score threshold."""
-    store = AnnotationStore.open(args.store)
-    dataset = MultiLabelDataset(store)
-    detections = read_predictions(args.predictions, store)
+    dataset, metadata, _ = open_data(args)
+    truth = TruthIndex.of_dataset(str(args.dataset or args.store), dataset, metadata)
+    detections = read_predictions(args.predictions, truth)
     threshold = args.score_threshold
     if threshold is None:
-        threshold = default_threshold(store, detections)
+        threshold = default_threshold(truth.num_labels, detections)
     by_image = DetectionsByImage(detections, threshold)
     args.output.mkdir(parents=True, exist_ok=True)
-    chosen = choose(store, args)
-    for index in chosen:
-        truth, predicted = draw_pair(dataset, index, by_image[index])
-        assert predicted is not None
-        gap = np.full((truth.shape[0], 8, 3), 255, dtype=np.uint8)
-        name = Path(store.image_ids[index].decode()).name
-        Image.fromarray(np.hstack([truth, gap, predicted])).save(args.output / f"{name}.png")
+    chosen = choose(truth, args)
+    for index, name in zip(chosen, picture_names([truth.image_ids[index] for index in chosen]), strict=True):
+        left, right = draw_pair(dataset, index, by_image[index], metadata)
+        assert right is not None
+        gap = np.full((left.shape[0], 8, 3), 255, dtype=np.uint8)
+        Image.fromarray(np.hstack([left, gap, right])).save(args.output / name)
     return len(chosen), threshold
 
 
-def choose(store: AnnotationStore, args: argparse.Namespace) -> list[int]:
+def choose(truth: TruthIndex, args: argparse.Namespace) -> list[int]:
     """Positions of the images to draw, ascending.
 
     Raises:
-        DataError: an image id is not in the store.
+        DataError: an image id is not in the data set.
     """
     if not args.image_id:
-        return sorted(np.random.default_rng(args.seed).permutation(len(store))[: args.number].tolist())
-    place = {name.decode(): index for index, name in enumerate(store.image_ids.tolist())}
+        order = np.random.default_rng(args.seed).permutation(len(truth.image_ids))
+        return sorted(order[: args.number].tolist())
+    place = {name: index for index, name in enumerate(truth.image_ids)}
     unknown = [name for name in args.image_id if name not in place]
     if unknown:
-        raise DataError(f"--image-id {unknown[0]}: {store.path} has no such image")
+        raise DataError(f"--image-id {unknown[0]}: {truth.name} has no such image")
     return [place[name] for name in args.image_id]
 
 

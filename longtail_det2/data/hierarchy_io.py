@@ -84,8 +84,10 @@ def _load_json(path: Path) -> object:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HierarchyError(f"{path}: hierarchy file not found") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise HierarchyError(f"{path}: not a JSON file ({error})") from None
+    except OSError as error:
+        raise HierarchyError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise HierarchyError(f"{path}: not a JSON file, or only a part of one ({error})") from None
 
 
 def _walk_tree(tree: Mapping[str, Any], name: str) -> ParsedHierarchy:

@@ -246,7 +246,7 @@ def _map_column(path: Path, name: str, counts: Mapping[str, int]) -> np.ndarray:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{file} is missing: the store is incomplete, prepare it again") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{file} is damaged ({error}): prepare the store again") from None
     expected = (counts[column.rows] + column.extra, *column.width)
     if values.shape != expected:

@@ -1,14 +1,19 @@
-"""Predictions from disk, in the challenge's CSV form or in COCO's JSON form, against a store."""
+"""Predictions from disk, in the challenge's CSV form or in COCO's JSON form, against a data set."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.openimages_io import read_detections
 from longtail_det2.evaluation.openimages_matching import Detections
@@ -16,41 +21,95 @@ from longtail_det2.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["read_predictions"]
+__all__ = ["TruthIndex", "read_predictions"]
 
 
-def read_predictions(path: str | Path, store: AnnotationStore) -> Detections:
-    """Reads predictions for the images of a store.
+@dataclass(frozen=True)
+class TruthIndex:
+    """What predictions refer to: the images and classes of a data set, in order.
+
+    Attributes:
+        name: what messages call it.
+        image_ids: n identifiers.
+        image_sizes: (n, 2) (height, width).
+        class_ids: K identifiers as they stand in prediction files, as text.
+        class_names: K display names.
+        hierarchy: of the classes, if known.
+        num_labels: annotated labels.
+    """
+
+    name: str
+    image_ids: Sequence[str]
+    image_sizes: np.ndarray
+    class_ids: Sequence[str]
+    class_names: Sequence[str]
+    hierarchy: LabelHierarchy | None
+    num_labels: int
+
+    @classmethod
+    def of_store(cls, store: AnnotationStore) -> TruthIndex:
+        """Of an annotation store."""
+        return cls(
+            str(store.path),
+            [name.decode() for name in store.image_ids.tolist()],
+            store.image_sizes,
+            store.class_ids,
+            store.class_names,
+            store.hierarchy,
+            len(store.labels),
+        )
+
+    @classmethod
+    def of_dataset(cls, name: str, dataset: Any, metadata: Any) -> TruthIndex:
+        """Of a registered data set: of a store, or any other with sizes in its records."""
+        if isinstance(dataset, MultiLabelDataset):
+            return cls.of_store(dataset.store)
+        records = [dataset[index] for index in range(len(dataset))]
+        names = list(metadata.get("thing_classes") or ())
+        ids = [str(index) for index in range(len(names))]
+        for class_id, index in (metadata.get("thing_dataset_id_to_contiguous_id") or {}).items():
+            ids[index] = str(class_id)
+        try:
+            sizes = np.array([(one["height"], one["width"]) for one in records], dtype=np.int32)
+            image_ids = [str(one["image_id"]) for one in records]
+        except KeyError as error:
+            raise DataError(f"data set {name!r}: its records have no {error}") from None
+        num_labels = sum(len(one.get("annotations", ())) for one in records)
+        return cls(name, image_ids, sizes.reshape(-1, 2), ids, names, None, num_labels)
+
+
+def read_predictions(path: str | Path, truth: AnnotationStore | TruthIndex) -> Detections:
+    """Reads predictions for the images of a store or data set.
 
     Args:
         path: `.csv` with ImageID, LabelName, Score, XMin, XMax, YMin, YMax (normalised), or `.json` as
             Detectron2's COCO evaluator writes it: a list of {"image_id", "category_id", "bbox", "score"} with
             bbox XYWH in pixels.
-        store: gives the order of images and classes; its class ids are the labels, as text.
+        truth: gives the order of images and classes; its class ids are the labels, as text.
 
     Returns:
-        Detections with normalised boxes. Those of images that are not in the store are left out, with a
+        Detections with normalised boxes. Those of images that are not in the data set are left out, with a
         warning.
 
     Raises:
         DataError: the file is unreadable or malformed, or names an unknown class.
     """
     path = Path(path)
-    image_ids = [name.decode() for name in store.image_ids.tolist()]
+    index = TruthIndex.of_store(truth) if isinstance(truth, AnnotationStore) else truth
     if path.suffix.lower() == ".json":
-        detections, unknown = _read_json(path, store, image_ids)
+        detections, unknown = _read_json(path, index)
     else:
-        detections, left_out = read_detections(path, store.class_ids, image_ids)
+        detections, left_out = read_detections(path, index.class_ids, index.image_ids)
         unknown = left_out.get("unknown_image", 0)
     if unknown:
-        logger.warning("%s: %d predictions are of images that are not in %s", path, unknown, store.path)
+        logger.warning("%s: %d predictions are of images that are not in %s", path, unknown, index.name)
     return detections
 
 
-def _read_json(path: Path, store: AnnotationStore, image_ids: list[str]) -> tuple[Detections, int]:
+def _read_json(path: Path, index: TruthIndex) -> tuple[Detections, int]:
     rows = _json_rows(path)
-    image_of = {name: place for place, name in enumerate(image_ids)}
-    class_of = {name: place for place, name in enumerate(store.class_ids)}
+    image_of = {name: place for place, name in enumerate(index.image_ids)}
+    class_of = {name: place for place, name in enumerate(index.class_ids)}
     images, classes, scores, boxes = [], [], [], []
     for number, row in enumerate(rows):
         try:
@@ -58,22 +117,24 @@ def _read_json(path: Path, store: AnnotationStore, image_ids: list[str]) -> tupl
             image = image_of.get(str(row["image_id"]), -1)
             x, y, width, height = (float(value) for value in row["bbox"])
             score = float(row["score"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{path}: entry {number} is no COCO result ({error!r}); expected image_id, category_id, bbox "
                 "(x, y, width, height) and score"
             ) from None
+        if not all(map(math.isfinite, (x, y, width, height, score))):
+            raise DataError(f"{path}: entry {number} has a number that is not finite")
         if label not in class_of:
-            raise DataError(f"{path}: entry {number}: category_id {label!r} is no class of {store.path}")
+            raise DataError(f"{path}: entry {number}: category_id {label!r} is no class of {index.name}")
         images.append(image)
         classes.append(class_of[label])
         scores.append(score)
         boxes.append((x, y, x + width, y + height))
     image = np.array(images, dtype=np.int64)
     known = image >= 0
-    height, width = store.image_sizes[image[known]].reshape(-1, 2).T.astype(np.float64)
+    height, width = index.image_sizes[image[known]].reshape(-1, 2).T.astype(np.float64)
     box = np.array(boxes, dtype=np.float64).reshape(-1, 4)[known]
-    box /= np.stack([width, height, width, height], axis=1)
+    box /= np.maximum(np.stack([width, height, width, height], axis=1), 1)
     detections = Detections(
         image[known], np.array(classes, dtype=np.int32)[known], np.array(scores)[known], box
     )
@@ -85,7 +146,7 @@ def _json_rows(path: Path) -> list[Any]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a list of results, got {type(rows).__name__}")

@@ -8,13 +8,14 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.image_reading import read_image
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.openimages_matching import Detections
 from longtail_det2.utils.errors import DataError
@@ -93,7 +94,9 @@ def draw_pictures(
     Returns:
         The pictures and the score threshold that was used.
     """
-    threshold = default_threshold(store, detections) if score_threshold is None else score_threshold
+    threshold = (
+        default_threshold(len(store.labels), detections) if score_threshold is None else score_threshold
+    )
     by_image = None if detections is None else DetectionsByImage(detections, threshold)
     step = max(len(store) // _MOST_IMAGES, 1)
     tallies = [
@@ -109,7 +112,7 @@ def draw_pictures(
     for tally, reason in choose(tallies, groups, count, by_image is not None):
         try:
             pair = draw_pair(dataset, tally.index, None if by_image is None else by_image[tally.index])
-        except OSError as error:
+        except DataError as error:
             logger.warning("picture passed over: %s", error)
             continue
         caption = "" if by_image is None else _caption(store, tally)
@@ -119,23 +122,30 @@ def draw_pictures(
 
 
 def draw_pair(
-    dataset: MultiLabelDataset, index: int, predictions: Detections | None, metadata: Metadata | None = None
+    dataset: Any, index: int, predictions: Detections | None, metadata: Metadata | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Draws the truth and, if given, the predictions (normalised boxes) of an image.
+
+    Args:
+        dataset: records by index.
+        index: of the record.
+        predictions: for this image.
+        metadata: for the visualizer; None takes the names and the hierarchy of the dataset's store.
 
     Returns:
         Two (H, W, 3) uint8 RGB pictures; the second is None without predictions.
 
     Raises:
-        OSError: the image cannot be read.
+        DataError: the image cannot be read.
     """
-    store = dataset.store
-    metadata = metadata or labels_metadata(store.class_names, store.hierarchy)
-    record = dataset[index]
-    pixels, scale = _shrunk(read_image(record["file_name"], format="RGB"))
+    if metadata is None:
+        metadata = labels_metadata(dataset.store.class_names, dataset.store.hierarchy)
+    record = dict(dataset[index])
+    pixels, scale = _shrunk(read_image(record["file_name"], "RGB", image_id=record["image_id"]))
     truth = MultiLabelVisualizer(pixels, metadata, min_size=_SMALLEST_SIDE)
-    for annotation in record["annotations"]:
-        annotation["bbox"] = [value * scale for value in annotation["bbox"]]
+    record["annotations"] = [
+        {**one, "bbox": [value * scale for value in one["bbox"]]} for one in record.get("annotations", ())
+    ]
     drawn_truth = truth.draw_dataset_dict(record).get_image()
     if predictions is None:
         return drawn_truth, None
@@ -146,14 +156,14 @@ def draw_pair(
     return drawn_truth, visualizer.output.get_image()
 
 
-def default_threshold(store: AnnotationStore, detections: Detections | None) -> float:
+def default_threshold(num_labels: int, detections: Detections | None) -> float:
     """At most 0.5; less if so few predictions reach it that the pictures would be nearly empty.
 
-    It goes down until as many predictions remain as there are annotated labels, no further.
+    It goes down until as many predictions remain as there are annotated labels (`num_labels`), no further.
     """
-    if detections is None or not len(detections) or not len(store.labels):
+    if detections is None or not len(detections) or not num_labels:
         return 0.5
-    place = len(detections) - min(len(store.labels), len(detections))
+    place = len(detections) - min(num_labels, len(detections))
     return float(min(0.5, np.partition(detections.score, place)[place]))
 
 

@@ -163,7 +163,7 @@ def _read(
     findings = CocoFindings(path, [name for name in _POLICIES if getattr(settings, name) == "skip"])
     source = CocoFile(path, findings)
     tree = None
-    if hierarchy is not None:
+    if hierarchy is not None and not findings.errors:
         names = source.class_ids, source.class_names
         tree, added = read_coco_hierarchy(Path(hierarchy), *names, settings.unlisted, settings.missing)
         source.class_ids += added

@@ -6,6 +6,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -126,9 +127,9 @@ class CsvStream:
         with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.reader(file)
             records = (cells for cells in reader if cells)
-            next(records, None)
-            for _ in range(record + 1):
-                next(records, None)
+            with suppress(csv.Error):  # of a cell that never ends, say: the line before is near enough
+                for _ in range(record + 2):
+                    next(records, None)
             raise DataError(f"{self.path}, line {reader.line_num}: {problem}")
 
     def _read_header(self) -> list[str]:
@@ -149,11 +150,20 @@ class CsvStream:
         with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.reader(file)
             records = (cells for cells in reader if cells)
-            next(records, None)
-            for cells in records:
-                problem = self._problem(cells, columns)
-                if problem:
-                    raise DataError(f"{self.path}, line {reader.line_num}: {problem}") from None
+            problem = None
+            try:
+                next(records, None)
+                for cells in records:
+                    problem = self._problem(cells, columns)
+                    if problem:
+                        break
+            except csv.Error as csv_error:
+                problem = str(csv_error)
+            if reader.line_num <= 1:
+                problem = "the header has no line end"
+            if problem:
+                hint = "" if "complete" in problem else "; is the file complete, and a CSV file?"
+                raise DataError(f"{self.path}, line {reader.line_num}: {problem}{hint}") from None
         raise DataError(f"{self.path}: {error}") from None
 
     def _problem(self, cells: list[str], columns: Mapping[str, int]) -> str | None:
