@@ -23,6 +23,8 @@ class Difference:
         boxes_relative: the same as a share of the picture's longer side.
         scores: largest difference of scores.
         masks: largest difference of mask probabilities; 0 without masks.
+        at_the_cut: detections without a counterpart that are not in `unmatched`, because their score is at a
+            limit (see :func:`compare_detections`).
     """
 
     detections: tuple[int, int]
@@ -31,6 +33,7 @@ class Difference:
     boxes_relative: float
     scores: float
     masks: float
+    at_the_cut: int = 0
 
     @property
     def largest(self) -> float:
@@ -42,12 +45,18 @@ class Difference:
         return (
             f"{one} and {other} detections, {self.unmatched} without counterpart; largest differences: "
             f"boxes {self.boxes:.1e} px ({self.boxes_relative:.1e} of the longer side), "
-            f"scores {self.scores:.1e}" + (f", masks {self.masks:.1e}" if self.masks else "")
+            f"scores {self.scores:.1e}"
+            + (f", masks {self.masks:.1e}" if self.masks else "")
+            + (f"; {self.at_the_cut} more at a limit" if self.at_the_cut else "")
         )
 
 
 def compare_detections(
-    one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], image_size: tuple[int, int]
+    one: Mapping[str, np.ndarray],
+    other: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+    *,
+    cut: float = 0.0,
 ) -> Difference:
     """Matches the detections of two models within a class and measures how far apart they are.
 
@@ -58,15 +67,17 @@ def compare_detections(
         one: ``boxes`` (n, 4), ``scores`` (n,), ``classes`` (n,), perhaps ``masks`` (n, ...).
         other: the same of the other model.
         image_size: (height, width) of the picture that the boxes are in.
+        cut: score up to which a detection may be missing: rounding decides whether it is just above a
+            threshold, or just among the best hundred.
     """
     side = float(max(image_size))
     left = np.ones(len(other["scores"]), dtype=bool)
     worst = np.zeros(3)
-    unmatched = 0
+    alone: list[float] = []
     for index in np.argsort(-one["scores"], kind="stable"):
         candidates = np.flatnonzero(left & (other["classes"] == one["classes"][index]))
         if not len(candidates):
-            unmatched += 1
+            alone.append(float(one["scores"][index]))
             continue
         boxes = np.abs(other["boxes"][candidates] - one["boxes"][index]).max(axis=1)
         scores = np.abs(other["scores"][candidates] - one["scores"][index])
@@ -77,12 +88,15 @@ def compare_detections(
             gap = one["masks"][index].astype(np.float64) - other["masks"][candidates[nearest]]
             mask = float(np.abs(gap).max(initial=0.0))
         worst = np.maximum(worst, [boxes[nearest], scores[nearest], mask])
+    alone += other["scores"][left].tolist()
+    unmatched = sum(score > cut for score in alone)
     boxes, scores, masks = (float(value) for value in worst)
     return Difference(
         detections=(len(one["scores"]), len(other["scores"])),
-        unmatched=unmatched + int(left.sum()),
+        unmatched=unmatched,
         boxes=boxes,
         boxes_relative=boxes / side,
         scores=scores,
         masks=masks,
+        at_the_cut=len(alone) - unmatched,
     )

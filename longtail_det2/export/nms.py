@@ -53,7 +53,8 @@ def onnx_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: floa
     boxes = boxes.float()
     # A maximum over no boxes would fail; coordinates are never below 0, so the extra 0 changes nothing.
     reach = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-    shifted = torch.as_tensor(boxes.shape[0] <= SHIFTED_UP_TO).to(boxes)
+    few: Any = boxes.shape[0] <= SHIFTED_UP_TO
+    shifted = few.to(boxes) if isinstance(few, Tensor) else float(few)  # recorded, a size is a tensor
     boxes = boxes + (classes.to(boxes) * (reach * shifted))[:, None]
     survivors: Tensor = _PerClassNMS.apply(boxes, scores, classes, iou_threshold)
     return survivors

@@ -119,7 +119,7 @@ def use_weights(cfg: Any, path: str, num_classes: int = 0) -> None:
     else:
         if path:
             cfg.train.init_checkpoint = path
-        heads = (cfg.model.get("roi_heads") or {}, "num_classes")
+        heads = (cfg.model.get("roi_heads") or cfg.model, "num_classes")
     node, key = heads
     if num_classes and node.get(key) == NUM_CLASSES_FROM_DATA:
         node[key] = num_classes

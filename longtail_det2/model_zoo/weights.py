@@ -89,7 +89,7 @@ def write_weights(path: str | os.PathLike[str], weights: Weights) -> None:
             header["iteration"] = str(weights.iteration)
         # A tensor of its own for each name: names that share memory are refused.
         data = _safetensors().save({name: value.clone() for name, value in tensors.items()}, header)
-        path.write_bytes(data)
+        path.write_bytes(_with_sorted_header(data))
     elif path.suffix == ".pth":
         data = {"model": tensors, _CLASS_IDS: list(weights.class_ids), "about": dict(weights.about)}
         if weights.iteration is not None:
@@ -134,6 +134,18 @@ def check_hash_in_name(path: str | os.PathLike[str]) -> None:
         check_hash(path, match[1])
 
 
+def _with_sorted_header(data: bytes) -> bytes:
+    """The same file with its header's entries in order; the library writes them as a hash table has them.
+
+    A file is the length of the header (8 bytes, little-endian), the header (JSON, padded with spaces to a
+    multiple of 8) and the tensors, whose places count from the end of the header.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
+
+
 def _read_safetensors(path: Path) -> Weights:
     library = _safetensors()
     try:
@@ -153,18 +165,25 @@ def _read_pth(path: Path) -> Weights:
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"{path} holds more than weights, or is no checkpoint; nothing of it was loaded. Ask its author "
-            f"for a weights-only file ({str(error).splitlines()[0]})"
+            f"for a weights-only file ({_reason(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path} is no complete checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # on damaged files the reader raises what it likes
+        raise ConfigError(f"{path} is no complete checkpoint: {_reason(error)}") from error
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} holds {type(data).__name__}, not weights by name")
     model = data.get("model", data)
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"{path} holds {type(model).__name__} as its model, not weights by name")
     tensors = {str(name): value for name, value in model.items() if isinstance(value, Tensor)}
     if not tensors or len(tensors) != len(model):
         raise ConfigError(f"{path} holds no weights by name")
     found = data.get(_CLASS_IDS) or () if model is not data else ()
     return Weights(tensors, tuple(map(str, found)), _iteration_of(data), _about_of(data))
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or what kind it is."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _iteration_of(data: Mapping[str, Any]) -> int | None:

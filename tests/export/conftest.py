@@ -1,0 +1,126 @@
+"""Detectors with random weights that detect something, and the folder of a run of such a detector."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.engine.build import build_model
+from longtail_det2.engine.config_files import load_cfg
+from longtail_det2.export.exporting import drawn_picture
+from longtail_det2.export.source import to_input
+
+NUM_CLASSES = 9
+TINY = [
+    *("MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.NUM_CLASSES", str(NUM_CLASSES)),
+    *("MODEL.TINY_BACKBONE.STAGE_CHANNELS", "8,8,8", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+    *("INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "160", "OUTPUT_DIR", "/somewhere/on/this/machine"),
+]
+SPREADS = {
+    "cls_score": 1.0,
+    "bbox_pred": 0.5,
+    "objectness_logits": 1.0,
+    "anchor_deltas": 0.2,
+    "ctrness": 1.0,
+    "mask_head.predictor": 1.0,
+}
+"""Standard deviations that the last layers' outputs are given, by part of the layers' names."""
+
+
+def calibrate(model, image):
+    """Settles batch norm on a picture, and gives the last layers' outputs the spread of a trained model's.
+
+    Random weights make activations that explode and scores that are all 0 or 1: then rounding decides which
+    hundred detections are the best.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.5
+    with torch.no_grad():
+        model.backbone.train()
+        for _ in range(8):
+            model.backbone(model.preprocess_image([{"image": image}]).tensor)
+        model.eval()
+        for part, spread in SPREADS.items():
+            for layer in [layer for name, layer in model.named_modules() if name.endswith(part)]:
+                seen = []
+                handle = layer.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out.std()))
+                model([{"image": image}])
+                handle.remove()
+                layer.weight.mul_(spread / seen[0])
+    return model
+
+
+def tiny_detector(loss="sigmoid", *options):
+    """(model, config) of the tiny detector on drawn pictures."""
+    torch.manual_seed(0)
+    cfg = load_cfg(f"shapes/faster_rcnn_tiny_{loss}_shapes.yaml", [*TINY, *options])
+    return calibrate(build_model(cfg), to_input(drawn_picture(), 96, 160)), cfg
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """What a training run leaves behind: checkpoint with optimizer, config, metrics, log, an evaluation."""
+    from longtail_det2.model_zoo.model_zoo import config_root
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    model, cfg = tiny_detector()
+    ids = [f"/m/{index}" for index in range(NUM_CLASSES)]
+    optimizer = torch.optim.AdamW(model.parameters())
+    folder.mkdir()
+    checkpointer = ClassAwareCheckpointer(model, str(folder), class_ids=ids, trainer=optimizer)
+    checkpointer.save("model_0000009", iteration=9)
+    checkpointer.save("model_final", iteration=19)
+    (folder / "config.yaml").write_text(cfg.dump())
+    lines = [
+        {"iteration": 9, "total_loss": 2.0},
+        {"iteration": 19, "total_loss": 1.0},
+        {"iteration": 20, "bbox/mAP50": 12.5, "bbox/mAP50_tail": float("nan")},
+    ]
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"iterat')
+    config = config_root() / "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
+    (folder / "log.txt").write_text(
+        f"INFO: Command line arguments: Namespace(config_file='{config}', opts=[])\n"
+    )
+    evaluation = folder / "inference/shapes_validation"
+    evaluation.mkdir(parents=True)
+    classes = [{"id": one, "name": one.upper(), "AP": 0.1} for one in ids]
+    (evaluation / "metrics.json").write_text(json.dumps({"classes": classes}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """(H, W, 3) uint8."""
+    return drawn_picture()
+
+
+@pytest.fixture
+def picture_file(tmp_path, picture):
+    """The picture on disk, without loss."""
+    from PIL import Image
+
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def detector_maker():
+    """The function that makes a tiny detector."""
+    return tiny_detector
+
+
+@pytest.fixture(scope="session")
+def calibrator():
+    """The function that makes a detector with random weights behave."""
+    return calibrate
+
+
+@pytest.fixture(scope="session")
+def tiny_options():
+    """Config options of the tiny detector, but for its number of classes."""
+    return TINY[:2] + TINY[4:]

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from longtail_det2.export.compare import compare_detections
+
+
+def detections(count=5, seed=0):
+    generator = np.random.default_rng(seed)
+    return {
+        "boxes": generator.uniform(0, 100, (count, 4)).astype(np.float32),
+        "scores": np.sort(generator.uniform(0.1, 1, count).astype(np.float32))[::-1],
+        "classes": generator.integers(0, 2, count),
+    }
+
+
+def test_order_does_not_matter():
+    one = detections(20)
+    order = np.random.default_rng(1).permutation(20)
+    difference = compare_detections(one, {key: value[order] for key, value in one.items()}, (100, 100))
+    assert difference.largest == 0 and difference.unmatched == 0
+
+
+def test_differences_are_found():
+    one, other = detections(), detections()
+    other["boxes"] = other["boxes"].copy()
+    other["boxes"][2, 1] += 0.5
+    other["scores"] = other["scores"] + np.float32(1e-3)
+    difference = compare_detections(one, other, (50, 200))
+    assert difference.boxes == pytest.approx(0.5, abs=1e-5)
+    assert difference.boxes_relative == pytest.approx(0.0025, abs=1e-6)
+    assert difference.scores == pytest.approx(1e-3, abs=1e-6)
+    assert difference.largest == difference.boxes_relative
+
+
+def test_another_class_is_another_detection():
+    one, other = detections(), detections()
+    other["classes"] = 1 - other["classes"]
+    difference = compare_detections(one, {k: v[:1] for k, v in other.items()}, (100, 100))
+    assert difference.unmatched >= 4 and difference.largest == float("inf")
+
+
+def test_missing_at_the_cut_only():
+    one, other = detections(), {key: value[:4] for key, value in detections().items()}
+    lowest = float(one["scores"][-1])
+    assert compare_detections(one, other, (100, 100), cut=lowest + 1e-4).at_the_cut == 1
+    assert compare_detections(one, other, (100, 100), cut=lowest + 1e-4).largest == 0
+    assert compare_detections(one, other, (100, 100), cut=lowest - 1e-4).unmatched == 1
+    assert compare_detections(other, one, (100, 100), cut=lowest - 1e-4).unmatched == 1
+
+
+def test_nothing_equals_nothing():
+    nothing = {key: value[:0] for key, value in detections().items()}
+    assert compare_detections(nothing, nothing, (100, 100)).largest == 0
+    assert compare_detections(nothing, detections(), (100, 100)).unmatched == 5
+
+
+def test_masks_are_compared():
+    one, other = detections(2), detections(2)
+    one["masks"], other["masks"] = np.zeros((2, 1, 3, 3)), np.full((2, 1, 3, 3), 0.25)
+    assert compare_detections(one, other, (100, 100)).masks == 0.25

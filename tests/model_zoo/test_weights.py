@@ -1,0 +1,132 @@
+import os
+import pickle
+import stat
+import sys
+
+import pytest
+import torch
+
+from longtail_det2.model_zoo.weights import (
+    Weights,
+    check_hash,
+    check_hash_in_name,
+    read_weights,
+    sha256_of,
+    write_weights,
+)
+from longtail_det2.utils.errors import ConfigError
+
+FORMATS = ["safetensors", "pth"]
+
+
+@pytest.fixture
+def weights():
+    shared = torch.arange(6.0)
+    channels_last = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    tensors = {
+        "b": shared,
+        "a": shared,
+        "conv": channels_last,
+        "count": torch.tensor(3),
+        "half": shared.half(),
+    }
+    return Weights(tensors, ("/m/é", "/m/2"), 1500, {"config": "shapes/x"})
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_round_trip(tmp_path, weights, suffix):
+    path = tmp_path / f"model.{suffix}"
+    write_weights(path, weights)
+    found = read_weights(path)
+    assert (found.class_ids, found.iteration) == (weights.class_ids, 1500)
+    assert found.about.get("config") == "shapes/x"
+    assert set(found.tensors) == set(weights.tensors)
+    for name, value in weights.tensors.items():
+        assert found.tensors[name].dtype == value.dtype and torch.equal(found.tensors[name], value)
+    assert found.as_checkpoint()["class_ids"] == ["/m/é", "/m/2"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_equal_weights_give_equal_bytes(tmp_path, weights, suffix):
+    backwards = Weights(dict(reversed(weights.tensors.items())), weights.class_ids, 1500, weights.about)
+    write_weights(tmp_path / f"one.{suffix}", weights)
+    write_weights(tmp_path / f"two.{suffix}", backwards)
+    assert sha256_of(tmp_path / f"one.{suffix}") == sha256_of(tmp_path / f"two.{suffix}")
+
+
+def test_files_are_as_readable_as_others(tmp_path, weights):
+    write_weights(tmp_path / "model.safetensors", weights)
+    (tmp_path / "other").touch()
+    modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("model.safetensors", "other")]
+    assert modes[0] == modes[1]
+
+
+def test_training_checkpoints_give_weights_alone(tmp_path):
+    data = {"model": {"w": torch.ones(2)}, "class_ids": ["a"], "trainer": {"iteration": 9, "hooks": {}}}
+    torch.save(data, tmp_path / "model.pth")
+    found = read_weights(tmp_path / "model.pth")
+    assert list(found.tensors) == ["w"] and found.iteration == 10 and found.class_ids == ("a",)
+    torch.save(data["model"], tmp_path / "bare.pth")
+    assert read_weights(tmp_path / "bare.pth").class_ids == ()
+
+
+def test_nothing_is_executed(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    for name, content in (("a.pth", {"model": {"w": torch.ones(1)}, "more": Trap()}), ("b.pth", Trap())):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(ConfigError, match="more than weights"):
+            read_weights(tmp_path / name)
+    with open(tmp_path / "c.pth", "wb") as file:
+        pickle.dump(Trap(), file)
+    with pytest.raises(ConfigError, match="nothing of it was loaded"):
+        read_weights(tmp_path / "c.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("keep", [0, 3, 100, 0.5, 0.99])
+def test_truncated_files(tmp_path, weights, suffix, keep):
+    write_weights(tmp_path / f"whole.{suffix}", weights)
+    data = (tmp_path / f"whole.{suffix}").read_bytes()
+    path = tmp_path / f"cut.{suffix}"
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(ConfigError, match=f"cut.{suffix}"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {"w": "text"}}, {"model": {}}, {"model": [1]}, "text"])
+def test_files_without_weights(tmp_path, content):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(ConfigError, match=r"odd\.pth holds"):
+        read_weights(tmp_path / "odd.pth")
+
+
+def test_hash_in_the_name(tmp_path, weights):
+    write_weights(tmp_path / "model.safetensors", weights)
+    digest = sha256_of(tmp_path / "model.safetensors")
+    good = tmp_path / f"model_final_{digest[:8]}.safetensors"
+    (tmp_path / "model.safetensors").rename(good)
+    assert read_weights(good).tensors
+    check_hash(good, digest)
+    data = bytearray(good.read_bytes())
+    data[-1] ^= 1  # a weight; the header stays whole
+    good.write_bytes(data)
+    with pytest.raises(ConfigError, match="damaged or not the file that was published"):
+        read_weights(good)
+    check_hash_in_name(tmp_path / "model_0001499.pth")  # seven digits: an iteration
+
+
+def test_other_errors(tmp_path, weights, monkeypatch):
+    with pytest.raises(ConfigError, match="no weights file"):
+        read_weights(tmp_path / "none.pth")
+    (tmp_path / "model.pkl").touch()
+    for act in (lambda path: read_weights(path), lambda path: write_weights(path, weights)):
+        with pytest.raises(ConfigError, match=r"end in \.safetensors or \.pth"):
+            act(tmp_path / "model.pkl")
+    write_weights(tmp_path / "model.safetensors", weights)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ConfigError, match=r"pip install \"longtail-det2\[hub\]\""):
+        read_weights(tmp_path / "model.safetensors")
