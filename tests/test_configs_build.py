@@ -15,7 +15,7 @@ from longtail_det2.engine.solver import (
     optimizer_arguments,
 )
 
-REALLY_BUILT = ("shapes", "R_50_FPN_OpenImages", "R_50_FPN_OpenImages_sigmoid")
+REALLY_BUILT = ("shapes", "faster_rcnn_R_50_FPN_OpenImages", "R_50_FPN_OpenImages_sigmoid")
 """Names that end like this get weights; of the others, which are larger or similar, only shapes are made."""
 NAMES = [name.removesuffix(".yaml") for name in model_zoo.list_configs() if name.endswith(".yaml")]
 
@@ -23,9 +23,10 @@ NAMES = [name.removesuffix(".yaml") for name in model_zoo.list_configs() if name
 def pair(name):
     cfg, lazy = (model_zoo.get_config(f"{name}.{suffix}") for suffix in ("yaml", "py"))
     cfg.MODEL.DEVICE = lazy.train.device = "cpu"
+    node = lazy.model.get("roi_heads") or lazy.model
+    assert node.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 0:
-        assert lazy.model.roi_heads.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = lazy.model.roi_heads.num_classes = 7
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = node.num_classes = 7
     return cfg, lazy
 
 
@@ -38,13 +39,51 @@ def numbers(tensor):
     return tuple(tensor.shape) if tensor.is_meta else tensor.tolist()
 
 
+MATCHER = ["thresholds", "labels", "allow_low_quality_matches"]
+TEST = ["test_score_thresh", "test_nms_thresh"]
+
+
 def settings(model):
     """Everything a detector computes with that is no parameter, by name."""
-    heads, rpn, predictor = model.roi_heads, model.proposal_generator, model.roi_heads.box_predictor
+    found = two_stage_settings(model) if hasattr(model, "roi_heads") else dense_settings(model)
+    found["pixels"] = [numbers(model.pixel_mean), numbers(model.pixel_std)]
+    found["divisibility"] = model.backbone.size_divisibility
+    found["frozen"] = [name for name, p in model.named_parameters() if not p.requires_grad]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+
+def values(parts):
+    return {f"{part}.{key}": getattr(obj, key) for part, (obj, keys) in parts.items() for key in keys}
+
+
+def dense_settings(model):
+    names = ["num_classes", "head_in_features", "test_topk_candidates", "max_detections_per_image"]
+    parts = {
+        "model": (model, [*names, *TEST]),
+        "head": (model.head, ["num_logits"]),
+        "anchors": (model.anchor_generator, ["strides", "offset", "num_anchors"]),
+    }
+    if hasattr(model, "anchor_matcher"):
+        parts["retinanet"] = (model, ["smooth_l1_beta", "box_reg_loss_type", "input_format", "vis_period"])
+        parts["matcher"] = (model.anchor_matcher, MATCHER)
+        parts["transform"] = (model.box2box_transform, ["weights"])
+    else:
+        parts["fcos"] = (model, ["center_sampling_radius"])
+        parts["transform"] = (model.box2box_transform, ["normalize_by_size"])
+    found = {key: list(v) if isinstance(v, tuple) else v for key, v in values(parts).items()}
+    found["anchor cells"] = [numbers(cell) for cell in model.anchor_generator.cell_anchors]
+    found["loss"] = repr(model.head.classification_loss)
+    return found
+
+
+def two_stage_settings(model):
+    heads, rpn = model.roi_heads, model.proposal_generator
+    cascade = isinstance(heads.box_predictor, torch.nn.ModuleList)
+    predictors = list(heads.box_predictor) if cascade else [heads.box_predictor]
+    matchers = heads.proposal_matchers if cascade else [heads.proposal_matcher]
     parts = {
         "heads": (heads, ["num_classes", "batch_size_per_image", "positive_fraction", "proposal_append_gt"]),
         "features": (heads, ["box_in_features", "train_on_pred_boxes"]),
-        "matcher": (heads.proposal_matcher, ["thresholds", "labels", "allow_low_quality_matches"]),
         "pooler": (heads.box_pooler, ["output_size", "min_level", "max_level"]),
         "rpn": (rpn, ["in_features", "batch_size_per_image", "positive_fraction", "nms_thresh"]),
         "rpn2": (
@@ -54,24 +93,21 @@ def settings(model):
         "rpn3": (rpn, ["box_reg_loss_type", "smooth_l1_beta"]),
         "rpn matcher": (rpn.anchor_matcher, ["thresholds", "labels", "allow_low_quality_matches"]),
         "anchors": (rpn.anchor_generator, ["strides", "offset", "num_anchors"]),
-        "test": (
-            predictor,
-            ["test_score_thresh", "test_nms_thresh", "test_topk_per_image", "test_pre_nms_topk"],
-        ),
-        "predictor": (predictor, ["smooth_l1_beta", "box_reg_loss_type", "num_classes"]),
         "model": (model, ["input_format", "vis_period"]),
     }
-    found = {f"{part}.{key}": getattr(obj, key) for part, (obj, keys) in parts.items() for key in keys}
+    for stage, (predictor, matcher) in enumerate(zip(predictors, matchers, strict=True)):
+        names = [*TEST, "test_topk_per_image", "test_pre_nms_topk"]
+        names += ["smooth_l1_beta", "box_reg_loss_type", "num_classes"]
+        parts |= {f"predictor{stage}": (predictor, names), f"matcher{stage}": (matcher, MATCHER)}
+    found = values(parts)
     found["sampling_ratios"] = [level.sampling_ratio for level in heads.box_pooler.level_poolers]
     found["poolers"] = [level.aligned for level in heads.box_pooler.level_poolers]
     found["anchors"] = [numbers(cell) for cell in rpn.anchor_generator.cell_anchors]
-    found["box transforms"] = [list(part.box2box_transform.weights) for part in (rpn, predictor)]
-    found["loss weights"] = [predictor.loss_weight.get(key, 1.0) for key in ("loss_cls", "loss_box_reg")]
-    found["loss"] = repr(predictor.classification_loss)
-    found["pixels"] = [numbers(model.pixel_mean), numbers(model.pixel_std)]
-    found["divisibility"] = model.backbone.size_divisibility
-    found["frozen"] = [name for name, p in model.named_parameters() if not p.requires_grad]
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+    found["box transforms"] = [list(part.box2box_transform.weights) for part in (rpn, *predictors)]
+    keys = ("loss_cls", "loss_box_reg")
+    found["loss weights"] = [predictor.loss_weight.get(key, 1.0) for predictor in predictors for key in keys]
+    found["losses"] = [repr(predictor.classification_loss) for predictor in predictors]
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)

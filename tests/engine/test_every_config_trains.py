@@ -37,7 +37,7 @@ def lazy_options(name, pictures, run):
         f"datasets.stores=['mini_train={pictures}/train','mini_test={pictures}/test']",
         "dataloader.train.dataset.names=mini_train",
         "dataloader.test.dataset.names=mini_test",
-        "model.roi_heads.num_classes=-1",
+        f"model.{'roi_heads.' if 'rcnn' in name else ''}num_classes=-1",
         f"train.max_iter={ITERATIONS}",
         "dataloader.train.total_batch_size=2",
         "dataloader.train.num_workers=0",

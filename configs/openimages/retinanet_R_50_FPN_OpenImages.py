@@ -1,0 +1,4 @@
+from ..common.models.retinanet import model
+from .faster_rcnn_R_50_FPN_OpenImages import dataloader, datasets, lr_multiplier, optimizer, train
+
+optimizer.base_lr = 0.04

@@ -1,0 +1,9 @@
+from detectron2.config import LazyCall as L
+
+from longtail_det2.modeling.losses import SigmoidBCELoss
+
+from .cascade_rcnn_tiny_softmax_shapes import dataloader, datasets, lr_multiplier, model, optimizer, train
+
+for predictor in model.roi_heads.box_predictors:  # a loss for each stage
+    predictor.classification_loss = L(SigmoidBCELoss)(prior_prob=0.01)
+train.output_dir = "./output/cascade_rcnn_tiny_sigmoid_shapes"
