@@ -109,7 +109,7 @@ def make_data(root: Path) -> None:
     """A few generated images as annotation stores below `root`."""
     shutil.rmtree(root / "stores", ignore_errors=True)
     for old in [*root.glob("killed-*"), *root.glob("whole-*")]:
-        shutil.rmtree(old)
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
     data = root / "shapes"
     options = ShapesOptions(
         train_images=16, validation_images=4, num_leaves=12, imbalance=4.0, min_objects=2, co_label_rate=0.0

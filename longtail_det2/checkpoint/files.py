@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -110,6 +111,7 @@ def read_checkpoint(path: str) -> Any:
         if path.endswith(".pkl"):
             with open(path, "rb") as file:
                 return _ArrayUnpickler(file, encoding="latin1").load()
+        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, str(error))) from error
@@ -118,6 +120,19 @@ def read_checkpoint(path: str) -> Any:
             f"{path} is no complete checkpoint ({_first_line(error)}): it may have been truncated; fetch or "
             "write it again, or use an older one"
         ) from error
+
+
+def _check_sums(path: str) -> None:
+    """Compares the parts of PyTorch's archive with their checksums, which PyTorch does not."""
+    if not zipfile.is_zipfile(path):
+        return  # the older form has none
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"damaged archive: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"wrong checksum of {damaged}")
 
 
 def _refusal(path: str, reason: str) -> str:

@@ -149,10 +149,12 @@ class Writers(hooks.PeriodicWriter):
             raise ConfigError(self._message(error)) from error
 
     def after_train(self) -> None:
-        """Writes the rest, also after an error, which is then on its way."""
+        """Writes the rest; after an error, trouble here must not hide that one."""
         try:
             super().after_train()
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            if self.trainer.iter >= self.trainer.max_iter and not isinstance(error, OSError):
+                raise
             logger.error("%s", self._message(error))
 
     def _message(self, error: Exception) -> str:
