@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from longtail_det2.modeling.losses import ClassificationLoss
+from longtail_det2.modeling.meta_arch.dense import PositivesAverage
 from longtail_det2.utils.errors import ConfigError
 
 from .nms import NMS
@@ -57,7 +58,7 @@ class ScoresOnly(nn.Module):
 
 
 def inference_copy(model: nn.Module) -> nn.Module:
-    """A copy of a detector in evaluation mode, without the losses.
+    """A copy of a detector in evaluation mode, without the losses and what they are divided by.
 
     Args:
         model: a detector of Detectron2 or of this project; stays as it is.
@@ -67,6 +68,8 @@ def inference_copy(model: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, ClassificationLoss):
                 setattr(module, name, ScoresOnly(child))
+            elif isinstance(child, PositivesAverage):
+                setattr(module, name, nn.Identity())
     return model
 
 
@@ -132,12 +135,22 @@ def recordable(nms: NMS) -> Iterator[None]:
                 continue
             if getattr(module, "batched_nms", None) is batched_nms:
                 stack.enter_context(mock.patch.object(module, "batched_nms", nms))
+            if hasattr(module, "_ScaleGradient"):  # a cascade's, which TorchScript cannot save
+                stack.enter_context(mock.patch.object(module, "_ScaleGradient", _Unscaled))
             if ".modeling." in name:
                 stack.enter_context(mock.patch.object(module, "min", _recorded_min, create=True))
                 # Detectron2 replaces `len` in its own modules while an adapter runs, but not in ours.
                 if name.startswith("longtail_det2.") and "len" not in vars(module):
                     stack.enter_context(mock.patch.object(module, "len", _recorded_len, create=True))
         yield
+
+
+class _Unscaled:
+    """Stands for an autograd function that scales gradients: forward, it changes nothing."""
+
+    @staticmethod
+    def apply(values: Tensor, _scale: float) -> Tensor:
+        return values
 
 
 def _recorded_len(value: Any) -> Any:

@@ -32,7 +32,7 @@ _LOSS_OPERATORS = re.compile(
 
 
 def record_torchscript(model: nn.Module, image: Tensor, path: str | Path) -> list[str]:
-    """Traces a detector and saves it.
+    """Traces a detector and saves it; the file runs on the kind of device that the model is on.
 
     Args:
         model: stays as it is.

@@ -20,6 +20,8 @@ from longtail_det2.model_zoo.run_facts import class_names_beside, config_without
 from longtail_det2.model_zoo.weights import read_weights
 from longtail_det2.utils.errors import ConfigError
 
+from .adapter import inference_copy
+
 
 @dataclass(frozen=True)
 class TrainedDetector:
@@ -127,7 +129,7 @@ def _load(model: nn.Module, path: Path) -> None:
     from longtail_det2.checkpoint import ClassAwareCheckpointer
 
     present = read_weights(path).tensors
-    missing = [name for name in model.state_dict() if name not in present]
+    missing = [name for name in inference_copy(model).state_dict() if name not in present]
     if missing:
         raise ConfigError(
             f"{path} has no weights for {len(missing)} parts of this detector, such as {missing[0]}: it is "

@@ -1,0 +1,65 @@
+"""Each detector of the model zoo, with random weights, as ONNX and as TorchScript."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from longtail_det2 import model_zoo
+from longtail_det2.engine.build import build_model
+from longtail_det2.engine.config_files import load_cfg
+from longtail_det2.export import ExportedDetector, TrainedDetector, export_detector
+from longtail_det2.export.exporting import drawn_picture
+from longtail_det2.export.source import to_input
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+YAML = [name for name in model_zoo.list_configs() if name.endswith(".yaml")]
+TINY = [name for name in YAML if "tiny" in name]
+LARGE = [name for name in YAML if "R_50" in name and "class_aware" not in name and "_v6" not in name]
+
+
+def check(name, calibrator, tmp_path, file_format, size, pictures=(), options=()):
+    torch.manual_seed(0)
+    cfg = load_cfg(name, ["MODEL.DEVICE", "cpu"])
+    cfg.merge_from_list(list(options))
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 0:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 20  # which holds for dense detectors too
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 1e-4  # which the scores of random weights pass
+    if cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        cfg.MODEL.RESNETS.NORM = "BN"  # which settles on a picture
+    model = calibrator(build_model(cfg), to_input(drawn_picture(), *size))
+    detector = TrainedDetector(model, cfg, name, Path(__file__), min_size=size[0], max_size=size[1])
+    done = export_detector(detector, tmp_path / "out", file_format=file_format, pictures=pictures)
+    if file_format == "torchscript":
+        state = torch.jit.load(str(tmp_path / "out/model.ts")).state_dict()
+        assert not [name for name in state if "loss" in name]
+    assert all(one.detections[0] >= 5 and one.largest < 1e-4 for one in done.differences.values())
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "torchscript"])
+@pytest.mark.parametrize("name", TINY)
+def test_tiny(name, calibrator, tmp_path, file_format):
+    check(name, calibrator, tmp_path, file_format, (128, 128))
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "torchscript"])
+def test_masks(calibrator, tmp_path, file_format):
+    options = ["MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"]
+    options += ["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 7, "MODEL.ROI_MASK_HEAD.NUM_CONV", 1]
+    options += ["MODEL.ROI_MASK_HEAD.CONV_DIM", 16]
+    name = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
+    check(name, calibrator, tmp_path, file_format, (128, 128), options=options)
+    detector = ExportedDetector(tmp_path / "out")
+    raw = detector.detect(to_input(drawn_picture(), 128, 128))
+    assert raw["masks"].shape == (len(raw["scores"]), 1, 14, 14)
+    found = detector(drawn_picture())
+    assert found.pred_masks.shape == (len(found), 240, 320)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_r50_on_photographs(name, calibrator, tmp_path, shared_dir):
+    photographs = sorted((shared_dir / "data/photos/images/train").glob("*.jpg"))[:2]
+    check(name, calibrator, tmp_path, "onnx", (256, 426), photographs)
