@@ -119,17 +119,23 @@ def _spawned(
 def _run_in_group(
     main: Callable[..., Any], args: Sequence[Any], local_rank: int, local_size: int, **group: Any
 ) -> Any:
-    """Joins the process group that `group` describes, makes this machine's own, runs, and leaves."""
+    """Joins the process group that `group` describes, makes this machine's own, runs, and leaves.
+
+    After an exception the process ends without leaving in order: that could wait for ranks which wait for this
+    one, and would make them fail with errors about a closed connection before the launcher, which stops them,
+    has seen whose error was the first.
+    """
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     dist.init_process_group(backend(), **group)
     try:
         _make_local_group(local_size)
         comm.synchronize()
-        return main(*args)
+        result = main(*args)
+        dist.destroy_process_group()
+        return result
     finally:
         comm._LOCAL_PROCESS_GROUP = None
-        dist.destroy_process_group()
 
 
 def _make_local_group(local_size: int) -> None:

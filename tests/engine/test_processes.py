@@ -1,0 +1,139 @@
+"""Several processes (gloo on CPUs): the same training as one, the same evaluation, and nothing that hangs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from longtail_det2.engine import trainer
+
+pytestmark = pytest.mark.slow
+SECONDS = 240
+"""Nothing here takes as long; a hang would take the half hour of a collective operation's timeout."""
+
+COMPARABLE = [
+    # Without batch statistics and without drawing lots, an image's losses depend on the image alone: all
+    # anchors and proposals are kept. Every image has as many of them, as losses are averaged over RoIs.
+    *("MODEL.TINY_BACKBONE.NORM", "", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.RPN.NMS_THRESH", "1.0"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20"),
+    *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.01", "SEED", "1"),
+]
+
+BREAK = """
+import sys
+from detectron2.utils import comm
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+from longtail_det2.engine import trainer
+from longtail_det2.engine.cli import parse_args, run
+from longtail_det2.modeling.losses import SoftmaxCrossEntropyLoss
+
+WHAT = {what!r}
+original, calls = SoftmaxCrossEntropyLoss.forward, []
+
+def forward(self, logits, targets):
+    calls.append(0)
+    losses = original(self, logits, targets)
+    if comm.get_rank() == 1 and len(calls) == 3:
+        if WHAT == "exception":
+            raise RuntimeError("a fault on the second process")
+        losses = {{name: value * float("nan") for name, value in losses.items()}}
+    return losses
+
+SoftmaxCrossEntropyLoss.forward = forward
+if __name__ == "__main__":
+    sys.exit(run(trainer.main, parse_args()))
+"""
+
+
+def launch(script, options, how, tmp_path):
+    """Runs a script in two processes; returns the finished process and the seconds it took."""
+    config = ("--config-file", "shapes/faster_rcnn_tiny_softmax_shapes.yaml")
+    if how == "torchrun":
+        head = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script), *config]
+    else:
+        head = [str(script), *config, "--num-gpus", "2", "--dist-url", "auto"]
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *head, *options],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        cwd=tmp_path,
+    )
+    return done, time.monotonic() - begin
+
+
+def run_state(folder):
+    checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
+    values = checkpoint["trainer"]["hooks"]["MetricsHistory"]["values"]
+    losses = {
+        name: torch.tensor([value for value, _ in pairs]) for name, pairs in values.items() if "loss" in name
+    }
+    return checkpoint["model"], losses
+
+
+def test_two_ranks_with_half_batches_follow_one_with_the_whole(yaml_args, repository, tmp_path):
+    options = (*COMPARABLE, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True")
+    trainer.main(yaml_args(*options, max_iter=8))
+    run = tmp_path / "run"
+    weights, losses = run_state(run)
+    results = json.loads((run / "inference/mini_test/metrics.json").read_text())
+    run.rename(tmp_path / "one")
+    args = yaml_args(*options, max_iter=8)
+    done, _ = launch(repository / "scripts/train_net.py", args.opts, "flags", tmp_path)
+    assert done.returncode == 0, done.stderr
+    twin, twin_losses = run_state(run)
+    assert losses["total_loss"].shape == (8,) and losses["total_loss"][0] > losses["total_loss"][-1]
+    for name in losses:
+        torch.testing.assert_close(twin_losses[name], losses[name], rtol=1e-4, atol=1e-6)
+    for name in weights:
+        torch.testing.assert_close(twin[name], weights[name], rtol=1e-3, atol=1e-6)
+    again = json.loads((run / "inference/mini_test/metrics.json").read_text())
+    for one, two in zip(results["classes"], again["classes"], strict=True):
+        assert two["AP"] == pytest.approx(one["AP"], abs=1e-3, nan_ok=True)
+
+
+def test_evaluation_over_ranks_is_that_of_one(yaml_args, repository, tmp_path):
+    trainer.main(yaml_args(max_iter=3))
+    run = tmp_path / "run"
+    folder = run / "inference/mini_test"
+    one = {name: (folder / name).read_text() for name in ("metrics.json", "predictions.csv")}
+    args = yaml_args("MODEL.WEIGHTS", str(run / "model_final.pth"))
+    for path in folder.iterdir():
+        path.unlink()
+    script = repository / "scripts/train_net.py"
+    done, _ = launch(script, ["--eval-only", *args.opts], "torchrun", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "metrics.json").read_text()) == json.loads(one["metrics.json"])
+    rows = sorted((folder / "predictions.csv").read_text().splitlines())
+    assert rows == sorted(one["predictions.csv"].splitlines()) and len(rows) > 1
+
+
+@pytest.mark.parametrize("loss", ["SoftmaxCrossEntropyLoss", "SigmoidBCELoss"])
+def test_images_without_boxes_do_not_hang(yaml_args, repository, tmp_path, loss):
+    """With one image a rank, ranks meet the image without boxes alone."""
+    options = ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", loss)
+    args = yaml_args(*options, max_iter=10)
+    done, _ = launch(repository / "scripts/train_net.py", args.opts, "flags", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/model_final.pth").is_file()
+
+
+@pytest.mark.parametrize("how", ["flags", "torchrun"])
+@pytest.mark.parametrize("what", ["exception", "nan"])
+def test_trouble_on_one_rank_stops_all_with_its_message(yaml_args, tmp_path, how, what):
+    script = tmp_path / "broken.py"
+    script.write_text(BREAK.format(what=what))
+    done, seconds = launch(script, yaml_args(max_iter=400).opts, how, tmp_path)
+    assert done.returncode != 0 and seconds < 120
+    if what == "exception":
+        assert "RuntimeError: a fault on the second process" in done.stderr
+    else:
+        assert "training stopped in iteration 2: loss_cls = nan" in done.stderr
+        assert json.loads((tmp_path / "run/nonfinite_loss.json").read_text())["rank"] == 1
