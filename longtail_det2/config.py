@@ -80,6 +80,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To
     # fine-tune a detector on other classes: ("roi_heads.box_predictor",)
     cfg.MODEL.RESET_WEIGHTS = ()
+    # Parts of the model, as beginnings of module names, that keep no activations in training but compute them
+    # again for the gradient, for less memory and more time: ("backbone.bottom_up.res", "roi_heads.box_head")
+    cfg.MODEL.ACTIVATION_CHECKPOINT = ()
     # Keep convolution weights, and with them activations, in channels-last order (faster on CPUs).
     cfg.MODEL.CHANNELS_LAST = False
 

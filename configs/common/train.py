@@ -6,6 +6,7 @@ train = dict(
     output_dir="./output",
     init_checkpoint="",
     reset_weights=[],  # beginnings of parameter names that are not loaded from init_checkpoint
+    activation_checkpoint=[],  # beginnings of module names, as MODEL.ACTIVATION_CHECKPOINT
     max_iter=90000,
     amp=dict(enabled=False),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),

@@ -121,9 +121,9 @@ def _run_in_group(
 ) -> Any:
     """Joins the process group that `group` describes, makes this machine's own, runs, and leaves.
 
-    After an exception the process ends without leaving in order: that could wait for ranks which wait for this
-    one, and would make them fail with errors about a closed connection before the launcher, which stops them,
-    has seen whose error was the first.
+    After an exception the process ends without leaving in order: that could wait for ranks which wait for
+    this one, and would make them fail with errors about a closed connection before the launcher, which stops
+    them, has seen whose error was the first.
     """
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)

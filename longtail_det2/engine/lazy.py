@@ -16,6 +16,7 @@ from torch import nn
 from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.utils.errors import ConfigError
 
+from .activation_checkpoint import checkpoint_activations
 from .build import build_lazy_model
 from .defaults import class_ids_of, lazy_dataset_names, setup_lazy
 from .training import default_hooks, distribute, evaluate_model, prepare_start
@@ -53,6 +54,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
         Results of the last evaluation.
     """
     model = build_lazy_model(cfg)
+    checkpoint_activations(model, cfg.train.get("activation_checkpoint", ()))
     cfg.optimizer.model = model
     optimizer = instantiate(cfg.optimizer)
     seed = int(cfg.train.get("seed", -1))

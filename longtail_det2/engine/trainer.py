@@ -23,6 +23,7 @@ from longtail_det2.data.datasets.builtin import get_metadata
 from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
 from longtail_det2.utils.errors import ConfigError
 
+from .activation_checkpoint import checkpoint_activations
 from .build import build_model
 from .defaults import class_ids_of, frequency_counts, setup
 from .solver import build_lr_scheduler, build_optimizer, optimizer_arguments
@@ -49,6 +50,7 @@ class Trainer(DefaultTrainer):
         self._results: OrderedDict[str, Any] = OrderedDict()
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
+        checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINT)
         optimizer = self.build_optimizer(cfg, model)
         self._loader = ResumableLoader(
             lambda start, seed: self.build_train_loader(_with_seed(cfg, seed), start),

@@ -1,0 +1,92 @@
+"""Activation checkpointing by configuration: memory for time, with equal losses (Chen et al., 2016)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from longtail_det2.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoint_activations(model: nn.Module, prefixes: Sequence[str]) -> list[str]:
+    """Makes parts of a model keep no activations in training but compute them again for the gradient.
+
+    Each part is one segment: the smaller the parts, the less memory. Names of parameters do not change.
+
+    Args:
+        model: changed in place, before it is wrapped for distributed training.
+        prefixes: beginnings of module names, such as "backbone.bottom_up.res" for each stage of a ResNet or
+            "roi_heads.box_head"; of modules within each other the outermost is taken.
+
+    Returns:
+        Names of the modules.
+
+    Raises:
+        ConfigError: no module has such a name.
+    """
+    chosen: list[str] = []
+    for prefix in prefixes:
+        found = [
+            name
+            for name, _ in model.named_modules()
+            if name and name.startswith(prefix) and not _below(name, chosen)
+        ]
+        outermost = [name for name in found if not _below(name, [other for other in found if other != name])]
+        if not outermost and not any(name.startswith(prefix) for name in chosen):
+            raise ConfigError(
+                f"MODEL.ACTIVATION_CHECKPOINT: no module's name begins with {prefix!r}; those of the model "
+                f"begin with {', '.join(name for name, _ in model.named_children())}"
+            )
+        chosen += outermost
+    for name in chosen:
+        module = model.get_submodule(name)
+        module.forward = _checkpointed(module, module.forward)
+    if chosen:
+        logger.info("Activations are computed again for the gradient in: %s", ", ".join(chosen))
+    return chosen
+
+
+def _below(name: str, others: Sequence[str]) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in others)
+
+
+def _checkpointed(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not (module.training and torch.is_grad_enabled()):
+            return forward(*args, **kwargs)
+        contexts = functools.partial(_contexts, module)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+    return run
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _statistics_kept(module)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Running statistics of batch normalisation are not updated a second time: momentum 0 leaves them."""
+    layers = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    counts = [None if count is None else count.clone() for _, count in before]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, (momentum, tracked), count in zip(layers, before, counts, strict=True):
+            layer.momentum = momentum
+            if tracked is not None and count is not None:
+                tracked.copy_(count)
