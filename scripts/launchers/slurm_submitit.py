@@ -2,9 +2,9 @@
 """Trains on a Slurm cluster: submits one job in which every node runs torchrun; resumes after preemption.
 
 What follows `--` is the command line of the train script. Each node runs one submitit task, and the task runs
-torchrun with one process a GPU. When the job's time is up or Slurm announces preemption, submitit puts it back
-into the queue, and the next run goes on from the newest checkpoint (`--resume`). So does a job that Slurm itself
-puts back, after preemption or because a node failed.
+torchrun with one process a GPU. When the job's time is up or Slurm announces preemption, submitit puts it
+back into the queue, and the next run goes on from the newest checkpoint (`--resume`). So does a job that
+Slurm itself puts back, after preemption or because a node failed.
 """
 
 from __future__ import annotations
