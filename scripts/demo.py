@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--device", default="", help="such as cpu or cuda (default: cuda where there is one)")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest picture ({MAX_PIXELS:,})")
-    add("opts", nargs="*", help="config options, in the config's own syntax")
+    add("--opts", nargs="+", default=[], metavar="WORD", help="config options, in the config's own syntax")
     return parser
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from longtail_det2.data.datasets.coco_json import is_usable_text
 from longtail_det2.data.hierarchy import HierarchyError, LabelHierarchy
 from longtail_det2.data.hierarchy_io import ParsedHierarchy, parents_first, read_parents
 
@@ -86,4 +87,8 @@ def _parents_to_add(
             "correct them, or leave them out with unlisted='contract' (--unlisted contract)"
         )
     known = set(class_ids)
-    return [label for label in parsed.parents if label not in known and label != parsed.root]
+    added = [label for label in parsed.parents if label not in known and label != parsed.root]
+    for label in added:
+        if not is_usable_text(label):
+            raise HierarchyError(f"{path}: {label!r} cannot be the name of a class")
+    return added

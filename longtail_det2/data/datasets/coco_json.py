@@ -306,9 +306,12 @@ def _is_length(value: object) -> TypeGuard[int]:
 
 
 def _is_id(value: object) -> bool:
-    """Whether a value can be an id: an integer, or a text that is not empty and can be written to a file."""
-    if not isinstance(value, str):
-        return _is_integer(value)
+    """Whether a value can be an id: an integer, or a usable text."""
+    return is_usable_text(value) if isinstance(value, str) else _is_integer(value)
+
+
+def is_usable_text(value: str) -> bool:
+    """Whether a text can be an id or a name: it is not empty, and files can hold it."""
     try:
         return value != "" and "\0" not in value and bool(value.encode())
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot

@@ -79,7 +79,7 @@ class CsvStream:
         if missing:
             raise DataError(
                 f"{self.path}, line 1: column {', '.join(missing)} is missing; "
-                f"the header has {', '.join(names)}"
+                f"the header has {_shown(', '.join(names))}"
             )
         self.found = [name for name in self._types if name in names]
         for name in self.found:
@@ -162,6 +162,7 @@ class CsvStream:
             if reader.line_num <= 1:
                 problem = "the header has no line end"
             if problem:
+                problem = _shown(problem)
                 hint = "" if "complete" in problem else "; is the file complete, and a CSV file?"
                 raise DataError(f"{self.path}, line {reader.line_num}: {problem}{hint}") from None
         raise DataError(f"{self.path}: {error}") from None
@@ -175,12 +176,12 @@ class CsvStream:
         for name, index in columns.items():
             cell = cells[index]
             if "�" in cell:
-                return f"column {name} is not UTF-8: {cell!r}"
+                return f"column {name} is not UTF-8: {cell[:80]!r}"
             if self._types[name] == TEXT or cell == "":
                 continue
             integer = pa.types.is_integer(self._types[name])
             if not _is_number(cell, integer):
-                return f"column {name} holds {cell!r} instead of {'an integer' if integer else 'a number'}"
+                return f"column {name} holds {cell[:80]!r} instead of {'an integer' if integer else 'a number'}"
         return None
 
 
@@ -218,6 +219,12 @@ def read_class_descriptions(path: Path) -> tuple[list[str], list[str]]:
     if not ids:
         raise DataError(f"{path}: has no classes; a line per class is needed: LabelName,DisplayName")
     return ids, names
+
+
+def _shown(text: str, most: int = 200) -> str:
+    """A text from a file that may be damaged, fit for one line."""
+    line = "".join(char if char.isprintable() else "?" for char in text[:most])
+    return line + " ..." * (len(text) > most)
 
 
 def _is_number(cell: str, integer: bool) -> bool:

@@ -274,7 +274,8 @@ def _image_column(batch: pa.RecordBatch, stream: CsvStream, first: int) -> pa.Di
     empty = pc.index(image.dictionary, "").as_py()
     if empty >= 0:
         stream.fail(first + int(np.argmax(image.indices.to_numpy() == empty)), "ImageID is empty")
-    zero = pc.index(pc.match_substring(image.dictionary, "\0"), True).as_py()
+    damaged = pc.call_function("match_substring", [image.dictionary], pc.MatchSubstringOptions("\0"))
+    zero = pc.index(damaged, True).as_py()
     if zero >= 0:
         row = int(np.argmax(image.indices.to_numpy() == zero))
         stream.fail(first + row, "ImageID holds a zero byte; is the file damaged?")

@@ -1,0 +1,120 @@
+"""Command-line tools on bad input: exit code 2, one line `error: ...`, no traceback."""
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+from test_mutations import Attempts, mutate
+
+
+def run(repository, script, *arguments, check_error=True):
+    command = [sys.executable, str(repository / "scripts" / f"{script}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    if check_error:
+        assert done.returncode == 2, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and done.stderr.rstrip().splitlines()[-1] == lines[0], done.stderr
+        return lines[0]
+    assert done.returncode in (0, 2), done.stderr
+    return done.stderr
+
+
+def coco_arguments(data, output):
+    return (
+        "--json",
+        data.coco,
+        "--images",
+        data.images,
+        "--hierarchy",
+        data.coco_hierarchy,
+        "--output",
+        output,
+    )
+
+
+def open_images_arguments(data, output):
+    return (
+        *("--boxes", data.boxes, "--image-labels", data.labels, "--classes", data.classes, "--no-progress"),
+        *("--hierarchy", data.hierarchy, "--images", data.images, "--output", output),
+    )
+
+
+@pytest.fixture
+def call(repository, capsys):
+    """Calls a script's `main` in this process, where an exception that it lets through fails the test."""
+
+    def call(script, *arguments):
+        spec = importlib.util.spec_from_file_location(script, repository / "scripts" / f"{script}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.main(list(map(str, arguments))) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return call
+
+
+def test_prepare_scripts(data, repository, call):
+    data.images.joinpath("b.jpg").write_bytes(b"")
+    error = run(repository, "prepare_coco", *coco_arguments(data, data.root / "store"))
+    assert "b.jpg: cannot read the image (the file is empty, 0 bytes)" in error
+    error = call("prepare_openimages", *open_images_arguments(data, data.root / "store"))
+    assert "1 of 3 annotated images cannot be read" in error
+
+
+def test_picture_scripts(data, call):
+    store = data.prepare_coco()
+    out = data.root / "out"
+    error = call("visualize_data", "--store", data.images, "--output", out)
+    assert "an incomplete annotation store (header.json is missing)" in error
+    error = call("visualize_data", "--dataset", "nothing", "--output", out)
+    assert "unknown data set 'nothing'" in error
+    data.write("p.json", json.dumps([{"image_id": 1}]))
+    arguments = ("--store", store.path, "--output", out)
+    error = call("visualize_results", "--predictions", data.root / "p.json", *arguments)
+    assert "p.json: entry 0 is no COCO result" in error
+    data.images.joinpath("b.jpg").write_bytes(b"no picture")
+    error = call("visualize_data", *arguments)
+    assert "b.jpg (image '2'): cannot read the image (not an image of a known format)" in error
+    data.write("taken", "")
+    error = call("visualize_data", "--store", store.path, "--output", data.root / "taken")
+    assert "taken" in error
+
+
+@pytest.mark.slow
+def test_training_on_a_broken_image(data, repository):
+    store = data.prepare_coco()
+    content = (data.images / "b.jpg").read_bytes()
+    (data.images / "b.jpg").write_bytes(content[: len(content) // 2])
+    for workers in (0, 1):
+        error = run(
+            repository,
+            "train_net",
+            "--config-file",
+            "own_data/faster_rcnn_small_photos.yaml",
+            *("DATASETS.STORES", f"t={store.path}", "DATASETS.TRAIN", "t", "DATASETS.TEST", "t"),
+            *("SOLVER.MAX_ITER", 3, "DATALOADER.NUM_WORKERS", workers, "OUTPUT_DIR", data.root / "run"),
+        )
+        assert "b.jpg (image '2'): cannot read the image (" in error and "truncated" in error
+
+
+@pytest.mark.slow
+def test_mutated_files(tmp_path, repository):
+    attempts = Attempts(tmp_path / "data")
+    data = attempts.data
+    for seed in range(8):
+        rng = random.Random(seed)
+        for target, script, arguments in (
+            ("boxes", "prepare_openimages", open_images_arguments),
+            ("coco", "prepare_coco", coco_arguments),
+        ):
+            path = getattr(data, target)
+            path.write_bytes(mutate(attempts.sound[target], rng))
+            run(repository, script, *arguments(data, data.root / "out"), check_error=False)
+            path.write_bytes(attempts.sound[target])
+    assert not data.left_over()

@@ -1,0 +1,176 @@
+"""scripts/demo.py: pictures and folders through a trained detector."""
+
+import csv
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.engine.build import build_model
+from longtail_det2.engine.config_files import load_cfg
+from longtail_det2.utils.errors import DataError
+from longtail_det2.visualization.pictures import PicturePredictions, find_pictures, write_predictions
+
+OPTIONS = ["MODEL.ROI_HEADS.NUM_CLASSES", "5", "INPUT.MIN_SIZE_TEST", "48", "MODEL.DEVICE", "cpu"]
+CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
+
+
+@pytest.fixture
+def weights(tmp_path, store):
+    """A checkpoint with random weights, whose scores are spread."""
+    torch.manual_seed(0)
+    model = build_model(load_cfg(CONFIG, OPTIONS))
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.5)
+        model.roi_heads.box_predictor.cls_score.bias.zero_()
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    ClassAwareCheckpointer(model, str(folder), class_ids=store.class_ids).save("model_final")
+    return folder / "model_final.pth"
+
+
+@pytest.fixture
+def demo(repository, weights, tmp_path):
+    spec = importlib.util.spec_from_file_location("demo", repository / "scripts" / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def call(*arguments, output=tmp_path / "out"):
+        command = [
+            "--config-file",
+            CONFIG,
+            "--weights",
+            str(weights),
+            "--output",
+            str(output),
+            "--device",
+            "cpu",
+        ]
+        return module.main([*command, *map(str, arguments), "--opts", *OPTIONS])
+
+    return call
+
+
+def test_folder_and_files(demo, store, tmp_path, capsys):
+    nested = store.image_root / "deeper" / "still"
+    nested.mkdir(parents=True)
+    shutil.copy(store.image_root / "im0.png", nested / "im9.png")
+    (store.image_root / "notes.txt").write_text("no picture")
+    out = tmp_path / "out"
+    command = ["--input", store.image_root, "--store", store.path, "--score-threshold", 0.3]
+    assert demo(*command, "--predictions", out / "predictions.csv") == 0
+    drawn = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.jpg"))
+    assert drawn == ["deeper/still/im9.jpg", *(f"im{index}.jpg" for index in range(4))]
+    assert "5 pictures in" in capsys.readouterr().out
+    with open(out / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["ImageID"] for row in rows} <= {"im0", "im1", "im2", "im3", "im9"}
+    assert {row["LabelName"] for row in rows} <= set(store.class_ids)
+    same = [[row["Score"] for row in rows if row["ImageID"] == name] for name in ("im0", "im9")]
+    assert same[0] == same[1] and same[0]
+
+
+def test_results_inside_the_folder_are_no_inputs(demo, store, capsys):
+    for _ in range(2):
+        assert demo("--input", store.image_root, output=store.image_root / "drawn") == 0
+        assert "4 pictures" in capsys.readouterr().out
+
+
+def test_predictions_equal_the_evaluation(demo, store, weights, tmp_path):
+    out = tmp_path / "out"
+    command = ["--input", store.image_root / "im2.png", "--store", store.path]
+    assert demo(*command, "--predictions", out / "p.json") == 0
+    rows = json.loads((out / "p.json").read_text())
+    from longtail_det2.data.build import build_test_loader
+    from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+
+    cfg = load_cfg(CONFIG, OPTIONS)
+    model = build_model(cfg).eval()
+    ClassAwareCheckpointer(model).load(str(weights))
+    dataset = MultiLabelDataset(store)
+    mapper = MultiLabelDatasetMapper(**MultiLabelDatasetMapper.from_config(cfg, is_train=False))
+    (batch,) = (one for one in build_test_loader(dataset, mapper=mapper) if one[0]["image_id"] == "im2")
+    with torch.no_grad():
+        instances = model(batch)[0]["instances"]
+    assert len(rows) == len(instances) > 0
+    assert np.allclose([row["score"] for row in rows], instances.scores, atol=1e-5)
+    x0, y0, x1, y1 = instances.pred_boxes.tensor.T
+    assert np.allclose([row["bbox"] for row in rows], torch.stack([x0, y0, x1 - x0, y1 - y0], 1), atol=2e-2)
+    assert [row["category"] for row in rows] == [
+        store.class_names[i] for i in instances.pred_classes.tolist()
+    ]
+
+
+def test_what_is_no_picture(demo, store, tmp_path, capsys):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    shutil.copy(store.image_root / "im0.png", folder / "good.png")
+    (folder / "bad.jpg").write_bytes(b"not a picture")
+    assert demo("--input", folder) == 0  # in a folder, a broken file is passed over
+    printed = capsys.readouterr()
+    assert "1 pictures in" in printed.out
+    assert "passed over: " in printed.err and "bad.jpg: cannot read the image" in printed.err
+
+    def error(*arguments):
+        assert demo(*arguments) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: ")
+        return line
+
+    assert "bad.jpg: cannot read the image (not an image of a known" in error("--input", folder / "bad.jpg")
+    assert "nowhere: no such file or folder" in error("--input", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "no pictures there; files that end in .bmp" in error("--input", tmp_path / "empty")
+    (folder / "good.png").unlink()
+    assert "none of 1 files is a picture" in error("--input", folder)
+    shutil.copy(store.image_root / "im0.png", folder / "good.png")
+    assert "must end in .csv or .json" in error("--input", folder, "--predictions", "p.txt")
+    assert "pixels (width x height) are more than --max-pixels = 99" in error(
+        "--input", folder / "good.png", "--max-pixels", 99
+    )
+    assert "no annotation store" in error("--input", folder, "--store", tmp_path / "nowhere")
+
+
+def test_equal_names_get_ids_and_drawings_of_their_own(store, tmp_path, demo):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(store.image_root / "im0.png", tmp_path / name / "a.png")
+    out = tmp_path / "out"
+    command = ["--input", tmp_path / "one", tmp_path / "two", "--predictions", out / "p.json"]
+    assert demo(*command) == 0
+    assert sorted(path.name for path in out.glob("*.jpg")) == ["a-2.jpg", "a.jpg"]
+    ids = {row["image_id"] for row in json.loads((out / "p.json").read_text())}
+    assert ids == {str(tmp_path / name / "a.png") for name in ("one", "two")}
+
+
+def test_inputs_named_twice_count_once(store):
+    path = store.image_root / "im0.png"
+    assert len(find_pictures([path, store.image_root, path])) == 4
+
+
+def test_no_predictions_at_all(tmp_path):
+    nothing = PicturePredictions(
+        "a", (4, 6), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0)
+    )
+    write_predictions(tmp_path / "p.csv", [nothing], ["x"], ["X"])
+    assert (tmp_path / "p.csv").read_text() == "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n"
+    write_predictions(tmp_path / "p.json", [nothing], ["x"], ["X"])
+    assert json.loads((tmp_path / "p.json").read_text()) == []
+    with pytest.raises(DataError, match="cannot be written"):
+        write_predictions(tmp_path / "p.csv" / "q.csv", [nothing], ["x"], ["X"])
+
+
+def test_drawing_is_upright(demo, store, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.jpg"
+    Image.new("RGB", (64, 48)).save(path, exif=exif)
+    assert demo("--input", path, "--store", store.path) == 0
+    with Image.open(tmp_path / "out" / "turned.jpg") as drawn:
+        assert drawn.height > drawn.width
