@@ -50,7 +50,7 @@ def calibrate(model, image):
                 handle = layer.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out.std()))
                 model([{"image": image}])
                 handle.remove()
-                layer.weight.mul_(spread / seen[0])
+                layer.weight.mul_(spread / max(seen))  # of several levels
     return model
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from longtail_det2 import model_zoo
+from longtail_det2.data.image_reading import read_image
 from longtail_det2.engine.build import build_model
 from longtail_det2.engine.config_files import load_cfg
 from longtail_det2.export import ExportedDetector, TrainedDetector, export_detector
@@ -29,7 +30,8 @@ def check(name, calibrator, tmp_path, file_format, size, pictures=(), options=()
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 1e-4  # which the scores of random weights pass
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":
         cfg.MODEL.RESNETS.NORM = "BN"  # which settles on a picture
-    model = calibrator(build_model(cfg), to_input(drawn_picture(), *size))
+    picture = read_image(pictures[0]) if pictures else drawn_picture()
+    model = calibrator(build_model(cfg), to_input(picture, *size))
     detector = TrainedDetector(model, cfg, name, Path(__file__), min_size=size[0], max_size=size[1])
     done = export_detector(detector, tmp_path / "out", file_format=file_format, pictures=pictures)
     if file_format == "torchscript":
