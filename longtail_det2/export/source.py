@@ -76,11 +76,12 @@ def load_detector(
         ConfigError: a file is missing or damaged, or the weights are not those of a detector of this config.
     """
     from longtail_det2.engine.build import build_lazy_model, build_model
-    from longtail_det2.engine.config_files import load_cfg, load_lazy
+    from longtail_det2.engine.config_files import find_config_file, load_cfg, load_lazy
     from longtail_det2.model_zoo.model_zoo import get_checkpoint, use_weights
 
-    path = Path(weights or get_checkpoint(config_file))
     lazy = str(config_file).endswith(".py")
+    find_config_file(config_file, ".py" if lazy else ".yaml")
+    path = Path(weights or get_checkpoint(config_file))
     _refuse_saved_lazy(config_file)
     cfg: Any = load_lazy(config_file, options) if lazy else load_cfg(config_file, options)
     class_ids = read_weights(path).class_ids

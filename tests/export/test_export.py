@@ -267,6 +267,8 @@ def test_errors(trained, run_folder, tmp_path, tiny_options, picture_file):
         export_detector(trained, tmp_path / "out", pictures=[tmp_path / "none.jpg"])
     with pytest.raises(ConfigError, match="no weights file"):
         load_detector(CONFIG, tmp_path / "none.pth", tiny_options)
+    with pytest.raises(ConfigError, match=r"nope\.yaml is no file"):
+        load_detector("nope.yaml")
     with pytest.raises(ConfigError, match="no published weights"):
         load_detector(CONFIG, "", tiny_options)
     with pytest.raises(ConfigError, match="is no exported model"):
