@@ -32,6 +32,7 @@ ITERATIONS = 16
 CHECKPOINT_PERIOD = 3
 BATCH_SIZE = 4
 STARTED = "Starting training from iteration"
+LAST = "model_final.pth"
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     for number in range(args.kills):
         form = forms[number % len(forms)]
         run = root / f"killed-{number:02}"
-        delay = moments.uniform(0, whole[form.name])
         print(f"{number + 1:2}. {form.name}: ", end="", flush=True)
-        state = kill_and_resume(form, run, delay, workers=(number % 4) // 2)
+        delay, state = kill_and_resume(form, run, moments.uniform(0, whole[form.name]), (number % 4) // 2)
         differences = compare(root / f"whole-{form.name}", run)
         equal += not differences
         print(f"killed after {delay:.2f} s ({state}): {'; '.join(differences) or 'equal'}", flush=True)
@@ -128,31 +128,46 @@ def make_data(root: Path) -> None:
 
 
 def uninterrupted(form: Form, run: Path) -> float:
-    """Trains to the end; returns the seconds from the first iteration to the end of the process."""
+    """Trains to the end; returns the seconds from the first iteration to the last checkpoint."""
     process = start(form.command(run, workers=0, resume=False), run)
     wait_until_started(process, run)
     begin = time.perf_counter()
+    while process.poll() is None and not (run / LAST).is_file():
+        time.sleep(0.01)
+    seconds = time.perf_counter() - begin
     finish(process, run)
-    return time.perf_counter() - begin
+    return seconds
 
 
-def kill_and_resume(form: Form, run: Path, delay: float, workers: int) -> str:
+def kill_and_resume(form: Form, run: Path, delay: float, workers: int) -> tuple[float, str]:
     """Kills a run `delay` seconds after its first iteration began, and resumes it to the end.
 
+    A run that was quicker and had its last checkpoint by then does not count: another one is killed earlier.
+
     Returns:
-        What the killed run had left.
+        The delay at which training really was interrupted, and what the killed run had left.
     """
-    process = start(form.command(run, workers, resume=False), run)
-    wait_until_started(process, run)
-    time.sleep(delay)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    while not kill(form.command(run, workers, resume=False), run, delay):
+        shutil.rmtree(run)
+        delay *= 0.7
     left = run / "last_checkpoint"
     partial = len(list(run.glob("*.partial-*")))
     state = left.read_text() if left.is_file() else "no checkpoint"
     finish(start(form.command(run, 1 - workers, resume=True), run), run)
-    return state + (f", {partial} unfinished file" if partial else "")
+    return delay, state + (f", {partial} unfinished file" if partial else "")
+
+
+def kill(command: list[str], run: Path, delay: float) -> bool:
+    """Starts a run and kills it; False if its last checkpoint was there already."""
+    process = start(command, run)
+    wait_until_started(process, run)
+    time.sleep(delay)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    elif process.returncode:
+        finish(process, run)
+    return not (run / LAST).is_file()
 
 
 def start(command: list[str], run: Path) -> subprocess.Popen[bytes]:
@@ -180,7 +195,7 @@ def finish(process: subprocess.Popen[bytes], run: Path) -> None:
 
 def compare(whole: Path, resumed: Path) -> list[str]:
     """What differs between two finished runs, in words."""
-    one, two = (torch.load(run / "model_final.pth", weights_only=True) for run in (whole, resumed))
+    one, two = (torch.load(run / LAST, weights_only=True) for run in (whole, resumed))
     result = [
         f"weights {name}"
         for name, value in one["model"].items()
