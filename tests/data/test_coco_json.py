@@ -5,14 +5,18 @@ import sys
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from longtail_det2.data.datasets.builtin import register_store
 from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.datasets.openimages import prepare_openimages
 from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
 from longtail_det2.data.hierarchy import HierarchyError
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
+from longtail_det2.engine.defaults import register_datasets
 from longtail_det2.utils.errors import DataError
 
 CONTENT = {
@@ -271,3 +275,65 @@ def test_real_photographs(shared_dir, tmp_path):
         key = (str(one["image_id"]), store.class_ids.index(str(one["category_id"])))
         distance = np.abs(np.array(found[key]) - [x, y, x + width, y + height]).max(axis=1)
         assert distance.min() < 0.02  # the file has two decimals
+
+
+def test_parents_that_are_no_categories_become_classes(prepare):
+    store = prepare(hierarchy={"dog": ["pet"], "pet": ["living thing"], "animal": ["living thing"]})
+    assert store.class_ids == ("5", "7", "30", "pet", "living thing")
+    assert store.hierarchy.to_parents() == {"5": ["living thing"], "7": ["pet"], "pet": ["living thing"]}
+    assert store.header["summary"]["classes_without_objects"] == 0  # their descendants have some
+    with pytest.raises(HierarchyError, match=r"2 labels are neither categories nor above one \(first: 'cow'"):
+        prepare(hierarchy={"cow": ["farm animal"], "dog": ["animal"]})
+    with pytest.raises(HierarchyError, match="cannot be the name of a class"):
+        prepare(hierarchy={"dog": [""]})
+
+
+@pytest.fixture
+def clean_catalog():
+    """Forgets what the test registers, the built-in names too."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_json_files_as_data_sets(prepare, images, tmp_path, monkeypatch, clean_catalog):
+    prepare()
+    (tmp_path / "tree.json").write_text('{"dog": ["animal"]}')
+    monkeypatch.chdir(tmp_path / "images")
+    name = f"json_{tmp_path.name}"
+    register_store(name, "../data.json:../images:../tree.json")
+    dataset = DatasetCatalog.get(name)
+    assert len(dataset) == 3 and dataset.hierarchy.to_parents() == {"7": ["5"]}
+    assert dataset.store.path.parent == tmp_path / ".longtail_det2"
+    made = (dataset.store.path / "header.json").stat().st_mtime_ns
+    assert (DatasetCatalog.get(name).store.path / "header.json").stat().st_mtime_ns == made
+    assert MetadataCatalog.get(name).store_path == str(dataset.store.path)
+    (tmp_path / "tree.json").write_text("{}")
+    with pytest.raises(DataError, match="hierarchy of its classes changed since this process loaded"):
+        DatasetCatalog.get(name)
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    monkeypatch.undo()
+    register_datasets(stores=[f"{name}={tmp_path}/data.json:{images}:{tmp_path}/tree.json"])
+    assert DatasetCatalog.get(name).hierarchy.is_flat
+
+
+def test_one_process_makes_the_store(prepare, images, tmp_path):
+    prepare()
+    entry = CocoEntry(str(tmp_path / "data.json"), str(images))
+    script = "import sys; from longtail_det2.data.datasets.coco_cache import CocoEntry as E; "
+    script += "print(len(E.parse(sys.argv[1]).open_store()))"
+    runs = [
+        subprocess.Popen([sys.executable, "-c", script, str(entry)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [run.communicate(timeout=60)[0] for run in runs] == ["3\n"] * 3
+    left = sorted(path.name for path in entry.store_path.parent.iterdir())
+    assert left == [entry.store_path.name, entry.store_path.name + ".lock"]
+
+
+@pytest.mark.parametrize("text", ["stores/train", "train.jsonl", "a.json/b"])
+def test_what_is_no_json_file(text):
+    assert CocoEntry.parse(text) is None

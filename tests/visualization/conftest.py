@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -99,3 +100,13 @@ def run(tmp_path, store):
         evaluator.process([record], [{"instances": make_instances(record)}])
     evaluator.evaluate()
     return folder
+
+
+@pytest.fixture(autouse=True)
+def clean_catalog():
+    """Forgets what a test registers, the built-in names too."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)

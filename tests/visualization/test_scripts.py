@@ -1,9 +1,14 @@
 """The command-line tools, called in this process."""
 
 import importlib.util
+import json
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.visualization.inputs import picture_names
 
 
 @pytest.fixture
@@ -67,3 +72,31 @@ def test_visualize_results(script, run, store, tmp_path, capsys):
     assert Image.open(tmp_path / "out" / "im0.png").size == (2 * 480 + 8, 360)
     assert main([*command, "--output", str(tmp_path / "out"), "--image-id", "im9"]) == 2
     assert "no such image" in capsys.readouterr().err
+
+
+def test_results_on_a_registered_list_of_records(script, store, tmp_path):
+    """A data set in Detectron2's own form, with COCO results."""
+    records = [{**record, "image_id": number} for number, record in enumerate(MultiLabelDataset(store))]
+    name = f"list_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: records)
+    ids = {10 * index: index for index in range(5)}
+    MetadataCatalog.get(name).set(
+        thing_classes=list(store.class_names), thing_dataset_id_to_contiguous_id=ids
+    )
+    results = [{"image_id": 1, "category_id": 30, "bbox": [8, 8, 30, 30], "score": 0.9}]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    command = ["--dataset", name, "--predictions", str(tmp_path / "results.json")]
+    assert script("visualize_results").main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{i}.png" for i in range(4)]
+    assert script("visualize_data").main(["--dataset", name, "--output", str(tmp_path / "data")]) == 0
+
+
+def test_data_set_of_the_command_line(script, store, tmp_path):
+    name = f"own_{tmp_path.name}"
+    command = ["--dataset", name, "--output", str(tmp_path / "out"), "--number", "1"]
+    assert script("visualize_data").main([*command, "DATASETS.STORES", f"{name}={store.path}"]) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_picture_names():
+    assert picture_names(["a/b", "a_b", 7]) == ["a_b.png", "a_b-2.png", "7.png"]

@@ -221,6 +221,12 @@ def _describe(name: str, store: AnnotationStore) -> None:
     known = metadata.get("class_ids")
     if known is not None and known != list(store.class_ids):
         check_same_classes(known, store.class_ids, f"{name!r} as it was loaded before", str(store.path))
+    content = (list(store.class_names), store.hierarchy)
+    if known is not None and content != (metadata.get("thing_classes"), metadata.get("hierarchy")):
+        raise DataError(
+            f"data set {name!r}: the names or the hierarchy of its classes changed since this process loaded "
+            "them; start again"
+        )
     metadata.set(
         thing_classes=list(store.class_names), class_ids=list(store.class_ids), hierarchy=store.hierarchy
     )
