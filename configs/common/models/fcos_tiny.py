@@ -1,13 +1,9 @@
-from .faster_rcnn_tiny import model as faster_rcnn
 from .fcos import model
+from .retinanet_tiny import model as retinanet
 
-model.backbone = faster_rcnn.backbone
-model.pixel_mean = faster_rcnn.pixel_mean
-model.pixel_std = faster_rcnn.pixel_std
-model.num_classes = -1  # as many as the training data have
-model.head_in_features = ["p3"]
-model.head.input_shape = model.head.input_shape[:1]
-model.head.input_shape[0].channels = 64
-model.head.conv_dims = [64, 64]
-model.head.norm = "BN"
+# All but what FCOS does by itself: the anchors.
+for key in ("backbone", "pixel_mean", "pixel_std", "num_classes", "head_in_features"):
+    model[key] = retinanet[key]
+for key in ("input_shape", "conv_dims", "norm"):
+    model.head[key] = retinanet.head[key]
 model.test_score_thresh = 0.01

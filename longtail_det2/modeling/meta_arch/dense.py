@@ -1,4 +1,4 @@
-"""What RetinaNet and FCOS share: heads that ask their loss, losses of labelled anchors, the normaliser.
+"""What RetinaNet and FCOS share: heads that ask their loss, detectors around them, losses, the normaliser.
 
 Shape shorthand in this package:
 
@@ -11,15 +11,17 @@ Shape shorthand in this package:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -110,6 +112,109 @@ def _set_bias(layer: nn.Conv2d, bias: Tensor | None, num_anchors: int) -> None:
         return
     with torch.no_grad():
         layer.bias.zero_() if bias is None else layer.bias.copy_(bias.repeat(num_anchors))
+
+
+class MultiLabelDenseDetector(DenseDetector):
+    """What a dense detector of Detectron2 becomes when its head has a classification loss.
+
+    To be named before Detectron2's class among the bases.
+
+    Attributes:
+        initial_positives: where the average of positive anchors starts that losses are divided by.
+        other_widths: numbers an anchor that the head predicts after the logits and the box.
+    """
+
+    head: MultiLabelRetinaNetHead | MultiLabelFCOSHead
+    anchor_generator: Callable[[list[Tensor]], list[Boxes]]
+    inference_single_image: Callable[..., Instances]
+    initial_positives: float
+    other_widths: tuple[int, ...] = ()
+
+    @configurable
+    def __init__(self, *, head: MultiLabelRetinaNetHead | MultiLabelFCOSHead, **kwargs: Any) -> None:
+        """Makes the detector.
+
+        Args:
+            head: it has the classification loss.
+            kwargs: the other arguments of Detectron2's class; those of its focal loss have no effect.
+        """
+        super().__init__(head=head, **kwargs)
+        self.loss_normalizer = PositivesAverage(initial=self.initial_positives)
+
+    def split_predictions(self, predictions: list[list[Tensor]]) -> list[list[Tensor]]:
+        """What the head predicts, of each level: logits (N, Ri, L), deltas (N, Ri, 4), and the others."""
+        return self._transpose_dense_predictions(predictions, [self.head.num_logits, 4, *self.other_widths])
+
+    def scores(self, logits: Tensor, *others: Tensor) -> Tensor:
+        """Scores of the anchors of a level of an image.
+
+        Args:
+            logits: (Ri, L).
+            others: (Ri, width) for each of `other_widths`.
+
+        Returns:
+            (Ri, K) in [0, 1]: the classification loss's activation.
+        """
+        return self.head.classification_loss.activation(logits)[:, :-1]
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
+        """Detections of each image, scored by :meth:`scores`."""
+        logits, deltas, *others = self.split_predictions(predictions)
+        anchors = self.anchor_generator(features)
+        return [
+            self.inference_single_image(
+                anchors,
+                [
+                    self.scores(*(values[index] for values in level))
+                    for level in zip(logits, *others, strict=True)
+                ],
+                [level[index] for level in deltas],
+                size,
+            )
+            for index, size in enumerate(images.image_sizes)
+        ]
+
+
+def level_shapes(backbone: Backbone, names: Sequence[str]) -> list[ShapeSpec]:
+    """Shapes of the features that a head looks at."""
+    return [backbone.output_shape()[name] for name in names]
+
+
+def dense_arguments(
+    cfg: CfgNode, keys: CfgNode, backbone: Backbone, make_head: Callable[..., nn.Module], **options: Any
+) -> dict[str, Any]:
+    """The arguments that RetinaNet and FCOS share, from a config.
+
+    Args:
+        cfg: the whole config; the loss is that of ``MODEL.DENSE_HEAD.CLASSIFICATION_LOSS``.
+        keys: the detector's own node.
+        backbone: built before the head, which takes the next random numbers.
+        make_head: the head's class.
+        options: further arguments for it.
+    """
+    shapes = level_shapes(backbone, keys.IN_FEATURES)
+    head = make_head(
+        input_shape=shapes,
+        num_classes=dense_num_classes(cfg),
+        classification_loss=build_dense_loss(cfg),
+        conv_dims=[shapes[0].channels or 0] * keys.NUM_CONVS,
+        norm=keys.NORM,
+        **options,
+    )
+    return {
+        "backbone": backbone,
+        "head": head,
+        "num_classes": dense_num_classes(cfg),
+        "head_in_features": keys.IN_FEATURES,
+        "test_score_thresh": keys.SCORE_THRESH_TEST,
+        "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
+        "test_nms_thresh": keys.NMS_THRESH_TEST,
+        "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+    }
 
 
 def dense_num_classes(cfg: CfgNode) -> int:

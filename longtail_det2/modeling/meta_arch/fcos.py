@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, ImageList, Instances
@@ -17,11 +17,10 @@ from longtail_det2.modeling.losses.base import at_least_float32
 from longtail_det2.structures.dense_targets import MATCHED_NOTHING, DenseTargets
 
 from .dense import (
+    MultiLabelDenseDetector,
     MultiLabelFCOSHead,
-    PositivesAverage,
-    build_dense_loss,
+    dense_arguments,
     dense_class_and_box_losses,
-    dense_num_classes,
     flat_levels,
     log_positives,
     positive_anchors,
@@ -29,7 +28,7 @@ from .dense import (
 
 
 @META_ARCH_REGISTRY.register()
-class MultiLabelFCOS(FCOS):
+class MultiLabelFCOS(MultiLabelDenseDetector, FCOS):
     """FCOS with any classification loss that serves dense heads, and multi-label truth.
 
     A location belongs to the smallest object whose middle it lies in, at the level of the object's size. At
@@ -39,44 +38,16 @@ class MultiLabelFCOS(FCOS):
     ``loss_box_reg`` (generalised IoU) and ``loss_centerness``.
     """
 
-    head: MultiLabelFCOSHead
-
-    @configurable
-    def __init__(self, *, head: MultiLabelFCOSHead, **kwargs: Any) -> None:
-        """Makes the detector.
-
-        Args:
-            head: it has the classification loss.
-            kwargs: the other arguments of Detectron2's class; those of its focal loss have no effect.
-        """
-        super().__init__(head=head, **kwargs)
-        self.loss_normalizer = PositivesAverage(initial=300.0)
+    initial_positives = 300.0
+    other_widths = (1,)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Reads ``MODEL.FCOS`` and ``MODEL.DENSE_HEAD.CLASSIFICATION_LOSS``."""
         keys = cfg.MODEL.FCOS
-        backbone = build_backbone(cfg)
-        shapes = [backbone.output_shape()[name] for name in keys.IN_FEATURES]
-        head = MultiLabelFCOSHead(
-            input_shape=shapes,
-            num_classes=dense_num_classes(cfg),
-            classification_loss=build_dense_loss(cfg),
-            conv_dims=[shapes[0].channels or 0] * keys.NUM_CONVS,
-            norm=keys.NORM,
-        )
         return {
-            "backbone": backbone,
-            "head": head,
-            "num_classes": dense_num_classes(cfg),
-            "head_in_features": keys.IN_FEATURES,
+            **dense_arguments(cfg, keys, build_backbone(cfg), MultiLabelFCOSHead),
             "center_sampling_radius": keys.CENTER_SAMPLING_RADIUS,
-            "test_score_thresh": keys.SCORE_THRESH_TEST,
-            "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": keys.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     def forward_training(
@@ -87,8 +58,7 @@ class MultiLabelFCOS(FCOS):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """The classification loss's scalars, ``loss_box_reg`` and ``loss_centerness``."""
-        widths = [self.head.num_logits, 4, 1]
-        logits, deltas, centerness = self._transpose_dense_predictions(predictions, widths)
+        logits, deltas, centerness = self.split_predictions(predictions)
         anchors = self.anchor_generator(features)
         targets, boxes = self.label_objects(anchors, gt_instances)
         log_positives(len(targets.rows), len(gt_instances))
@@ -132,26 +102,9 @@ class MultiLabelFCOS(FCOS):
         best, index = quality.max(dim=0)
         return torch.where(best < 1e-5, MATCHED_NOTHING, index)
 
-    def forward_inference(
-        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
-    ) -> list[Instances]:
-        """Detections of each image."""
-        widths = [self.head.num_logits, 4, 1]
-        logits, deltas, centerness = self._transpose_dense_predictions(predictions, widths)
-        anchors = self.anchor_generator(features)
-        activation = self.head.classification_loss.activation
-        return [
-            self.inference_single_image(
-                anchors,
-                [
-                    torch.sqrt(activation(level[index])[:, :-1] * at_least_float32(centre[index]).sigmoid())
-                    for level, centre in zip(logits, centerness, strict=True)
-                ],
-                [level[index] for level in deltas],
-                size,
-            )
-            for index, size in enumerate(images.image_sizes)
-        ]
+    def scores(self, logits: Tensor, *others: Tensor) -> Tensor:
+        """The square root of the activation times the centerness, (Ri, 1) logits."""
+        return torch.sqrt(super().scores(logits) * at_least_float32(others[0]).sigmoid())
 
 
 def centerness_of(distances: Tensor) -> Tensor:

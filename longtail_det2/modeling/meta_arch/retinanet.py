@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator, build_backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
@@ -17,71 +17,41 @@ from torch import Tensor
 from longtail_det2.structures.dense_targets import MATCHED_NOTHING, MATCHED_UNCLEAR, DenseTargets
 
 from .dense import (
+    MultiLabelDenseDetector,
     MultiLabelRetinaNetHead,
-    PositivesAverage,
-    build_dense_loss,
+    dense_arguments,
     dense_class_and_box_losses,
-    dense_num_classes,
+    level_shapes,
     log_positives,
 )
 
 
 @META_ARCH_REGISTRY.register()
-class MultiLabelRetinaNet(RetinaNet):
+class MultiLabelRetinaNet(MultiLabelDenseDetector, RetinaNet):
     """RetinaNet with any classification loss that serves dense heads, and multi-label truth.
 
     Anchors that overlap an object neither enough nor little have no loss. At test time each class of an
     anchor that scores above the threshold is a detection of its own; non-maximum suppression is within a
-    class. With
-    :class:`SigmoidFocalLoss` and one label an object this is Detectron2's RetinaNet; see
+    class. With :class:`SigmoidFocalLoss` and one label an object this is Detectron2's RetinaNet; see
     :class:`PositivesAverage` for what the losses are divided by.
     """
 
-    head: MultiLabelRetinaNetHead
-
-    @configurable
-    def __init__(self, *, head: MultiLabelRetinaNetHead, **kwargs: Any) -> None:
-        """Makes the detector.
-
-        Args:
-            head: it has the classification loss.
-            kwargs: the other arguments of Detectron2's class; those of its focal loss have no effect.
-        """
-        super().__init__(head=head, **kwargs)
-        self.loss_normalizer = PositivesAverage(initial=100.0)
+    initial_positives = 100.0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Reads Detectron2's keys in ``MODEL.RETINANET`` and ``MODEL.DENSE_HEAD.CLASSIFICATION_LOSS``."""
         # Not by way of Detectron2's method, which would make a head of its own.
-        keys = cfg.MODEL.RETINANET
-        backbone = build_backbone(cfg)
-        shapes = [backbone.output_shape()[name] for name in keys.IN_FEATURES]
-        anchor_generator = build_anchor_generator(cfg, shapes)
-        head = MultiLabelRetinaNetHead(
-            input_shape=shapes,
-            num_classes=dense_num_classes(cfg),
-            classification_loss=build_dense_loss(cfg),
-            num_anchors=anchor_generator.num_cell_anchors[0],
-            conv_dims=[shapes[0].channels or 0] * keys.NUM_CONVS,
-            norm=keys.NORM,
-        )
+        keys, backbone = cfg.MODEL.RETINANET, build_backbone(cfg)
+        anchor_generator = build_anchor_generator(cfg, level_shapes(backbone, keys.IN_FEATURES))
+        num_anchors = anchor_generator.num_cell_anchors[0]
         return {
-            "backbone": backbone,
-            "head": head,
+            **dense_arguments(cfg, keys, backbone, MultiLabelRetinaNetHead, num_anchors=num_anchors),
             "anchor_generator": anchor_generator,
             "box2box_transform": Box2BoxTransform(weights=keys.BBOX_REG_WEIGHTS),
             "anchor_matcher": Matcher(keys.IOU_THRESHOLDS, keys.IOU_LABELS, allow_low_quality_matches=True),
-            "num_classes": dense_num_classes(cfg),
-            "head_in_features": keys.IN_FEATURES,
             "smooth_l1_beta": keys.SMOOTH_L1_LOSS_BETA,
             "box_reg_loss_type": keys.BBOX_REG_LOSS_TYPE,
-            "test_score_thresh": keys.SCORE_THRESH_TEST,
-            "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": keys.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
         }
@@ -94,7 +64,7 @@ class MultiLabelRetinaNet(RetinaNet):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """The classification loss's scalars and ``loss_box_reg``."""
-        logits, deltas = self._transpose_dense_predictions(predictions, [self.head.num_logits, 4])
+        logits, deltas = self.split_predictions(predictions)
         anchors = self.anchor_generator(features)
         targets, boxes = self.label_objects(anchors, gt_instances)
         log_positives(len(targets.rows), len(gt_instances))
@@ -123,20 +93,3 @@ class MultiLabelRetinaNet(RetinaNet):
             background = torch.where(label == 0, MATCHED_NOTHING, MATCHED_UNCLEAR)
             matches.append(torch.where(label == 1, index, background))
         return DenseTargets.from_matches(matches, objects, self.num_classes)
-
-    def forward_inference(
-        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
-    ) -> list[Instances]:
-        """Detections of each image, scored by the classification loss's activation."""
-        logits, deltas = self._transpose_dense_predictions(predictions, [self.head.num_logits, 4])
-        anchors = self.anchor_generator(features)
-        activation = self.head.classification_loss.activation
-        return [
-            self.inference_single_image(
-                anchors,
-                [activation(level[index])[:, :-1] for level in logits],
-                [level[index] for level in deltas],
-                size,
-            )
-            for index, size in enumerate(images.image_sizes)
-        ]
