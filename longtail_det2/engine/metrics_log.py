@@ -1,15 +1,18 @@
-"""metrics.json over a killed and resumed run: each iteration once, as in an uninterrupted run."""
+"""metrics.json and TensorBoard's files over a killed and resumed run: each iteration once, none missing."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from detectron2.engine import hooks
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
 from longtail_det2.utils.errors import ConfigError
 
@@ -69,6 +72,9 @@ class MetricsHistory(HookBase):
 
     It also keeps the line of the checkpoint's own iteration, which is written after the checkpoint and so
     would be missing where a run was killed in between.
+
+    Attributes:
+        missing: that line, where it was missing when this run began; else empty.
     """
 
     def __init__(self, output_dir: str, log_period: int) -> None:
@@ -80,6 +86,7 @@ class MetricsHistory(HookBase):
         """
         self._output_dir, self._period = output_dir, log_period
         self._restored: dict[str, Any] = {}
+        self.missing: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers: {"values": {name: [[value, iteration], ...]}, "smooth": {...}, "line": {...}}."""
@@ -125,17 +132,61 @@ class MetricsHistory(HookBase):
         done = line["iteration"] + 1
         due = done % self._period == 0 or done == self.trainer.max_iter
         if due and last_logged_iteration(self._output_dir) < line["iteration"]:
+            self.missing = line
             with open(os.path.join(self._output_dir, METRICS_FILE), "a", encoding="utf-8") as file:
                 file.write(json.dumps(line, sort_keys=True) + "\n")
 
 
-class Writers(hooks.PeriodicWriter):
-    """Detectron2's, with a clear error on a full disk, and none that hides another at the end."""
+class _Events(TensorboardXWriter):
+    """TensorBoard's file, on the disk after every write: a killed run shows what metrics.json has."""
 
-    def __init__(self, writers: list[Any], period: int, output_dir: str) -> None:
-        """See Detectron2; `output_dir` is for the message."""
-        super().__init__(writers, period)
-        self._output_dir = output_dir
+    def write(self) -> None:
+        super().write()
+        self._writer.flush()
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Writes a line of metrics.json."""
+        for name, value in line.items():
+            if name != "iteration":
+                self._writer.add_scalar(name, value, line["iteration"])
+        self._writer.flush()
+
+
+class Writers(hooks.PeriodicWriter):
+    """The log's lines, metrics.json and TensorBoard's files.
+
+    As Detectron2's, but a resumed run shows no iteration twice, a full disk is a clear error, and trouble at
+    the end hides no other error.
+    """
+
+    def __init__(self, output_dir: str, max_iter: int, period: int, history: MetricsHistory) -> None:
+        """Opens metrics.json; TensorBoard's file is opened when training starts.
+
+        Args:
+            output_dir: folder of the files; made if need be.
+            max_iter: of the training, for the estimated time of arrival.
+            period: iterations between two writes.
+            history: a hook that comes before this one.
+        """
+        os.makedirs(output_dir, exist_ok=True)
+        super().__init__(
+            [CommonMetricPrinter(max_iter), JSONWriter(os.path.join(output_dir, METRICS_FILE))], period
+        )
+        self._output_dir, self._history = output_dir, history
+
+    def before_train(self) -> None:
+        """Opens TensorBoard's file, which hides what older ones say about iterations that are done again.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        first = self.trainer.start_iter
+        # Where a run starts anew in a used folder, its lines follow the old ones, as in metrics.json.
+        hides = first > 0 or last_logged_iteration(self._output_dir) < 0
+        with self._named_errors():
+            events = _Events(self._output_dir, purge_step=first if hides else None)
+            self._writers.append(events)
+            events.add(self._history.missing)
 
     def after_step(self) -> None:
         """Writes every `period` iterations.
@@ -143,10 +194,8 @@ class Writers(hooks.PeriodicWriter):
         Raises:
             ConfigError: the files cannot be written.
         """
-        try:
+        with self._named_errors():
             super().after_step()
-        except OSError as error:
-            raise ConfigError(self._message(error)) from error
 
     def after_train(self) -> None:
         """Writes the rest; after an error, trouble here must not hide that one."""
@@ -156,6 +205,13 @@ class Writers(hooks.PeriodicWriter):
             if self.trainer.iter >= self.trainer.max_iter and not isinstance(error, OSError):
                 raise
             logger.error("%s", self._message(error))
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(self._message(error)) from error
 
     def _message(self, error: Exception) -> str:
         reason = getattr(error, "strerror", None) or error

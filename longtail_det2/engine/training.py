@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from detectron2.engine import create_ddp_model, hooks
-from detectron2.engine.defaults import default_writers
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -59,10 +58,11 @@ def default_hooks(
         log_period: in iterations.
         max_checkpoints: older ones are removed; None keeps all.
     """
+    history = MetricsHistory(output_dir, log_period)
     result: list[HookBase | None] = [
         hooks.IterationTimer(),
         hooks.LRScheduler(optimizer, scheduler),
-        MetricsHistory(output_dir, log_period),
+        history,
     ]
     if comm.is_main_process():
         result.append(
@@ -71,7 +71,7 @@ def default_hooks(
     result.append(Evaluation(eval_period, evaluate))
     if comm.is_main_process():
         # Last, so that they also write what the evaluation found.
-        result.append(Writers(default_writers(output_dir, max_iter), log_period, output_dir))
+        result.append(Writers(output_dir, max_iter, log_period, history))
     return result
 
 
