@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -95,16 +96,22 @@ def test_source_that_changed(data, form, name, caplog):
     assert not caplog.records
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
+@contextmanager
+def file_system(folder, options):
+    """A file system of its own, as long as the context lasts."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    with file_system(tmp_path / "disk", "size=256k") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("form", ["coco", "open_images"])
@@ -172,13 +179,8 @@ def test_publication_that_fails(data, monkeypatch):
 @pytest.fixture
 def read_only(tmp_path):
     """A folder of a read-only file system."""
-    folder = tmp_path / "read_only"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k,ro", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with file_system(tmp_path / "read_only", "size=256k,ro") as folder:
+        yield folder
 
 
 def test_no_write_permission(data, read_only):

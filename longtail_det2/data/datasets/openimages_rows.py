@@ -1,6 +1,6 @@
 """Box rows and image-label rows of Open Images CSV files as NumPy columns, checked."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ _BOX_COLUMNS = {
     "XMax": pa.float32(),
     "YMax": pa.float32(),
 }
+_OPTIONAL_BOX_COLUMNS = dict.fromkeys(_FLAG_COLUMNS, pa.int8())
 _IMAGE_LABEL_COLUMNS = {"ImageID": TEXT, "LabelName": TEXT, "Confidence": pa.float32()}
 
 
@@ -148,6 +149,30 @@ class _Growing:
         return self._values
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Some rows of a file: all columns, checked image ids, class indices (-1 for rows to leave out)."""
+
+    columns: pa.RecordBatch
+    stream: CsvStream
+    first: int
+    image: pa.DictionaryArray
+    label: np.ndarray
+
+
+def _batches(
+    streams: Iterable[CsvStream], labels: LabelTable, sources: list[dict[str, Any]]
+) -> Iterator[_Batch]:
+    """All files batch by batch; each file's description is added to `sources` at its end."""
+    for stream in streams:
+        first = 0
+        for columns in stream:
+            image = _image_column(columns, stream, first)
+            yield _Batch(columns, stream, first, image, labels.encode(columns["LabelName"], stream, first))
+            first += len(columns)
+        sources.append(stream.source)
+
+
 def read_box_rows(
     paths: Sequence[Path],
     labels: LabelTable,
@@ -172,28 +197,22 @@ def read_box_rows(
     """
     images: list[pa.DictionaryArray] = []
     columns = _Growing(labels.dtype), _Growing(np.dtype(np.float32), (4,)), _Growing(np.dtype(np.uint8))
-    sources = []
+    sources: list[dict[str, Any]] = []
     num_bad = 0
-    optional = dict.fromkeys(_FLAG_COLUMNS, pa.int8())
-    for path in paths:
-        stream = CsvStream(path, _BOX_COLUMNS, optional, advance)
-        first = 0
-        for batch in stream:
-            image = _image_column(batch, stream, first)
-            label = labels.encode(batch["LabelName"], stream, first)
-            box = np.empty((len(batch), 4), dtype=np.float32)
-            for index, name in enumerate(("XMin", "YMin", "XMax", "YMax")):
-                box[:, index] = batch[name].to_numpy(zero_copy_only=False)
-            flags = _flag_bits(batch, stream, first)
-            keep = label >= 0
-            num_bad += _check_boxes(box, keep, on_bad_box, stream, first)
-            if not keep.all():
-                image, label, box, flags = image.filter(pa.array(keep)), label[keep], box[keep], flags[keep]
-            images.append(image)
-            for column, values in zip(columns, (label, box, flags), strict=True):
-                column.append(values)
-            first += len(batch)
-        sources.append(stream.source)
+    streams = (CsvStream(path, _BOX_COLUMNS, _OPTIONAL_BOX_COLUMNS, advance) for path in paths)
+    for batch in _batches(streams, labels, sources):
+        image, label = batch.image, batch.label
+        box = np.empty((len(label), 4), dtype=np.float32)
+        for index, name in enumerate(("XMin", "YMin", "XMax", "YMax")):
+            box[:, index] = batch.columns[name].to_numpy(zero_copy_only=False)
+        flags = _flag_bits(batch.columns, batch.stream, batch.first)
+        keep = label >= 0
+        num_bad += _check_boxes(box, keep, on_bad_box, batch.stream, batch.first)
+        if not keep.all():
+            image, label, box, flags = image.filter(pa.array(keep)), label[keep], box[keep], flags[keep]
+        images.append(image)
+        for column, values in zip(columns, (label, box, flags), strict=True):
+            column.append(values)
     label, box, flags = (column.finish() for column in columns)
     return BoxRows(images, label, box, flags, num_bad), sources
 
@@ -221,23 +240,17 @@ def read_image_label_rows(
     """
     images: list[pa.DictionaryArray] = []
     columns = _Growing(labels.dtype), _Growing(np.dtype(bool))
-    sources = []
+    sources: list[dict[str, Any]] = []
     num_below = 0
-    for path in paths:
-        stream = CsvStream(path, _IMAGE_LABEL_COLUMNS, None, advance)
-        first = 0
-        for batch in stream:
-            image = _image_column(batch, stream, first)
-            label = labels.encode(batch["LabelName"], stream, first)
-            confidence = batch["Confidence"].to_numpy(zero_copy_only=False)
-            keep = _check_confidence(confidence, machine_label_threshold, stream, first)
-            num_below += int(np.count_nonzero(~keep))
-            keep &= label >= 0
-            images.append(image if keep.all() else image.filter(pa.array(keep)))
-            columns[0].append(label[keep])
-            columns[1].append(confidence[keep] > 0)
-            first += len(batch)
-        sources.append(stream.source)
+    streams = (CsvStream(path, _IMAGE_LABEL_COLUMNS, None, advance) for path in paths)
+    for batch in _batches(streams, labels, sources):
+        confidence = batch.columns["Confidence"].to_numpy(zero_copy_only=False)
+        keep = _check_confidence(confidence, machine_label_threshold, batch.stream, batch.first)
+        num_below += int(np.count_nonzero(~keep))
+        keep &= batch.label >= 0
+        images.append(batch.image if keep.all() else batch.image.filter(pa.array(keep)))
+        columns[0].append(batch.label[keep])
+        columns[1].append(confidence[keep] > 0)
     return ImageLabelRows(images, columns[0].finish(), columns[1].finish(), num_below), sources
 
 
