@@ -1,10 +1,8 @@
-"""The generated data set: frequencies, label noise, geometry, formats, repeatability, errors."""
+"""The generated data set as files: formats, repeatability, errors, the command line."""
 
 import collections
-import csv
 import dataclasses
 import filecmp
-import json
 import os
 import signal
 import subprocess
@@ -15,37 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from shapes_reading import OPTIONS, polygons_to_mask, read_csv, read_json, runs_to_mask
 
 from longtail_det2.data.datasets import shapes
 from longtail_det2.data.datasets.coco import prepare_coco
 from longtail_det2.data.datasets.openimages import prepare_openimages
-from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
+from longtail_det2.data.datasets.shapes import generate_shapes
 from longtail_det2.data.datasets.shapes_drawing import draw_image
-from longtail_det2.data.datasets.shapes_figures import rasterise, unit_outline
-from longtail_det2.data.datasets.shapes_masks import mask_to_polygons, mask_to_runs, measure_region
-from longtail_det2.data.datasets.shapes_plan import (
-    PlannedImage,
-    PlannedObject,
-    geometric_counts,
-    plan_split,
-)
-from longtail_det2.data.datasets.shapes_vocabulary import COLOURS, SHAPES, ShapesVocabulary
+from longtail_det2.data.datasets.shapes_plan import PlannedImage, PlannedObject
+from longtail_det2.data.datasets.shapes_vocabulary import ShapesVocabulary
 from longtail_det2.data.datasets.shapes_writers import BOX_COLUMNS, lvis_frequencies
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
-
-OPTIONS = ShapesOptions(
-    train_images=150,
-    validation_images=40,
-    image_size=96,
-    imbalance=20.0,
-    missing_leaf_rate=0.1,
-    co_label_rate=0.15,
-    confusion_rate=0.05,
-    group_of_rate=0.05,
-    num_leaves=24,
-    seed=3,
-)
 
 
 @pytest.fixture(scope="module")
@@ -58,279 +37,6 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def vocabulary():
     return ShapesVocabulary.build(OPTIONS.num_leaves)
-
-
-def read_csv(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def read_json(path):
-    return json.loads(path.read_text())
-
-
-def polygons_to_mask(polygons, size):
-    """Even-odd test of pixel centres, one polygon after the other: slow and obvious."""
-    mask = np.zeros((size, size), dtype=bool)
-    centres = np.arange(size) + 0.5
-    for polygon in polygons:
-        x, y = np.array(polygon[0::2], dtype=float), np.array(polygon[1::2], dtype=float)
-        inside = np.zeros((size, size), dtype=bool)
-        for x0, y0, x1, y1 in zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True):
-            if x0 == x1 and y0 != y1:
-                rows = (centres > min(y0, y1)) & (centres < max(y0, y1))
-                inside ^= rows[:, None] & (centres > x0)[None, :]
-        mask |= inside
-    return mask
-
-
-def runs_to_mask(runs):
-    values = np.repeat(np.arange(len(runs["counts"])) % 2 == 1, runs["counts"])
-    return values.reshape(runs["size"][1], runs["size"][0]).T
-
-
-# Classes
-
-
-def test_every_leaf_has_its_shape_and_its_colour_as_parents():
-    vocabulary = ShapesVocabulary.build()
-    assert vocabulary.num_leaves == 60 and vocabulary.num_classes == 60 + 6 + 10 + 2
-    hierarchy = LabelHierarchy.from_json(vocabulary.tree(), vocabulary.class_ids)
-    assert hierarchy.leaves.tolist() == list(range(60))
-    for leaf, (shape, colour) in enumerate(vocabulary.leaves):
-        assert vocabulary.class_ids[leaf] == f"/s/{colour}_{shape}"
-        assert {hierarchy.class_ids[p] for p in hierarchy.parents[leaf]} == {f"/s/{shape}", f"/s/{colour}"}
-        ancestors = {hierarchy.class_ids[a] for a in hierarchy.ancestors_of(leaf)}
-        assert ancestors == {f"/s/{shape}", f"/s/{colour}", "/s/shape", "/s/colour"}
-        assert vocabulary.ancestors(leaf) == set(hierarchy.ancestors_of(leaf).tolist())
-
-
-@pytest.mark.parametrize("num_leaves", [2, 7, 30, 59])
-def test_a_subset_of_leaves_is_spread_evenly_and_lists_only_what_occurs(num_leaves):
-    vocabulary = ShapesVocabulary.build(num_leaves)
-    assert vocabulary.num_leaves == num_leaves == len(set(vocabulary.leaves))
-    LabelHierarchy.from_json(vocabulary.tree(), vocabulary.class_ids)
-    used = collections.Counter(shape for shape, _ in vocabulary.leaves)
-    assert max(used.values()) - min(used[s] for s in SHAPES) <= 1
-    for label in range(num_leaves, vocabulary.num_classes):
-        assert vocabulary.leaves_below(label)
-
-
-def test_colours_are_well_separated():
-    values = np.array(list(COLOURS.values()), dtype=float)
-    distances = np.linalg.norm(values[:, None] - values[None], axis=-1)
-    assert distances[~np.eye(len(values), dtype=bool)].min() > 75
-
-
-def test_confused_leaves_share_shape_or_colour():
-    vocabulary = ShapesVocabulary.build()
-    for leaf, (shape, colour) in enumerate(vocabulary.leaves):
-        assert vocabulary.leaves[vocabulary.similar_leaf(leaf, by_colour=True)][0] == shape
-        assert vocabulary.leaves[vocabulary.similar_leaf(leaf, by_colour=False)][1] == colour
-        assert leaf not in vocabulary.similar_leaves(leaf)
-
-
-# Frequencies and labels
-
-
-@pytest.mark.parametrize(("total", "classes", "imbalance"), [(12600, 60, 300), (2000, 30, 50), (600, 60, 1)])
-def test_counts_follow_the_geometric_curve(total, classes, imbalance):
-    counts = geometric_counts(total, classes, imbalance, floor=4)
-    assert counts.sum() == total and counts.min() >= 4 and (np.diff(counts) <= 0).all()
-    curve = float(imbalance) ** (-np.arange(classes) / (classes - 1))
-    assert np.abs(counts - total * curve / curve.sum()).max() < 1.5
-
-
-def test_a_short_curve_ends_flat_at_the_floor():
-    counts = geometric_counts(1000, 60, 300, floor=4)
-    assert counts.sum() == 1000 and counts.min() == 4
-    steep = counts[counts > 30]
-    assert np.allclose(steep[1:] / steep[:-1], 300 ** (-1 / 59), atol=0.05)
-    with pytest.raises(ConfigError, match="more images"):
-        geometric_counts(239, 60, 300, floor=4)
-
-
-def test_rates_are_met_to_the_nearest_object_and_every_leaf_keeps_correct_objects():
-    options = dataclasses.replace(OPTIONS, train_images=1000, num_leaves=60, imbalance=100.0)
-    vocabulary = ShapesVocabulary.build()
-    images, counts = plan_split(options, vocabulary, "train")
-    objects = [planned for image in images for planned in image.objects]
-    true = collections.Counter(leaf for planned in objects for leaf in planned.leaves)
-    assert [true[leaf] for leaf in range(60)] == counts.tolist()
-    assert counts.min() >= 4 and counts.max() / counts.min() == pytest.approx(100, rel=0.2)
-    correct = collections.Counter(
-        leaf for planned in objects if planned.labels == planned.leaves for leaf in planned.leaves
-    )
-    assert min(correct[leaf] for leaf in range(60)) >= options.min_objects
-    missing = [planned for planned in objects if planned.labels[0] >= 60]
-    confused = [planned for planned in objects if planned.labels[0] < 60 and planned.labels != planned.leaves]
-    two = [planned for planned in objects if len(planned.leaves) == 2]
-    assert len(missing) == round(0.1 * len(objects))
-    assert len(two) == round(0.15 * len(objects))
-    assert len(confused) == round(0.05 * len(objects))
-    assert sum(planned.group for planned in objects) == round(0.05 * len(objects))
-    for planned in missing:
-        assert len(planned.labels) == 1 and planned.labels[0] in vocabulary.parents[planned.leaves[0]]
-    by_shape = sum(vocabulary.class_names[planned.labels[0]] in SHAPES for planned in missing) / len(missing)
-    assert 0.35 < by_shape < 0.65
-    for planned in two:
-        (shape, colour), (other_shape, other_colour) = (vocabulary.leaves[leaf] for leaf in planned.leaves)
-        assert planned.labels == planned.leaves and shape == other_shape and colour != other_colour
-
-
-def test_frequency_is_independent_of_shape_and_colour():
-    vocabulary = ShapesVocabulary.build()
-    top = []
-    for seed in range(12):
-        options = ShapesOptions(train_images=400, seed=seed, imbalance=50.0)
-        top.append(vocabulary.leaves[int(np.argmax(plan_split(options, vocabulary, "train")[1]))])
-    assert len({shape for shape, _ in top}) >= 3 and len({colour for _, colour in top}) >= 4
-
-
-def test_validation_is_balanced_and_clean():
-    vocabulary = ShapesVocabulary.build()
-    images, counts = plan_split(ShapesOptions(validation_images=200), vocabulary, "validation")
-    assert counts.max() - counts.min() <= 1
-    objects = [planned for image in images for planned in image.objects]
-    assert all(planned.labels == planned.leaves for planned in objects)
-    assert any(len(planned.leaves) == 2 for planned in objects)
-    noisy = ShapesOptions(validation_images=200, noisy_validation=True)
-    images, counts = plan_split(noisy, vocabulary, "validation")
-    assert counts.max() - counts.min() <= 1
-    assert any(planned.labels != planned.leaves for image in images for planned in image.objects)
-
-
-def test_all_rates_zero_gives_one_correct_label_each():
-    options = ShapesOptions(
-        train_images=100, missing_leaf_rate=0, co_label_rate=0, confusion_rate=0, group_of_rate=0
-    )
-    images, _ = plan_split(options, ShapesVocabulary.build(), "train")
-    objects = [planned for image in images for planned in image.objects]
-    assert all(planned.labels == planned.leaves and len(planned.leaves) == 1 for planned in objects)
-    assert not any(planned.group for planned in objects)
-
-
-def test_verified_negatives_are_truly_absent():
-    vocabulary = ShapesVocabulary.build()
-    images, _ = plan_split(ShapesOptions(train_images=200, negatives_per_image=9), vocabulary, "train")
-    inner = 0
-    for image in images:
-        assert len(image.negatives) == 9 == len(set(image.negatives))
-        present = {leaf for planned in image.objects for leaf in planned.leaves}
-        written = {label for planned in image.objects for label in planned.labels}
-        written |= {ancestor for label in written for ancestor in vocabulary.ancestors(label)}
-        for label in image.negatives:
-            assert not present & set(vocabulary.leaves_below(label))
-            assert label not in written
-        inner += any(label >= vocabulary.num_leaves for label in image.negatives)
-    assert inner > 50
-
-
-# Geometry
-
-
-def test_polygons_and_runs_give_the_mask_back():
-    rng = np.random.default_rng(0)
-    for density in (0.2, 0.5, 0.8, 0.95, 1.0):
-        for _ in range(20):
-            mask = rng.random((11, 11)) < density
-            assert np.array_equal(polygons_to_mask(mask_to_polygons(mask), 11), mask)
-            assert np.array_equal(runs_to_mask(mask_to_runs(mask)), mask)
-    assert mask_to_polygons(np.zeros((3, 3), dtype=bool)) == []
-    assert measure_region(np.zeros((3, 3), dtype=bool)) is None
-
-
-def test_polygons_mean_the_same_to_the_coco_tools():
-    masks = pytest.importorskip("pycocotools.mask")
-    rng = np.random.default_rng(1)
-    for density in (0.3, 0.6, 0.9):
-        mask = rng.random((13, 17)) < density
-        region = measure_region(mask)
-        assert region is not None
-        polygons = masks.decode(masks.merge(masks.frPyObjects(region.polygons, 13, 17)))
-        assert np.array_equal(polygons.astype(bool), mask)
-        assert np.array_equal(masks.decode(masks.frPyObjects(region.runs, 13, 17)).astype(bool), mask)
-
-
-def test_simple_figures_have_simple_polygons():
-    square = np.zeros((8, 8), dtype=bool)
-    square[2:5, 1:7] = True
-    assert mask_to_polygons(square) == [[1, 2, 7, 2, 7, 5, 1, 5]]
-    square[3, 3] = False
-    assert len(mask_to_polygons(square)) == 2
-
-
-def test_figures_cover_the_area_of_their_outline():
-    for shape in SHAPES:
-        outline = tuple((points * 20.3 + 50.7, fill) for points, fill in unit_outline(shape))
-        expected = 0.0
-        for points, fill in outline:
-            x, y = points.T
-            area = abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2
-            expected += area if fill else -area
-        part = rasterise(outline, 128)
-        assert part.cover.sum() == pytest.approx(expected, rel=0.03)
-        assert part.cover.sum() == pytest.approx(part.area)
-
-
-def test_flags_and_boxes_say_what_is_visible():
-    vocabulary = ShapesVocabulary.build()
-    options = ShapesOptions(train_images=120, imbalance=10.0, group_of_rate=0.05)
-    images, _ = plan_split(options, vocabulary, "train")
-    flags = collections.Counter()
-    for index, planned in enumerate(images):
-        pixels, drawn = draw_image(planned, vocabulary, 128, 0, "train", index)
-        assert pixels.shape == (128, 128, 3) and pixels.dtype == np.uint8
-        for k, one in enumerate(drawn):
-            flags.update(occluded=one.occluded, truncated=one.truncated)
-            x0, y0, x1, y1 = one.region.box
-            assert min(x1 - x0, y1 - y0) >= 8
-            touches = x0 == 0 or y0 == 0 or x1 == 128 or y1 == 128
-            assert touches or not one.truncated
-            mask = runs_to_mask(one.region.runs)
-            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-            assert one.region.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            for other in drawn[:k]:
-                assert not (mask & runs_to_mask(other.region.runs)).any()
-    total = sum(len(image.objects) for image in images)
-    assert 0.01 * total < flags["occluded"] < 0.2 * total
-    assert 0.01 * total < flags["truncated"] < 0.2 * total
-
-
-def test_objects_show_their_colours():
-    vocabulary = ShapesVocabulary.build()
-    index = {leaf: i for i, leaf in enumerate(vocabulary.leaves)}
-    for number, (first, second) in enumerate([("red", "yellow"), ("blue", "brown"), ("green", "pink")]):
-        leaves = (index["square", first], index["square", second])
-        planned = PlannedImage((PlannedObject(leaves, leaves),), ())
-        pixels, (drawn,) = draw_image(planned, vocabulary, 128, 0, "train", number)
-        inside = pixels[runs_to_mask(drawn.region.runs)].astype(float)
-        nearest = [
-            list(COLOURS)[int(np.linalg.norm(np.array(list(COLOURS.values())) - pixel, axis=1).argmin())]
-            for pixel in inside
-        ]
-        shares = collections.Counter(nearest)
-        assert shares[first] / len(inside) > 0.25 and shares[second] / len(inside) > 0.25
-
-
-def test_a_group_is_six_or_more_instances_that_touch():
-    vocabulary = ShapesVocabulary.build()
-    for leaf in range(0, 60, 7):
-        planned = PlannedImage((PlannedObject((leaf,), (leaf,), group=True),), ())
-        _, (drawn,) = draw_image(planned, vocabulary, 128, 0, "train", leaf)
-        members = [member.box for member in drawn.members]
-        assert members
-        x0, y0, x1, y1 = drawn.region.box
-        for box in members:
-            assert box[0] >= x0 and box[1] >= y0 and box[2] <= x1 and box[3] <= y1
-            assert (x1 - x0) * (y1 - y0) > 3 * (box[2] - box[0]) * (box[3] - box[1])
-
-
-def test_a_crowded_image_still_shows_every_object():
-    vocabulary = ShapesVocabulary.build()
-    objects = tuple(PlannedObject((leaf,), (leaf,), group=leaf < 4) for leaf in range(16))
-    _, drawn = draw_image(PlannedImage(objects, ()), vocabulary, 64, 0, "validation", 5)
-    assert len(drawn) == 16 and all(one.region.area > 0 for one in drawn)
 
 
 # Files
