@@ -63,9 +63,20 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # it fills the memory.
     cfg.INPUT.MAX_PIXELS = 178_956_970
 
-    # "UniformTrainingSampler", "RepeatFactorTrainingSampler" (see DATALOADER.REPEAT_THRESHOLD) or
-    # "ClassAwareTrainingSampler". Detectron2's name "TrainingSampler" means the uniform one.
+    # "UniformTrainingSampler", "RepeatFactorTrainingSampler" (see DATALOADER.REPEAT_THRESHOLD),
+    # "ClassAwareTrainingSampler", "SoftBalanceTrainingSampler" (see SOFT_BALANCE) or "StagedTrainingSampler"
+    # (see STAGES). Detectron2's name "TrainingSampler" means the uniform one.
     cfg.DATALOADER.SAMPLER_TRAIN = "UniformTrainingSampler"
+    cfg.DATALOADER.SOFT_BALANCE = CN()
+    # Classes are drawn in proportion to N ** (1 - LAMBDA), with N the images that have the class: 0 as often
+    # as in the data, 1 all equally often, up to 2 rare ones more often than frequent ones.
+    cfg.DATALOADER.SOFT_BALANCE.LAMBDA = 0.7
+    # "class" draws a class and then an image of it, "image" images by their weights: equal probabilities.
+    cfg.DATALOADER.SOFT_BALANCE.DRAW = "class"
+    # Samplers one after the other in one run, for "StagedTrainingSampler": [sampler, iterations] each, or
+    # [sampler, iterations, {option: value}]; together SOLVER.MAX_ITER iterations. Natural, then balanced:
+    # [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler", 90000, {"lambda_": 0.5}]]
+    cfg.DATALOADER.STAGES = ()
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
@@ -137,6 +148,12 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate that WarmupCosineLR ends at (the meaning it has in newer Detectron2).
     cfg.SOLVER.BASE_LR_END = 0.0
+    # What the learning rate does at each stage of DATALOADER.STAGES. "none": one schedule over the whole run.
+    # "with_warmup" or "without_warmup": the schedule begins anew and is as long as the stage; STEPS count from
+    # the stage's beginning and may be one list for each stage.
+    cfg.SOLVER.STAGE_RESTART = "none"
+    # With a restart: the learning rate of each stage in units of that of the stage before.
+    cfg.SOLVER.STAGE_FACTOR = 1.0
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE has one more value than in Detectron2: "full_model" clips the norm of
     # all gradients together ("norm" clips each parameter by itself).
 
