@@ -154,6 +154,9 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.STAGE_RESTART = "none"
     # With a restart: the learning rate of each stage in units of that of the stage before.
     cfg.SOLVER.STAGE_FACTOR = 1.0
+    # Only so many checkpoints are kept, the newest, and the final one; 0: all. With 1 there is none to fall
+    # back on when it is damaged.
+    cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE has one more value than in Detectron2: "full_model" clips the norm of
     # all gradients together ("norm" clips each parameter by itself).
 

@@ -10,7 +10,7 @@ train = dict(
     max_iter=90000,
     amp=dict(enabled=False),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
-    checkpointer=dict(period=5000, max_to_keep=None),
+    checkpointer=dict(period=5000, max_to_keep=0),  # 0: all are kept
     eval_period=0,  # 0: once, at the end
     log_period=20,
     device="cuda",

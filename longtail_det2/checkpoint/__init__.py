@@ -2,5 +2,6 @@
 
 from .checkpointer import ClassAwareCheckpointer
 from .files import CheckpointError
+from .periodic import PeriodicCheckpoints
 
-__all__ = ["CheckpointError", "ClassAwareCheckpointer"]
+__all__ = ["CheckpointError", "ClassAwareCheckpointer", "PeriodicCheckpoints"]

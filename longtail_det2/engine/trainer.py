@@ -98,6 +98,7 @@ class Trainer(DefaultTrainer):
             scheduler=self.scheduler,
             checkpointer=self.checkpointer,
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+            max_checkpoints=cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP,
             evaluate=evaluate,
             eval_period=cfg.TEST.EVAL_PERIOD,
             output_dir=cfg.OUTPUT_DIR,

@@ -14,6 +14,8 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
+from longtail_det2.checkpoint import PeriodicCheckpoints
+
 from .metrics_log import Evaluation, MetricsHistory, Writers, cut_metrics
 from .training_step import ResumableLoader
 
@@ -42,7 +44,7 @@ def default_hooks(
     output_dir: str,
     max_iter: int,
     log_period: int = LOG_PERIOD,
-    max_checkpoints: int | None = None,
+    max_checkpoints: int = 0,
 ) -> list[HookBase | None]:
     """Timing, learning rate, checkpoints, evaluation, log lines with metrics.json and TensorBoard.
 
@@ -56,7 +58,10 @@ def default_hooks(
         output_dir: where the writers write.
         max_iter: of the training, for the estimated time of arrival.
         log_period: in iterations.
-        max_checkpoints: older ones are removed; None keeps all.
+        max_checkpoints: older ones are removed; 0 keeps all.
+
+    Raises:
+        ConfigError: the numbers about checkpoints are out of range.
     """
     history = MetricsHistory(output_dir, log_period)
     result: list[HookBase | None] = [
@@ -65,9 +70,7 @@ def default_hooks(
         history,
     ]
     if comm.is_main_process():
-        result.append(
-            hooks.PeriodicCheckpointer(checkpointer, checkpoint_period, max_to_keep=max_checkpoints)
-        )
+        result.append(PeriodicCheckpoints(checkpointer, checkpoint_period, max_checkpoints))
     result.append(Evaluation(eval_period, evaluate))
     if comm.is_main_process():
         # Last, so that they also write what the evaluation found.
