@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,14 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import check_registered
 from longtail_det2.data.datasets.dataset import ConcatMultiLabelDataset, MultiLabelDataset
-from longtail_det2.data.samplers import SAMPLER_REGISTRY, TrainingSampler
+from longtail_det2.data.samplers import TrainingSampler, make_sampler, sampler_class, stages_of_run
 from longtail_det2.data.training_stream import TrainingStream
 from longtail_det2.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
-
-_ALIASES = {"TrainingSampler": "UniformTrainingSampler"}
-"""Detectron2's own name for uniform sampling."""
 
 
 def get_dataset(names: str | Sequence[str], filter_empty: bool = False) -> Any:
@@ -72,25 +68,23 @@ def build_sampler(
 
     Args:
         sampler: a name in `SAMPLER_REGISTRY`, a `TrainingSampler` class of your own, or a config, which gives
-            the name (DATALOADER.SAMPLER_TRAIN) and the sampler's options.
+            the name (DATALOADER.SAMPLER_TRAIN), the sampler's options and the stages.
         dataset: what to sample from.
         seed: the same on all ranks.
         start: ids drawn before, over all ranks.
         **options: keyword arguments of the sampler's `from_dataset`.
 
     Raises:
-        ConfigError: unknown name, no sampler class, or an option that the sampler does not take.
+        ConfigError: unknown name, no sampler class, an option that the sampler does not take, or stages for
+            another sampler than `StagedTrainingSampler`.
     """
     if isinstance(sampler, CfgNode):
-        chosen = _sampler_class(sampler.DATALOADER.SAMPLER_TRAIN)
-        options = {**chosen.options_from_config(sampler), **options}
-    else:
-        chosen = _sampler_class(sampler)
-    try:
-        inspect.signature(chosen.from_dataset).bind(dataset, seed=seed, start=start, **options)
-    except TypeError as error:
-        raise ConfigError(f"{chosen.__name__}: {error}") from None
-    return chosen.from_dataset(dataset, seed=seed, start=start, **options)
+        chosen = sampler_class(sampler.DATALOADER.SAMPLER_TRAIN)
+        stages_of_run(chosen, sampler.DATALOADER.STAGES)
+        return make_sampler(
+            chosen, dataset, seed=seed, start=start, **{**chosen.options_from_config(sampler), **options}
+        )
+    return make_sampler(sampler, dataset, seed=seed, start=start, **options)
 
 
 def build_train_loader(
@@ -104,6 +98,7 @@ def build_train_loader(
     seed: int | None = None,
     start: int = 0,
     sampler_options: Mapping[str, Any] | None = None,
+    stages: Sequence[Any] = (),
 ) -> DataLoader[Any]:
     """Infinite loader of training batches, each a list of mapped images.
 
@@ -121,10 +116,12 @@ def build_train_loader(
         seed: non-negative; None draws one that all ranks share.
         start: images drawn before, over all ranks (iterations x total batch size), for a sampler made here.
         sampler_options: further arguments of `build_sampler`, such as {"threshold": 0.001} of repeat factors.
+        stages: of the sampler "StagedTrainingSampler", each [sampler, iterations] or [sampler, iterations,
+            options].
 
     Raises:
-        ConfigError: the batch does not divide by the number of ranks, or options are given for a sampler
-            that is already made.
+        ConfigError: the batch does not divide by the number of ranks, options are given for a sampler that is
+            already made, or stages for another one than "StagedTrainingSampler".
     """
     world_size = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world_size:
@@ -136,10 +133,14 @@ def build_train_loader(
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
     if isinstance(sampler, (str, type)):
-        sampler = build_sampler(sampler, dataset, seed=seed, start=start, **(sampler_options or {}))
-    elif start or sampler_options:
+        options = dict(sampler_options or {})
+        if stages_of_run(sampler, stages):
+            options |= {"stages": stages, "batch_size": total_batch_size}
+        sampler = build_sampler(sampler, dataset, seed=seed, start=start, **options)
+    elif start or sampler_options or len(stages):
         raise ConfigError(
-            "start or sampler_options is given, but the sampler is already made: pass them to the sampler"
+            "start, sampler_options or stages is given, but the sampler is already made: pass them to the "
+            "sampler"
         )
     batch_size = total_batch_size // world_size
     stream = TrainingStream(dataset, mapper, sampler, batch_size, seed, aspect_ratio_grouping)
@@ -189,7 +190,7 @@ def build_train_loader_from_config(
         dataset = get_dataset(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = build_sampler(cfg, dataset, seed=seed, start=start)
-    logger.info("%d training images, sampled by %s", len(dataset), type(sampler).__name__)
+    logger.info("%d training images, sampled by %r", len(dataset), sampler)
     return build_train_loader(
         dataset,
         mapper=mapper or _mapper_from_config(cfg, is_train=True),
@@ -214,21 +215,6 @@ def build_test_loader_from_config(
 
 def _mapper_from_config(cfg: CfgNode, is_train: bool) -> MultiLabelDatasetMapper:
     return MultiLabelDatasetMapper(**MultiLabelDatasetMapper.from_config(cfg, is_train))
-
-
-def _sampler_class(sampler: str | type[TrainingSampler]) -> type[TrainingSampler]:
-    if isinstance(sampler, str):
-        name = _ALIASES.get(sampler, sampler)
-        if name not in SAMPLER_REGISTRY:
-            known = ", ".join(sorted(known for known, _ in SAMPLER_REGISTRY))
-            raise ConfigError(
-                f"unknown training sampler {sampler!r} (DATALOADER.SAMPLER_TRAIN); known are {known}. "
-                "Register your own with @SAMPLER_REGISTRY.register()"
-            )
-        sampler = SAMPLER_REGISTRY.get(name)
-    if not (isinstance(sampler, type) and issubclass(sampler, TrainingSampler)):
-        raise ConfigError(f"{sampler!r} is no subclass of longtail_det2.data.samplers.TrainingSampler")
-    return sampler
 
 
 class _MappedDataset(Dataset[Any]):

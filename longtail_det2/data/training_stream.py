@@ -7,7 +7,9 @@ the same batches and with the same augmentation, however many workers load them 
 from __future__ import annotations
 
 import copy
+import math
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -34,6 +36,14 @@ class TrainingStream(IterableDataset[Any]):
     Inside worker w of W it yields the images of batches w, w + W, ...: a DataLoader with the same batch size
     then gives batch 0, 1, 2, ... in order. (Detectron2 deals out single images instead, so that its batches
     depend on the number of workers.)
+
+    Where the sampler has stages, each stage's images are in its own batches: with `group_by_aspect`, those
+    that are left at the end of a stage without a partner make up its last batch, landscape or not. They are
+    always a whole batch, as a stage is a whole number of batches.
+
+    Attributes:
+        dataset: where records come from.
+        sampler: where indices come from.
     """
 
     def __init__(
@@ -56,17 +66,18 @@ class TrainingStream(IterableDataset[Any]):
             group_by_aspect: put landscape and other images into different batches, which saves padding.
 
         Raises:
-            ConfigError: with grouping, `start` is no whole number of batches.
+            ConfigError: a stage of the sampler, or with grouping its `start`, is no whole number of batches.
         """
         super().__init__()
-        self._dataset, self._mapper, self._sampler = dataset, mapper, sampler
+        self.dataset, self.sampler = dataset, sampler
+        self._mapper = mapper
         self._batch_size, self._seed = batch_size, seed
         self._group_by_aspect = group_by_aspect
         self._landscape: np.ndarray | None = None
         if group_by_aspect and hasattr(dataset, "image_sizes"):
             sizes = dataset.image_sizes
             self._landscape = sizes[:, 1] > sizes[:, 0]
-        self._batches_done = self._count_batches_done() if group_by_aspect else 0
+        self._boundaries = self._checked_boundaries()
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -80,15 +91,26 @@ class TrainingStream(IterableDataset[Any]):
     def batches(self) -> Iterator[list[Draw]]:
         """All batches of this rank, from the start of this run on."""
         if not self._group_by_aspect:
-            draws = _number_draws(self._sampler)
+            draws = _number_draws(self.sampler)
             while batch := list(islice(draws, self._batch_size)):
                 yield batch
-        # Which images wait for a partner depends on all draws before: replay them (indices only, no images).
-        yield from islice(self._grouped(_from_the_beginning(self._sampler)), self._batches_done, None)
+            return
+        # Which images wait for a partner depends on all draws of the stage before: replay them (indices only,
+        # no images).
+        sampler, done = self._from_the_stage()
+        yield from islice(self._grouped(sampler), done, None)
 
     def _grouped(self, sampler: Iterable[int]) -> Iterator[list[Draw]]:
         waiting: tuple[list[Draw], list[Draw]] = ([], [])
+        first = sampler.start if isinstance(sampler, TrainingSampler) else 0
+        ends = iter([*(end for end in self._boundaries if end > first), math.inf])
+        end = next(ends)
         for draw in _number_draws(sampler):
+            if draw[0] >= end:
+                end = next(ends)
+                if rest := waiting[0] + waiting[1]:
+                    yield rest
+                waiting = ([], [])
             group = waiting[self._is_landscape(draw[1])]
             group.append(draw)
             if len(group) == self._batch_size:
@@ -98,26 +120,45 @@ class TrainingStream(IterableDataset[Any]):
     def _is_landscape(self, index: int) -> bool:
         if self._landscape is not None:
             return bool(self._landscape[index])
-        record = self._dataset[index]
+        record = self.dataset[index]
         return record["width"] > record["height"]
 
-    def _count_batches_done(self) -> int:
-        if not isinstance(self._sampler, TrainingSampler):
-            return 0
-        total = self._batch_size * self._sampler.world_size
-        if self._sampler.start % total:
+    def _checked_boundaries(self) -> tuple[int, ...]:
+        """The sampler's, after checking that its stages and its start are whole numbers of batches."""
+        if not isinstance(self.sampler, TrainingSampler):
+            return ()
+        total = self._batch_size * self.sampler.world_size
+        for boundary in self.sampler.boundaries:
+            if boundary % total:
+                raise ConfigError(
+                    f"a stage of {self.sampler!r} ends after {boundary} images, which is no multiple of the "
+                    f"total batch size {total}: make the sampler for this batch size"
+                )
+        if self._group_by_aspect and self.sampler.start % total:
             raise ConfigError(
-                f"start={self._sampler.start} is no multiple of the total batch size {total}: with "
+                f"start={self.sampler.start} is no multiple of the total batch size {total}: with "
                 "DATALOADER.ASPECT_RATIO_GROUPING, training resumes at whole batches only"
             )
-        return self._sampler.start // total
+        return self.sampler.boundaries
+
+    def _from_the_stage(self) -> tuple[Iterable[int], int]:
+        """The sampler from the beginning of its stage on, and how many batches of the stage are done."""
+        sampler = self.sampler
+        if not isinstance(sampler, TrainingSampler):
+            return sampler, 0
+        stage = bisect_right(self._boundaries, sampler.start)
+        begin = self._boundaries[stage - 1] if stage else 0
+        done = (sampler.start - begin) // (self._batch_size * sampler.world_size)
+        sampler = copy.copy(sampler)
+        sampler.start = begin
+        return sampler, done
 
     def _load(self, index: int) -> Any:
         for _ in range(_ATTEMPTS):
-            item = self._mapper(self._dataset[index])
+            item = self._mapper(self.dataset[index])
             if item is not None:
                 return item
-            index = int(np.random.randint(len(self._dataset)))  # noqa: NPY002 - seeded for this draw
+            index = int(np.random.randint(len(self.dataset)))  # noqa: NPY002 - seeded for this draw
         raise DataError(f"the mapper rejected {_ATTEMPTS} images in a row (the last was number {index})")
 
 
@@ -128,14 +169,6 @@ def _number_draws(sampler: Iterable[int]) -> Iterator[Draw]:
         first, step = comm.get_rank(), comm.get_world_size()
     for count, index in enumerate(sampler):
         yield first + count * step, index
-
-
-def _from_the_beginning(sampler: Iterable[int]) -> Iterable[int]:
-    if not isinstance(sampler, TrainingSampler):
-        return sampler
-    sampler = copy.copy(sampler)
-    sampler.start = 0
-    return sampler
 
 
 @contextmanager

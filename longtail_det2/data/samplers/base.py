@@ -7,6 +7,7 @@ A sampler here is therefore a pure function of (seed, number of ids drawn): epoc
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +23,14 @@ from longtail_det2.utils.errors import ConfigError
 SAMPLER_REGISTRY = Registry("TRAINING_SAMPLER")
 """Classes that `DATALOADER.SAMPLER_TRAIN` may name; add your own with `@SAMPLER_REGISTRY.register()`."""
 
+_ALIASES = {"TrainingSampler": "UniformTrainingSampler"}
+"""Detectron2's own name for uniform sampling."""
+
 _YIELD_CHUNK = 4096
 """Indices turned into Python numbers at once: an epoch as one list would cost a worker tens of MB."""
+
+_COUNT_CHUNK = 1 << 22
+"""Indices counted at once: a count makes one number for each image, however few indices it is given."""
 
 
 class TrainingSampler(Sampler[int], ABC):
@@ -36,7 +43,11 @@ class TrainingSampler(Sampler[int], ABC):
         seed: the same on all ranks.
         start: ids that were drawn before, counted over all ranks (iterations x total batch size).
         rank, world_size: which slice of the stream this process takes.
+        boundaries: positions of the stream at which one stage ends and the next begins, ascending; no batch
+            reaches over them.
     """
+
+    boundaries: tuple[int, ...] = ()
 
     def __init__(
         self, *, seed: int, start: int = 0, rank: int | None = None, world_size: int | None = None
@@ -92,6 +103,35 @@ class TrainingSampler(Sampler[int], ABC):
             epoch += 1
         return epoch, begin
 
+    def draw_counts(self, begin: int, end: int, num_images: int) -> np.ndarray:
+        """How often each image is drawn between two positions of the stream, over all ranks.
+
+        Args:
+            begin: first position, not negative.
+            end: position after the last one.
+            num_images: of the dataset.
+
+        Returns:
+            (num_images,) int64.
+        """
+        counts = np.zeros(num_images, dtype=np.int64)
+        pieces: list[np.ndarray] = []
+        waiting, position = 0, begin
+        epoch, first = self.locate(begin)
+        while position < end:
+            indices = self.epoch_indices(epoch)
+            pieces.append(indices[position - first : end - first])
+            waiting += len(pieces[-1])
+            first += len(indices)
+            epoch, position = epoch + 1, first
+            if waiting >= _COUNT_CHUNK or position >= end:
+                counts += np.bincount(np.concatenate(pieces), minlength=num_images)
+                pieces, waiting = [], 0
+        return counts
+
+    def __repr__(self) -> str:
+        return type(self).__name__
+
     def __iter__(self) -> Iterator[int]:
         position = self.start + self.rank
         epoch, begin = self.locate(position)
@@ -105,3 +145,53 @@ class TrainingSampler(Sampler[int], ABC):
             position += len(mine) * self.world_size
             begin += size
             epoch += 1
+
+
+def sampler_class(sampler: str | type[TrainingSampler]) -> type[TrainingSampler]:
+    """The class that a name or a class of one's own means.
+
+    Raises:
+        ConfigError: unknown name, or no subclass of `TrainingSampler`.
+    """
+    if isinstance(sampler, str):
+        name = _ALIASES.get(sampler, sampler)
+        if name not in SAMPLER_REGISTRY:
+            known = ", ".join(sorted(known for known, _ in SAMPLER_REGISTRY))
+            raise ConfigError(
+                f"unknown training sampler {sampler!r} (DATALOADER.SAMPLER_TRAIN, DATALOADER.STAGES); known "
+                f"are {known}. Register your own with @SAMPLER_REGISTRY.register()"
+            )
+        sampler = SAMPLER_REGISTRY.get(name)
+    if not (isinstance(sampler, type) and issubclass(sampler, TrainingSampler)):
+        raise ConfigError(f"{sampler!r} is no subclass of longtail_det2.data.samplers.TrainingSampler")
+    return sampler
+
+
+def make_sampler(
+    sampler: str | type[TrainingSampler], dataset: Any, *, seed: int, start: int = 0, **options: Any
+) -> TrainingSampler:
+    """Makes a sampler for a dataset.
+
+    Args:
+        sampler: a name in `SAMPLER_REGISTRY`, or a class.
+        dataset: what to sample from.
+        seed: see `TrainingSampler`.
+        start: see `TrainingSampler`.
+        **options: keyword arguments of the sampler's `from_dataset`.
+
+    Raises:
+        ConfigError: see `sampler_class`; or an option that the sampler does not take.
+    """
+    chosen = sampler_class(sampler)
+    try:
+        inspect.signature(chosen.from_dataset).bind(dataset, seed=seed, start=start, **options)
+    except TypeError as error:
+        raise ConfigError(f"{chosen.__name__}: {error}") from None
+    try:
+        return chosen.from_dataset(dataset, seed=seed, start=start, **options)
+    except TypeError as error:
+        # What from_dataset does not know by name it hands on, and the constructor refuses it.
+        refused = [name for name in options if f"unexpected keyword argument {name!r}" in str(error)]
+        if not refused:
+            raise
+        raise ConfigError(f"{chosen.__name__} has no option {refused[0]!r}") from None

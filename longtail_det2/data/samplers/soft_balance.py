@@ -1,0 +1,220 @@
+"""Soft-balance sampling (Peng et al., CVPR 2020, arXiv 2005.08455): between natural and class-balanced."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import numpy as np
+from typing_extensions import Self
+
+from longtail_det2.data.datasets.dataset import labels_per_image
+from longtail_det2.data.samplers.base import SAMPLER_REGISTRY, TrainingSampler
+from longtail_det2.data.samplers.class_index import ClassIndex
+from longtail_det2.utils.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 1 << 16
+"""Draws are independent, so an "epoch" is any fixed number of them; small ones make `start` cheap."""
+
+_NAMED = 5
+"""Empty classes that the warning about them names."""
+
+
+def soft_balance_probabilities(counts: np.ndarray, lambda_: float) -> np.ndarray:
+    """How often each class is drawn.
+
+    P_s(c) is proportional to P_n(c)^(1 - lambda) P_b(c)^lambda with P_n(c) = N_c / sum_j N_j, the natural
+    frequency, and P_b(c) = 1 / C, the balanced one: so to N_c^(1 - lambda).
+
+    Args:
+        counts: (C,) N_c, images that contain class c; at least one is positive.
+        lambda_: in [0, 2].
+
+    Returns:
+        (C,) float64 with sum 1; classes without images have 0.
+    """
+    shares = np.zeros(len(counts))
+    occurring = counts > 0
+    shares[occurring] = counts[occurring].astype(np.float64) ** (1.0 - lambda_)
+    return shares / shares.sum()
+
+
+def soft_balance_image_weights(index: ClassIndex, lambda_: float, num_images: int) -> np.ndarray:
+    """How often each image is drawn when first a class and then one of its images is.
+
+    An image has the probability sum_c P_s(c) / N_c over its distinct classes, proportional to
+    sum_c N_c^(-lambda).
+
+    Args:
+        index: which images contain which class.
+        lambda_: in [0, 2].
+        num_images: at least as many as `index` knows.
+
+    Returns:
+        (num_images,) float64 with sum 1; images without objects have 0.
+    """
+    counts = index.counts
+    per_pair = np.repeat(np.maximum(counts, 1).astype(np.float64) ** -lambda_, counts)
+    weights = np.bincount(index.images, weights=per_pair, minlength=num_images)
+    return weights / weights.sum()
+
+
+@SAMPLER_REGISTRY.register()
+class SoftBalanceTrainingSampler(TrainingSampler):
+    """Draws a class with probability P_s, then one of its images uniformly.
+
+    lambda = 0 draws classes as often as they are in the images, which is not uniform sampling: an image
+    counts once for each class that it has. lambda = 1 draws all classes equally often
+    (`ClassAwareTrainingSampler`), lambda > 1 rare classes more often than frequent ones. Classes without
+    images are never drawn, nor are images without objects. Labels count as annotated: ancestors are not
+    added, so a hierarchy does not draw a frequent leaf class once more through each of its ancestors.
+
+    Attributes:
+        lambda_: see above.
+        draw: "class", or "image": draws images by their weights, with the same probabilities but other
+            numbers; it keeps one number an image instead of one for each class of each image.
+    """
+
+    def __init__(
+        self,
+        index: ClassIndex,
+        seed: int,
+        start: int = 0,
+        *,
+        lambda_: float = 0.7,
+        draw: Literal["class", "image"] = "class",
+        **ranks: Any,
+    ) -> None:
+        """For an index of images by class.
+
+        Args:
+            index: which images contain which class.
+            seed: see `TrainingSampler`.
+            start: see `TrainingSampler`.
+            lambda_: in [0, 2]; above 1 a line in the log warns.
+            draw: "class" or "image".
+            **ranks: `rank` and `world_size` of `TrainingSampler`.
+
+        Raises:
+            ConfigError: `lambda_` or `draw` is not allowed.
+            DataError: no image has an object.
+        """
+        super().__init__(seed=seed, start=start, **ranks)
+        self.lambda_, self.draw = _checked_lambda(lambda_), draw
+        if draw not in ("class", "image"):
+            raise ConfigError(f"DATALOADER.SOFT_BALANCE.DRAW (draw) is {draw!r}; known: 'class', 'image'")
+        occurring = np.flatnonzero(index.counts)
+        if len(occurring) == 0:
+            raise DataError(
+                f"{type(self).__name__} needs objects, but no image of the training data set has one"
+            )
+        if draw == "image":
+            weights = soft_balance_image_weights(index, self.lambda_, int(index.images.max()) + 1)
+            self._image_bounds = _upper_bounds(weights)
+            return
+        self._images = index.images
+        self._first = index.offsets[occurring]
+        self._counts = index.counts[occurring]
+        # Equal shares need no table; this is also the stream that class-aware sampling has always had.
+        self._class_bounds = (
+            None
+            if self.lambda_ == 1
+            else _upper_bounds(soft_balance_probabilities(self._counts, self.lambda_))
+        )
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        seed: int,
+        start: int = 0,
+        lambda_: float = 0.7,
+        draw: Literal["class", "image"] = "class",
+        **ranks: Any,
+    ) -> Self:
+        """From a dataset or an annotation store; names classes without images in the log."""
+        return cls(index_classes(dataset), seed, start, lambda_=lambda_, draw=draw, **ranks)
+
+    @classmethod
+    def options_from_config(cls, cfg: Any) -> dict[str, Any]:
+        """`lambda_` and `draw` from DATALOADER.SOFT_BALANCE."""
+        return {"lambda_": cfg.DATALOADER.SOFT_BALANCE.LAMBDA, "draw": cfg.DATALOADER.SOFT_BALANCE.DRAW}
+
+    def epoch_size(self, epoch: int) -> int:
+        """A fixed number of draws."""
+        return _BLOCK
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """See `TrainingSampler.locate`; epochs have one size here."""
+        epoch = position // _BLOCK
+        return epoch, epoch * _BLOCK
+
+    def epoch_indices(self, epoch: int) -> np.ndarray:
+        """Independent draws."""
+        generator = self.generator(epoch)
+        if self.draw == "image":
+            return _draw_images(generator, self._image_bounds)
+        if self._class_bounds is None:
+            classes = generator.integers(0, len(self._counts), size=_BLOCK)
+        else:
+            classes = self._class_bounds.searchsorted(generator.random(_BLOCK), side="right")
+        within = generator.integers(0, self._counts[classes])
+        return self._images[self._first[classes] + within]
+
+    def __repr__(self) -> str:
+        drawn = "" if self.draw == "class" else f", draw={self.draw!r}"
+        return f"{type(self).__name__}(lambda_={self.lambda_:g}{drawn})"
+
+
+def index_classes(dataset: Any) -> ClassIndex:
+    """Which images of a dataset contain which class; names classes without images in the log.
+
+    Args:
+        dataset: anything that `labels_per_image` takes. Only one with `class_ids` can tell which classes it
+            should have.
+    """
+    names = getattr(dataset, "class_ids", ())
+    index = ClassIndex.build(*labels_per_image(dataset), num_classes=len(names))
+    empty = np.flatnonzero(index.counts == 0)
+    if names and 0 < len(empty) < len(names):
+        first = ", ".join(str(names[c]) for c in empty[:_NAMED])
+        more = ", ..." if len(empty) > _NAMED else ""
+        logger.warning(
+            "%d of %d classes have no image in the training data and are never drawn: %s%s",
+            *(len(empty), len(names), first, more),
+        )
+    return index
+
+
+def _checked_lambda(lambda_: Any) -> float:
+    number = isinstance(lambda_, (int, float)) and not isinstance(lambda_, bool)
+    if not number or not 0 <= lambda_ <= 2:
+        raise ConfigError(
+            f"DATALOADER.SOFT_BALANCE.LAMBDA (lambda_) is {lambda_!r}; it must be a number from 0 (classes "
+            "as often as in the data) to 1 (all classes equally often), or up to 2 (rare classes more often)"
+        )
+    if lambda_ > 1:
+        logger.warning(
+            "soft-balance sampling with lambda %g, above 1, draws rare classes more often than frequent ones",
+            lambda_,
+        )
+    return float(lambda_)
+
+
+def _upper_bounds(probabilities: np.ndarray) -> np.ndarray:
+    """Cumulative probabilities; the last is exactly 1, which no random number reaches."""
+    bounds = np.cumsum(probabilities)
+    bounds /= bounds[-1]
+    return bounds
+
+
+def _draw_images(generator: np.random.Generator, bounds: np.ndarray) -> np.ndarray:
+    """A block of independent draws; sorted keys find their places twice as fast, for the memory cache."""
+    keys = generator.random(_BLOCK)
+    keys.sort()
+    images = bounds.searchsorted(keys, side="right").astype(np.int32)
+    generator.shuffle(images)
+    return images

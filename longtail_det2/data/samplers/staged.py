@@ -1,0 +1,239 @@
+"""Several samplers one after the other in one run, such as natural and then soft-balance sampling.
+
+Hybrid training (Peng et al., CVPR 2020) first shows the data as they are, so that every image of a frequent
+class is seen, and then fine-tunes with the classes balanced.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from typing_extensions import Self
+
+from longtail_det2.data.samplers.base import SAMPLER_REGISTRY, TrainingSampler, make_sampler, sampler_class
+from longtail_det2.utils.errors import ConfigError
+
+_KEY = "DATALOADER.STAGES (dataloader.train.stages)"
+_EXAMPLE = '["UniformTrainingSampler", 90000]'
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        sampler: a name in `SAMPLER_REGISTRY`, or a class.
+        iterations: how long it lasts, at least 1.
+        options: keyword arguments of the sampler's `from_dataset`, such as {"lambda_": 0.5}.
+    """
+
+    sampler: str | type[TrainingSampler]
+    iterations: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.sampler if isinstance(self.sampler, str) else self.sampler.__name__
+
+
+def parse_stages(stages: Sequence[Any], max_iter: int | None = None) -> tuple[Stage, ...]:
+    """Stages as configs write them: [sampler, iterations] each, or [sampler, iterations, options].
+
+    Args:
+        stages: at least one; such as [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler",
+            90000, {"lambda_": 0.5}]]. Finished `Stage`s are taken as they are.
+        max_iter: iterations of the whole training, which the stages must add up to; None checks nothing.
+
+    Raises:
+        ConfigError: an entry is not of that form, a sampler is unknown, or the sum is another.
+    """
+    if isinstance(stages, str) or not isinstance(stages, Sequence) or len(stages) == 0:
+        raise ConfigError(f"{_KEY} is {stages!r}; it must be a list of stages, each such as {_EXAMPLE}")
+    parsed = tuple(_parse_stage(number, entry) for number, entry in enumerate(stages, 1))
+    total = sum(stage.iterations for stage in parsed)
+    if max_iter is not None and total != max_iter:
+        terms = " + ".join(str(stage.iterations) for stage in parsed)
+        raise ConfigError(
+            f"{_KEY}: the stages last {terms}{f' = {total}' if len(parsed) > 1 else ''} iterations, but "
+            f"SOLVER.MAX_ITER (train.max_iter) is {max_iter}; both must be the same"
+        )
+    return parsed
+
+
+def stages_of_run(sampler: Any, stages: Sequence[Any], max_iter: int | None = None) -> tuple[Stage, ...]:
+    """The stages of a run, checked against its sampler.
+
+    Args:
+        sampler: DATALOADER.SAMPLER_TRAIN, or what a lazy config has in its place.
+        stages: see `parse_stages`; empty for a run with one sampler.
+        max_iter: see `parse_stages`.
+
+    Returns:
+        () for a run with one sampler.
+
+    Raises:
+        ConfigError: see `parse_stages`; or stages are given and the sampler does not follow them, or it needs
+            some and there are none.
+    """
+    staged = isinstance(sampler, (str, type)) and sampler_class(sampler) is StagedTrainingSampler
+    if staged:
+        return parse_stages(stages, max_iter)
+    if len(stages):
+        raise ConfigError(
+            f"{_KEY} is set, but the sampler (DATALOADER.SAMPLER_TRAIN, dataloader.train.sampler) is "
+            f"{sampler!r}: to train in stages set it to 'StagedTrainingSampler', else make the stages empty"
+        )
+    return ()
+
+
+@SAMPLER_REGISTRY.register()
+class StagedTrainingSampler(TrainingSampler):
+    """The streams of several samplers, each up to its length; the last one never ends.
+
+    A function of (seed, ids drawn) like all samplers: a boundary is a position of the stream. The first stage
+    has the seed of the run, so it equals a run with that sampler alone; later ones have seeds made from it,
+    as a sampler that is used twice should not repeat itself.
+
+    With DATALOADER.ASPECT_RATIO_GROUPING, the images that wait for a partner at the end of a stage form its
+    last batch together, whatever their shapes (on each process one batch, or none): no image reaches over a
+    boundary.
+
+    Attributes:
+        samplers: one a stage; their own `start`, `rank` and `world_size` have no effect.
+    """
+
+    def __init__(
+        self,
+        samplers: Sequence[TrainingSampler],
+        lengths: Sequence[int],
+        seed: int,
+        start: int = 0,
+        **ranks: Any,
+    ) -> None:
+        """For samplers that are already made.
+
+        Args:
+            samplers: at least one.
+            lengths: images of each stage over all ranks, positive; that of the last has no effect.
+            seed: see `TrainingSampler`.
+            start: see `TrainingSampler`.
+            **ranks: `rank` and `world_size` of `TrainingSampler`.
+
+        Raises:
+            ConfigError: no sampler, another number of lengths, or one that is not positive.
+        """
+        super().__init__(seed=seed, start=start, **ranks)
+        if not samplers or len(samplers) != len(lengths) or min(lengths) < 1:
+            raise ConfigError(
+                f"StagedTrainingSampler: {len(samplers)} samplers with the lengths {list(lengths)}; it needs "
+                "at least one sampler and for each a positive number of images"
+            )
+        self.samplers = tuple(samplers)
+        self.boundaries = tuple(accumulate(lengths[:-1]))
+        # Epochs are counted through; the last of a stage is cut at the boundary.
+        last = [sampler.locate(length - 1) for sampler, length in zip(samplers, lengths[:-1], strict=False)]
+        self._first_epochs = (0, *accumulate(epoch + 1 for epoch, _ in last))
+        self._cut_sizes = {
+            self._first_epochs[stage] + epoch: lengths[stage] - begin
+            for stage, (epoch, begin) in enumerate(last)
+        }
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        seed: int,
+        start: int = 0,
+        stages: Sequence[Any] = (),
+        batch_size: int = 0,
+        **ranks: Any,
+    ) -> Self:
+        """Makes the samplers of all stages.
+
+        Args:
+            dataset: what to sample from, the same in all stages.
+            seed: of the run.
+            start: see `TrainingSampler`.
+            stages: see `parse_stages`.
+            batch_size: images of an iteration over all ranks.
+            **ranks: `rank` and `world_size` of `TrainingSampler`.
+
+        Raises:
+            ConfigError: see `parse_stages` and the samplers.
+        """
+        parsed = parse_stages(stages)
+        samplers = [
+            make_sampler(stage.sampler, dataset, seed=_stage_seed(seed, number), **stage.options)
+            for number, stage in enumerate(parsed)
+        ]
+        return cls(samplers, [stage.iterations * batch_size for stage in parsed], seed, start, **ranks)
+
+    @classmethod
+    def options_from_config(cls, cfg: Any) -> dict[str, Any]:
+        """DATALOADER.STAGES, where a stage's own options come before those of other keys."""
+        stages = [
+            Stage(
+                stage.sampler,
+                stage.iterations,
+                {**sampler_class(stage.sampler).options_from_config(cfg), **stage.options},
+            )
+            for stage in stages_of_run(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.STAGES)
+        ]
+        return {"stages": stages, "batch_size": cfg.SOLVER.IMS_PER_BATCH}
+
+    def epoch_size(self, epoch: int) -> int:
+        """See `TrainingSampler.epoch_size`."""
+        if epoch in self._cut_sizes:
+            return self._cut_sizes[epoch]
+        stage = bisect_right(self._first_epochs, epoch) - 1
+        return self.samplers[stage].epoch_size(epoch - self._first_epochs[stage])
+
+    def epoch_indices(self, epoch: int) -> np.ndarray:
+        """See `TrainingSampler.epoch_indices`."""
+        stage = bisect_right(self._first_epochs, epoch) - 1
+        return self.samplers[stage].epoch_indices(epoch - self._first_epochs[stage])[
+            : self._cut_sizes.get(epoch)
+        ]
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """See `TrainingSampler.locate`."""
+        stage = bisect_right(self.boundaries, position)
+        before = self.boundaries[stage - 1] if stage else 0
+        epoch, begin = self.samplers[stage].locate(position - before)
+        return self._first_epochs[stage] + epoch, before + begin
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.samplers))})"
+
+
+def _parse_stage(number: int, entry: Any) -> Stage:
+    if isinstance(entry, Stage):
+        return entry
+    if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) not in (2, 3):
+        raise ConfigError(
+            f"{_KEY}: stage {number} is {entry!r}; a stage is a sampler and its iterations, {_EXAMPLE}, and "
+            "may have the sampler's options as a third entry"
+        )
+    sampler, iterations, options = entry[0], entry[1], entry[2] if len(entry) == 3 else {}
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise ConfigError(f"{_KEY}: stage {number} has {iterations!r} iterations; it needs 1 or more")
+    if not isinstance(options, Mapping):
+        raise ConfigError(
+            f"{_KEY}: the options of stage {number} are {options!r}; they are a mapping such as "
+            '{"lambda_": 0.5}'
+        )
+    if sampler_class(sampler) is StagedTrainingSampler:
+        raise ConfigError(f"{_KEY}: stage {number} is StagedTrainingSampler itself; name a single sampler")
+    return Stage(sampler, iterations, {str(key): value for key, value in options.items()})
+
+
+def _stage_seed(seed: int, stage: int) -> int:
+    if stage == 0:
+        return seed
+    # The spawn key keeps these numbers apart from those of epochs, augmentations and training steps.
+    return int(np.random.SeedSequence((seed, stage), spawn_key=(3,)).generate_state(1)[0])
