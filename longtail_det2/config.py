@@ -74,8 +74,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # "class" draws a class and then an image of it, "image" images by their weights: equal probabilities.
     cfg.DATALOADER.SOFT_BALANCE.DRAW = "class"
     # Samplers one after the other in one run, for "StagedTrainingSampler": [sampler, iterations] each, or
-    # [sampler, iterations, {option: value}]; together SOLVER.MAX_ITER iterations. Natural, then balanced:
-    # [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler", 90000, {"lambda_": 0.5}]]
+    # [sampler, iterations, {option: value}]; together SOLVER.MAX_ITER iterations. Natural, then balanced is
+    # STAGES: [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler", 90000, {"lambda_": 0.5}]]
     cfg.DATALOADER.STAGES = ()
 
 
@@ -149,8 +149,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # Learning rate that WarmupCosineLR ends at (the meaning it has in newer Detectron2).
     cfg.SOLVER.BASE_LR_END = 0.0
     # What the learning rate does at each stage of DATALOADER.STAGES. "none": one schedule over the whole run.
-    # "with_warmup" or "without_warmup": the schedule begins anew and is as long as the stage; STEPS count from
-    # the stage's beginning and may be one list for each stage.
+    # "with_warmup" or "without_warmup": the schedule begins anew and is as long as the stage; STEPS count
+    # from the stage's beginning and may be one list for each stage.
     cfg.SOLVER.STAGE_RESTART = "none"
     # With a restart: the learning rate of each stage in units of that of the stage before.
     cfg.SOLVER.STAGE_FACTOR = 1.0

@@ -14,6 +14,7 @@ openimages_12_epochs = L(build_lr_multiplier)(
     gamma=0.1,
     warmup_iters=26000,
     warmup_factor=1 / 64,
+    stages="${oc.select:dataloader.train.stages,[]}",
 )
 
 cosine = L(build_lr_multiplier)(
@@ -22,4 +23,5 @@ cosine = L(build_lr_multiplier)(
     end_factor=0.02,
     warmup_iters=50,
     warmup_factor=0.02,
+    stages="${oc.select:dataloader.train.stages,[]}",
 )

@@ -14,11 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.data.samplers import stages_of_run
 from longtail_det2.utils.errors import ConfigError
 
 from .activation_checkpoint import checkpoint_activations
 from .build import build_lazy_model
 from .defaults import class_ids_of, lazy_dataset_names, setup_lazy
+from .sampling_log import SamplingLog
 from .training import default_hooks, distribute, evaluate_model, prepare_start
 from .training_step import ResumableLoader, make_training_step
 
@@ -53,14 +55,17 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     Returns:
         Results of the last evaluation.
     """
+    data, max_iter = cfg.dataloader.train, int(cfg.train.max_iter)
+    stages = stages_of_run(data.get("sampler"), data.get("stages", ()), max_iter)
+    sampling_log = SamplingLog(cfg.train.output_dir, stages, max_iter, data.total_batch_size)
     model = build_lazy_model(cfg)
     checkpoint_activations(model, cfg.train.get("activation_checkpoint", ()))
     cfg.optimizer.model = model
     optimizer = instantiate(cfg.optimizer)
     seed = int(cfg.train.get("seed", -1))
     loader = ResumableLoader(
-        lambda start, seed: _train_loader(cfg, start, seed),
-        cfg.dataloader.train.total_batch_size,
+        lambda start, seed: sampling_log.watch(_train_loader(cfg, start, seed)),
+        data.total_batch_size,
         seed if seed >= 0 else comm.shared_random_seed(),
     )
     wrapped = distribute(model, **cfg.train.ddp)
@@ -79,6 +84,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
         results.update(do_test(cfg, wrapped))
         return results
 
+    trainer.register_hooks([sampling_log])
     trainer.register_hooks(
         default_hooks(
             optimizer=optimizer,

@@ -20,12 +20,14 @@ from torch.optim import Optimizer
 from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.data.build import build_test_loader_from_config, build_train_loader_from_config
 from longtail_det2.data.datasets.builtin import get_metadata
+from longtail_det2.data.samplers import stages_of_run
 from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
 from longtail_det2.utils.errors import ConfigError
 
 from .activation_checkpoint import checkpoint_activations
 from .build import build_model
 from .defaults import class_ids_of, frequency_counts, setup
+from .sampling_log import SamplingLog
 from .solver import build_lr_scheduler, build_optimizer, optimizer_arguments
 from .training import default_hooks, distribute, evaluate_model, prepare_start
 from .training_step import ResumableLoader, make_training_step
@@ -49,11 +51,13 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self._results: OrderedDict[str, Any] = OrderedDict()
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        stages = stages_of_run(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.STAGES, self.max_iter)
+        sampling_log = SamplingLog(cfg.OUTPUT_DIR, stages, self.max_iter, cfg.SOLVER.IMS_PER_BATCH)
         model = self.build_model(cfg)
         checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINT)
         optimizer = self.build_optimizer(cfg, model)
         self._loader = ResumableLoader(
-            lambda start, seed: self.build_train_loader(_with_seed(cfg, seed), start),
+            lambda start, seed: sampling_log.watch(self.build_train_loader(_with_seed(cfg, seed), start)),
             cfg.SOLVER.IMS_PER_BATCH,
             cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         )
@@ -72,7 +76,7 @@ class Trainer(DefaultTrainer):
             reset_weights=cfg.MODEL.RESET_WEIGHTS,
             trainer=weakref.proxy(self),
         )
-        self.register_hooks(self.build_hooks())
+        self.register_hooks([sampling_log, *self.build_hooks()])
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Loads the newest checkpoint of OUTPUT_DIR if `resume` and there is one, else MODEL.WEIGHTS.

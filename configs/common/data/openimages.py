@@ -23,6 +23,7 @@ dataloader.train = L(build_train_loader)(
         group_of="keep",
     ),
     sampler="UniformTrainingSampler",
+    stages=[],  # of "StagedTrainingSampler": [sampler, iterations] or [sampler, iterations, {option: value}]
     total_batch_size=64,
     aspect_ratio_grouping=True,
     num_workers=4,
