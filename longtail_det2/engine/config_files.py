@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import difflib
 import inspect
+import logging
 import os
 from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from longtail_det2.config import get_cfg
 from longtail_det2.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _BASE_KEY = "_BASE_"
 
@@ -120,6 +123,20 @@ def find_config_file(name: str | os.PathLike[str], suffix: str) -> Path:
         other = "scripts/lazyconfig_train_net.py" if suffix == ".yaml" else "scripts/train_net.py"
         raise ConfigError(f"{path} is no {suffix} config; configs of its kind are for {other}")
     return path
+
+
+def log_config_file(name: str) -> None:
+    """Notes in the log which config a run was started with; what is published of the run says so too.
+
+    Args:
+        name: as given on the command line; "" notes nothing.
+    """
+    from longtail_det2 import model_zoo
+    from longtail_det2.model_zoo.run_facts import config_note
+
+    if name:
+        path = name if os.path.isfile(name) else model_zoo.get_config_file(name)
+        logger.info(config_note(path))
 
 
 def _yaml_chain(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

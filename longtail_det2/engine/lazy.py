@@ -19,6 +19,7 @@ from longtail_det2.utils.errors import ConfigError
 
 from .activation_checkpoint import checkpoint_activations
 from .build import build_lazy_model
+from .config_files import log_config_file
 from .defaults import class_ids_of, lazy_dataset_names, setup_lazy
 from .sampling_log import SamplingLog
 from .training import default_hooks, distribute, evaluate_model, prepare_start
@@ -127,6 +128,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         DataError: likewise.
     """
     cfg = setup_lazy(args)
+    log_config_file(args.config_file)
     if not args.eval_only:
         return do_train(cfg, args.resume)
     names = lazy_dataset_names(cfg)[1]

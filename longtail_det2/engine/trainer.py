@@ -26,6 +26,7 @@ from longtail_det2.utils.errors import ConfigError
 
 from .activation_checkpoint import checkpoint_activations
 from .build import build_model
+from .config_files import log_config_file
 from .defaults import class_ids_of, frequency_counts, setup
 from .sampling_log import SamplingLog
 from .solver import build_lr_scheduler, build_optimizer, optimizer_arguments
@@ -222,6 +223,7 @@ def main(args: argparse.Namespace) -> OrderedDict[str, Any]:
         DataError: likewise.
     """
     cfg = setup(args)
+    log_config_file(args.config_file)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = ClassAwareCheckpointer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,16 @@ def get_config_file(name: str) -> str:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{name!r} is not in the model zoo.{hint} It has:\n  " + "\n  ".join(known))
     return str(path)
+
+
+def name_of_config(path: str | os.PathLike[str]) -> str:
+    """What :func:`get_config_file` calls a config file; "" if it is none of the project's."""
+    try:
+        root = config_root().resolve()
+    except ConfigError:
+        return ""
+    found = Path(path).resolve()
+    return found.relative_to(root).as_posix() if root in found.parents else ""
 
 
 def get_checkpoint(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,16 +79,17 @@ def publish(
     index = _writable_index(Path(zoo), name) if zoo else {}
     check_vacant(target)
     results = facts.results_at(weights.iteration)
-    about = {"longtail_det2": __version__, **({"config": name} if name else {})}
+    config = name or facts.config_file
+    about = {"longtail_det2": __version__, **({"config": config} if config else {})}
     weights = replace(weights, class_ids=ids, about=about)
     with folder_that_appears(target) as folder:
         file, sha256 = _write_hashed(folder, checkpoint.stem, file_format, weights)
-        document = _metrics_document(weights, facts, file, sha256, results, name)
+        document = _metrics_document(weights, facts, file, sha256, results, config)
         _write(folder / "config.yaml", config_without_paths(facts.config))
         _write(folder / "metrics.json", json.dumps(document, indent=1) + "\n")
         classes = {"ids": list(ids), "names": list(names) or None}
         _write(folder / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False) + "\n")
-        _write(folder / "README.md", _card(document, facts))
+        _write(folder / "README.md", _card(document, facts, name))
     if zoo:
         key = index_key(name)
         index[key] = Checkpoint(key, f"{key}/{file}", sha256, len(ids) or None, results)
@@ -151,10 +153,10 @@ def _metrics_document(
     file: str,
     sha256: str,
     results: dict[str, dict[str, float]],
-    name: str,
+    config: str,
 ) -> dict[str, Any]:
     return {
-        "config": name or None,
+        "config": config or None,
         "weights": {"file": file, "sha256": sha256},
         "parameters": sum(value.numel() for value in weights.tensors.values()),
         "num_classes": len(weights.class_ids),
@@ -167,7 +169,7 @@ def _metrics_document(
     }
 
 
-def _card(document: dict[str, Any], facts: RunFacts) -> str:
+def _card(document: dict[str, Any], facts: RunFacts, name: str) -> str:
     unknown = "not recorded"
     config = document["config"] or unknown
     rows = [
@@ -184,12 +186,19 @@ def _card(document: dict[str, Any], facts: RunFacts) -> str:
     lines += ["Weights of an object detector trained with longtail_det2.", ""]
     lines += ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows), ""]
     lines += ["## Results", "", *_result_lines(document["results"]), "", "## Use", ""]
-    file = document["weights"]["file"]
-    script, option = "scripts/train_net.py", f"MODEL.WEIGHTS {file}"
-    if facts.is_lazy:
-        script, option = "scripts/lazyconfig_train_net.py", f"train.init_checkpoint={file}"
-    lines += ["```bash", f"python {script} --eval-only \\", f"    --config-file {config} {option}", "```", ""]
+    lines += ["```bash", *_command(document["weights"]["file"], facts, name), "```", ""]
     return "\n".join(lines)
+
+
+def _command(file: str, facts: RunFacts, name: str) -> tuple[str, str]:
+    """How to evaluate the weights; in place of a YAML file of the user's, with the config beside them."""
+    if facts.is_lazy:
+        config = shlex.quote(name or facts.config_file or "CONFIG.py")
+        script, option = "scripts/lazyconfig_train_net.py", f"train.init_checkpoint={file}"
+    else:
+        config = shlex.quote(name or "config.yaml")
+        script, option = "scripts/train_net.py", f"MODEL.WEIGHTS {file}"
+    return f"python {script} --eval-only \\", f"    --config-file {config} {option}"
 
 
 def _result_lines(results: dict[str, dict[str, float]]) -> Iterator[str]:

@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ import yaml
 
 from longtail_det2.utils.errors import ConfigError
 
+_ZOO, _OWN = "of the model zoo", "a file of the user's"
+_CONFIG_NOTE = re.compile(rf"Config: (.+) \(({_ZOO}|{_OWN})\)$", re.M)
 _COMMAND_LINE = re.compile(r"Command line arguments: Namespace\(.*?config_file='([^']*)'")
 _RESULT = re.compile(r"^(?:(?P<dataset>.+)/)?(?P<metric>(?:bbox|segm|keypoints)/[^/]+)$")
 
@@ -29,6 +32,7 @@ class RunFacts:
         folder: OUTPUT_DIR of the run.
         config: content of its config.yaml as plain data.
         config_name: name in the model zoo of the config that the run was started with.
+        config_file: the same, or the name of a file of the user's, without its folders.
         seed: None if the run took a random one.
         batch_size: images a step.
         train, test: data sets.
@@ -38,6 +42,7 @@ class RunFacts:
     folder: Path
     config: dict[str, Any]
     config_name: str = ""
+    config_file: str = ""
     seed: int | None = None
     batch_size: int | None = None
     train: tuple[str, ...] = ()
@@ -89,10 +94,12 @@ def read_run(folder: str | Path, class_ids: Sequence[str], config_file: str | Pa
     config = read_plain_yaml(path)
     lazy = "MODEL" not in config
     seed = _at(config, "train.seed" if lazy else "SEED")
+    name, file = _config_names(folder)
     return RunFacts(
         folder=folder,
         config=config,
-        config_name=_config_name(folder),
+        config_name=name,
+        config_file=file,
         seed=seed if isinstance(seed, int) and seed >= 0 else None,
         batch_size=_at(config, "dataloader.train.total_batch_size" if lazy else "SOLVER.IMS_PER_BATCH"),
         train=_names(_at(config, "dataloader.train.dataset.names" if lazy else "DATASETS.TRAIN")),
@@ -153,16 +160,26 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _config_name(folder: Path) -> str:
-    """Name below ``configs/`` of the config that the run's log says it was started with last."""
-    from .model_zoo import config_root
+def config_note(path: str | os.PathLike[str]) -> str:
+    """The line of the log that says which config file a run was started with, without the user's folders."""
+    from .model_zoo import name_of_config
 
+    name = name_of_config(path)
+    return f"Config: {name or Path(path).name} ({_ZOO if name else _OWN})"
+
+
+def _config_names(folder: Path) -> tuple[str, str]:
+    """`config_name` and `config_file` of :class:`RunFacts`: what the run's log says of its last start."""
     log = folder / "log.txt"
-    found = _COMMAND_LINE.findall(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else []
-    if not found:
-        return ""
-    path, root = Path(found[-1]), config_root()
-    return path.relative_to(root).as_posix() if path.is_absolute() and root in path.parents else ""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    notes = _CONFIG_NOTE.findall(text)
+    if not notes:  # a script of the user's may not write them, but Detectron2 notes the command line
+        files = [path for path in _COMMAND_LINE.findall(text) if path]
+        notes = _CONFIG_NOTE.findall(config_note(files[-1])) if files else []
+    if not notes:
+        return "", ""
+    file, kind = notes[-1]
+    return file if kind == _ZOO else "", file
 
 
 def class_names_beside(folder: Path, class_ids: Sequence[str]) -> tuple[str, ...]:
