@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +20,9 @@ from .training_step import NonFiniteLossError
 
 USER_ERROR = 2
 """Exit code after an error that the user can mend."""
+
+_USER_ERRORS = (ConfigError, DataError, NonFiniteLossError)
+_DETECTRON2, _TRAINING_LOOP = "detectron2", "detectron2.engine.train_loop"
 
 _EPILOG = """
 Examples:
@@ -80,14 +86,35 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
 
 
 def _without_traceback(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    training, only_to_files = logging.getLogger(_TRAINING_LOOP), _TracebacksOnlyToFiles()
+    training.addFilter(only_to_files)
     try:
         main(args)
-    except (ConfigError, DataError, NonFiniteLossError) as error:
+    except _USER_ERRORS as error:
         sys.exit(_tell(error))
+    finally:
+        training.removeFilter(only_to_files)
+
+
+class _TracebacksOnlyToFiles(logging.Filter):
+    """Sends what the training loop logs about an error of the user's to log.txt, but not to the console."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not (record.exc_info and isinstance(record.exc_info[1], _USER_ERRORS)):
+            return True
+        for handler in logging.getLogger(_DETECTRON2).handlers:
+            # The console's streams have names too, which are no files.
+            name = getattr(getattr(handler, "stream", None), "name", None)
+            if isinstance(name, str) and os.path.isfile(name):
+                handler.handle(record)
+        return False
 
 
 def _tell(error: Exception) -> int:
-    # An error in a loading process arrives with that process's traceback in front of its message.
-    message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
-    sys.stderr.write(f"error: {message}\n")
+    message = str(error)
+    if re.match(r"Caught \w+ in DataLoader worker process", message):
+        # It arrives with that process's traceback in front of its message.
+        own = list(re.finditer(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", message, re.M))
+        message = message[own[-1].end() :] if own else message
+    sys.stderr.write(f"error: {message.strip()}\n")
     return USER_ERROR

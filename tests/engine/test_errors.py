@@ -16,8 +16,8 @@ from longtail_det2.utils.errors import ConfigError, DataError
 def fails(main, args, capsys):
     """The one message on standard error of a run that ends with exit code 2."""
     assert run(main, args) == 2
-    written = capsys.readouterr().err
-    assert "Traceback" not in written
+    logged, written = capsys.readouterr()
+    assert "Traceback" not in logged and "Traceback" not in written
     return written[written.index("error: ") :]  # PyTorch may warn before
 
 
@@ -118,6 +118,62 @@ def test_error_in_a_loading_process(yaml_args, pictures, tmp_path, store_maker, 
         args = yaml_args("DATASETS.STORES", stores, "DATALOADER.NUM_WORKERS", workers)
         message = fails(trainer.main, args, capsys)
         assert message.startswith(f"error: {tmp_path}/broken-images/00") and "image not found" in message
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("form", ["yaml", "lazy"])
+def test_error_in_the_middle_of_training(
+    yaml_args, lazy_args, pictures, tmp_path, store_maker, capsys, form, workers
+):
+    """The user sees one line; the traceback, also that of a loading process, is in log.txt alone."""
+    store, run_folder = store_maker(tmp_path / "broken", images=8), tmp_path / "run"
+    picture = tmp_path / "broken-images/003.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+    if form == "yaml":
+        stores = f"mini_train={store},mini_test={pictures}/test"
+        args = yaml_args(
+            *("DATASETS.STORES", stores, "SEED", "1", "DATALOADER.NUM_WORKERS", str(workers)),
+            *("SOLVER.CHECKPOINT_PERIOD", "1"),
+            max_iter=50,
+        )
+    else:
+        args = lazy_args(
+            f"datasets.stores=['mini_train={store}','mini_test={pictures}/test']",
+            *("train.seed=1", f"dataloader.train.num_workers={workers}", "train.checkpointer.period=1"),
+            max_iter=50,
+        )
+    assert run((trainer if form == "yaml" else lazy).main, args) == 2
+    seen = capsys.readouterr()
+    assert (run_folder / "model_0000000.pth").is_file()  # it had begun
+    for stream in (seen.out, seen.err):
+        assert "Traceback" not in stream and "Exception" not in stream and "Caught" not in stream
+    last = seen.err.strip().splitlines()[-1]
+    assert last.startswith(f"error: {picture}") and seen.err.count(str(picture)) == 1
+    log = (run_folder / "log.txt").read_text()
+    assert "Exception during training" in log and "Traceback" in log and str(picture) in log
+    assert ("DataLoader worker process 0" in log) == bool(workers)
+
+
+def test_other_exceptions_keep_their_traceback(yaml_args, tmp_path, capsys, monkeypatch):
+    from longtail_det2.modeling.losses import SoftmaxCrossEntropyLoss
+
+    def forward(self, logits, targets):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(SoftmaxCrossEntropyLoss, "forward", forward)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run(trainer.main, yaml_args())
+    seen = capsys.readouterr()
+    log = (tmp_path / "run/log.txt").read_text()
+    for text in (seen.out, log):
+        assert "Exception during training" in text and "RuntimeError: a fault of ours" in text
+
+
+def test_message_that_names_an_error_itself_is_whole(capsys):
+    def main(args):
+        raise DataError("a.csv: ValueError: DataError: odd")
+
+    assert fails(main, parse_args([]), capsys) == "error: a.csv: ValueError: DataError: odd\n"
 
 
 def test_script_ends_with_code_2_and_one_line(repository):
