@@ -1,10 +1,14 @@
 """The config keys that this project adds to Detectron2's, one node per method, a comment per key."""
 
+import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.config import CfgNode as CN
+
+from longtail_det2.utils.errors import ConfigError
 
 NUM_CLASSES_FROM_DATA = -1
 """Value of ``MODEL.ROI_HEADS.NUM_CLASSES`` that means: as many as the training data set has."""
@@ -46,6 +50,33 @@ def num_classes_key(model: Mapping[str, Any]) -> str:
         The key below ``model``.
     """
     return "roi_heads.num_classes" if "roi_heads" in model else "num_classes"
+
+
+def own_arguments(
+    cls: type, node: Mapping[str, Any], key: str = "MODEL.CLASSIFICATION_LOSS.OWN"
+) -> dict[str, Any]:
+    """Arguments of a class of your own from a config node with keys of your own.
+
+    Args:
+        cls: its ``__init__`` has the keys in lower case as arguments.
+        node: of the config.
+        key: where it stands, for the message.
+
+    Returns:
+        Argument -> value; arguments that the config does not name keep their defaults.
+
+    Raises:
+        ConfigError: the class has no such argument.
+    """
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+        known = [one.name.upper() for one in parameters if one.name != "self"]
+        for name in node:
+            if name.upper() not in known:
+                near = difflib.get_close_matches(name.upper(), known, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
+                raise ConfigError(f"{key}.{name}: {cls.__name__} has no such argument. {hint}")
+    return {name.lower(): value for name, value in node.items()}
 
 
 def _add_data_keys(cfg: CfgNode) -> None:
@@ -101,6 +132,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE = CN()
     # Every class's score before training; sets the classifier's bias to log(p / (1 - p)).
     cfg.MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE.PRIOR_PROB = 0.01
+    # Keys of a loss of your own (docs/own_loss.md): the one node that takes keys which are not listed here.
+    cfg.MODEL.CLASSIFICATION_LOSS.OWN = CN(new_allowed=True)
 
     # Small backbone for training from scratch on CPUs ("build_tiny_backbone"): one level "p3" of stride 8.
     cfg.MODEL.TINY_BACKBONE = CN()

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from detectron2.config import get_cfg as detectron2_cfg
 
-from longtail_det2.config import add_longtail_config, get_cfg
+from longtail_det2.config import add_longtail_config, get_cfg, own_arguments
 from longtail_det2.engine.config_files import load_cfg, load_lazy, merge_options
 from longtail_det2.utils.errors import ConfigError
 
@@ -120,6 +120,74 @@ def test_options():
 def test_unusable_options(options, message):
     with pytest.raises(ConfigError, match=message):
         merge_options(get_cfg(), options)
+
+
+OWN = "MODEL:\n  CLASSIFICATION_LOSS:\n    OWN:\n"
+
+
+def test_free_keys_of_an_own_loss(tmp_path):
+    write(tmp_path / "base.yaml", OWN + "      MARGIN: 0.05\n      PARTS:\n        NAME: one\n")
+    child = write(
+        tmp_path / "child.yaml", "_BASE_: base.yaml\n" + OWN + "      PARTS:\n        SIZES: [1, 2]\n"
+    )
+    key = "MODEL.CLASSIFICATION_LOSS.OWN"
+    options = [f"{key}.MARGIN", "0.1", f"{key}.RATES", "(0.5, 1)", f"{key}.PARTS.GAMMA", "2"]
+    cfg = load_cfg(child, [*options, f"{key}.PARTS.NAME", "two"])
+    own = cfg.MODEL.CLASSIFICATION_LOSS.OWN
+    assert own == {
+        "MARGIN": 0.1,
+        "RATES": (0.5, 1),
+        "PARTS": {"NAME": "two", "SIZES": [1, 2], "GAMMA": 2},
+    }
+    again = load_cfg(write(tmp_path / "dumped.yaml", cfg.dump()), [f"{key}.PARTS.MORE", "yes"])
+    assert yaml.safe_load(again.dump())["MODEL"]["CLASSIFICATION_LOSS"]["OWN"]["PARTS"]["MORE"] == "yes"
+    assert get_cfg().MODEL.CLASSIFICATION_LOSS.OWN == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (
+            "MODEL:\n  CLASSIFICATION_LOSS:\n    MARGIN: 1\n",
+            [],
+            "no config key 'MODEL.CLASSIFICATION_LOSS.MARGIN'",
+        ),
+        (
+            "MODEL:\n  CLASSIFICATION_LOSS:\n    ONW:\n      A: 1\n",
+            [],
+            r"c.yaml: there is no config key .*ONW.A'",
+        ),
+        (OWN + "      A: 1\nSOLVER:\n  MAXITER: 3\n", [], "'SOLVER.MAXITER'.*Did you mean 'SOLVER.MAX_ITER'"),
+        (OWN.replace("OWN:\n", "OWN: 3\n"), [], "c.yaml: .*OWN"),
+        (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.ONW.A", "2"], r"ONW.A' \(command line\)"),
+        (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWN.A", "[2]"], r"OWN.A \(command line\)"),
+        (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWN.A.B", "2"], r"OWN.A"),
+        (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWNER", "2"], r"OWNER' \(command line\)"),
+    ],
+)
+def test_other_keys_are_not_free(tmp_path, text, options, message):
+    with pytest.raises(ConfigError, match=message):
+        load_cfg(write(tmp_path / "c.yaml", text), options)
+
+
+def test_free_keys_as_arguments():
+    class Loss:
+        def __init__(self, *, margin=0.0, rates=()):
+            pass
+
+    class Open:
+        def __init__(self, margin, **others):
+            pass
+
+    cfg = get_cfg()
+    key = "MODEL.CLASSIFICATION_LOSS.OWN"
+    merge_options(cfg, [f"{key}.MARGIN", "0.1", f"{key}.RATES", "(1, 2)"])
+    node = cfg.MODEL.CLASSIFICATION_LOSS.OWN
+    assert own_arguments(Loss, node) == own_arguments(Open, node) == {"margin": 0.1, "rates": (1, 2)}
+    merge_options(cfg, [f"{key}.MARGN", "0.1"])
+    with pytest.raises(ConfigError, match=r"OWN.MARGN: Loss has no such argument. Did you mean 'MARGIN'\?"):
+        own_arguments(Loss, node)
+    assert own_arguments(Open, node)["margn"] == 0.1
 
 
 LAZY = "shapes/faster_rcnn_tiny_softmax_shapes.py"

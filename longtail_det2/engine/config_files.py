@@ -63,7 +63,11 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     for key, value in zip(options[::2], options[1::2], strict=True):
         default = _value_at(cfg, key)
         if default is None and key not in set(_all_keys(cfg)):
-            raise ConfigError(f"there is no config key {key!r} (command line).{_hint(key, _all_keys(cfg))}")
+            if not _below_free_node(key, cfg):
+                hint = _hint(key, _all_keys(cfg))
+                raise ConfigError(f"there is no config key {key!r} (command line).{hint}")
+            _merge(cfg, _nested(key, value), f"{key} (command line)")
+            continue
         if isinstance(default, (tuple, list)):
             value = _as_sequence(value)
         try:
@@ -184,12 +188,34 @@ def _merge(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
         cfg.merge_from_other_cfg(CfgNode(content))
     except (ValueError, AssertionError, KeyError) as error:
         raise ConfigError(f"{source}: {error}") from None
+    for key in _free_nodes(cfg):  # what they got is free as well
+        _value_at(cfg, key).set_new_allowed(True)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _free_nodes(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Keys of the nodes that take any key, but for those within such nodes."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            if value.is_new_allowed():
+                yield f"{prefix}{key}"
+            else:
+                yield from _free_nodes(value, f"{prefix}{key}.")
+
+
+def _below_free_node(key: str, cfg: CfgNode) -> bool:
+    return any(key.startswith(f"{node}.") for node in _free_nodes(cfg))
 
 
 def _check_keys(content: Mapping[str, Any], cfg: CfgNode, source: str) -> None:
     known = set(_all_keys(cfg))
     for key in _all_keys(content):
-        if key not in known:
+        if key not in known and not _below_free_node(key, cfg):
             raise ConfigError(f"{source}: there is no config key {key!r}.{_hint(key, known)}")
 
 
