@@ -17,9 +17,10 @@ NUM_CLASSES_FROM_DATA = -1
 def add_longtail_config(cfg: CfgNode) -> None:
     """Add this project's keys, with their defaults, to a Detectron2 config.
 
-    Three of Detectron2's defaults change: ``MODEL.ROI_HEADS.NUM_CLASSES`` becomes -1 (the train scripts take
+    Four of Detectron2's defaults change: ``MODEL.ROI_HEADS.NUM_CLASSES`` becomes -1 (the train scripts take
     the number from the data set) and holds for all detectors, ``MODEL.RETINANET.NUM_CLASSES`` becomes -1 (the
-    same number), and ``DATALOADER.SAMPLER_TRAIN`` becomes ``UniformTrainingSampler``.
+    same number), ``MODEL.ROI_MASK_HEAD.NAME`` becomes ``MultiLabelMaskHead``, and
+    ``DATALOADER.SAMPLER_TRAIN`` becomes ``UniformTrainingSampler``.
 
     Args:
         cfg: what :func:`detectron2.config.get_cfg` returns; changed in place.
@@ -135,6 +136,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Keys of a loss of your own (docs/own_loss.md): the one node that takes keys which are not listed here.
     cfg.MODEL.CLASSIFICATION_LOSS.OWN = CN(new_allowed=True)
 
+    # The mask head of MODEL.MASK_ON; Detectron2's own learns masks of an object's most specific label only.
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "MultiLabelMaskHead"
+
     # Small backbone for training from scratch on CPUs ("build_tiny_backbone"): one level "p3" of stride 8.
     cfg.MODEL.TINY_BACKBONE = CN()
     # Channels of the first convolution (stride 2).
@@ -208,3 +212,9 @@ def _add_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.OPEN_IMAGES.FREQUENCY_DATASET = ""
     # (t1, t2): fewer than t1 training images is tail, fewer than t2 medium. Empty: thirds of the classes.
     cfg.TEST.OPEN_IMAGES.HEAD_MEDIUM_TAIL = ()
+
+    cfg.TEST.COCO = CN()
+    # Evaluate by COCO's metric too: ("bbox",), ("segm",) or both. Empty: both with MODEL.MASK_ON, else none.
+    cfg.TEST.COCO.TASKS = ()
+    # The best so many detections of a class in an image count.
+    cfg.TEST.COCO.MAX_DETECTIONS = 100

@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = rules.add_argument
     policy = ("error", "skip")
     add("--on-bad-box", choices=policy, default="error", help="boxes that are malformed or have no area")
+    add("--on-bad-mask", choices=policy, default="error", help="masks that are malformed or empty")
     add("--on-missing-image", choices=policy, default="error", help="absent or unreadable images")
     add("--on-size-mismatch", choices=policy, default="error", help="files of another size than annotated")
     add("--on-unknown-category", choices=policy, default="error", help="labels of no listed category")
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--merge-iou", type=float, default=1.0, metavar="T", help="join boxes that overlap so much (1: equal)"
     )
+    add("--no-masks", action="store_true", help="leave the masks out (default: kept where the file has any)")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest image ({MAX_PIXELS:,})")
     add("--workers", type=int, default=2, metavar="N", help="processes that read image headers (2)")
     return parser
@@ -72,7 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     options = {
         "merge_iou": args.merge_iou,
+        "masks": not args.no_masks,
         "on_bad_box": args.on_bad_box,
+        "on_bad_mask": args.on_bad_mask,
         "on_missing_image": args.on_missing_image,
         "on_size_mismatch": args.on_size_mismatch,
         "on_unknown_category": args.on_unknown_category,

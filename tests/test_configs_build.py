@@ -107,6 +107,14 @@ def two_stage_settings(model):
     keys = ("loss_cls", "loss_box_reg")
     found["loss weights"] = [predictor.loss_weight.get(key, 1.0) for predictor in predictors for key in keys]
     found["losses"] = [repr(predictor.classification_loss) for predictor in predictors]
+    found["masks"] = heads.mask_on
+    if heads.mask_on:
+        pooler, head = heads.mask_pooler, heads.mask_head
+        found["mask head"] = [heads.mask_in_features, head.loss_weight, head.vis_period]
+        found["mask pooler"] = [list(pooler.output_size), pooler.min_level, pooler.max_level]
+        found["mask sampling"] = [
+            [level.sampling_ratio, level.aligned, level.spatial_scale] for level in pooler.level_poolers
+        ]
     return found
 
 
@@ -173,6 +181,8 @@ def test_twins_read_the_same_data(name):
         cfg.INPUT.GROUP_OF,
         cfg.INPUT.IGNORE_DESCENDANTS,
     )
+    assert train.mapper.mask_format == (cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None)
+    assert not train.mapper.recompute_boxes and not cfg.INPUT.CROP.ENABLED
     assert train.mapper.image_format == test.mapper.image_format == cfg.INPUT.FORMAT
     for node, is_train in ((train, True), (test, False)):
         assert node.mapper.is_train is is_train and node.mapper._target_ is MultiLabelDatasetMapper
@@ -200,6 +210,8 @@ def test_twins_are_evaluated_alike(name):
     assert evaluator.expand_predictions == keys.EXPAND_PREDICTIONS
     assert evaluator.write_predictions_csv == keys.WRITE_PREDICTIONS_CSV
     assert tuple(evaluator.frequency_thresholds or ()) == tuple(keys.HEAD_MEDIUM_TAIL)
+    assert tuple(evaluator.coco_tasks) == (("bbox", "segm") if cfg.MODEL.MASK_ON else ())
+    assert evaluator.coco_max_detections == cfg.TEST.COCO.MAX_DETECTIONS
 
 
 def test_published_schedule():

@@ -1,4 +1,4 @@
-"""From a dataset record to the model's input: image, boxes, and the multi-label truth."""
+"""From a dataset record to the model's input: image, boxes, masks, and the multi-label truth."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from longtail_det2.data.datasets.builtin import get_hierarchy
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.image_reading import read_image
 from longtail_det2.data.image_sizes import MAX_PIXELS
+from longtail_det2.data.mask_truth import MaskFormat, check_mask_format, make_masks
 from longtail_det2.utils.errors import ConfigError, DataError
 
 _ANNOTATION_KEYS = ("annotations", "pos_category_ids", "neg_category_ids", "not_exhaustive_category_ids")
@@ -31,10 +32,10 @@ class MultiLabelDatasetMapper:
 
     - `instances`: `gt_boxes`, `gt_classes` int64 (N,) the most specific label, `gt_labels` int8 (N, K) with 1
       for the annotated labels and their ancestors, -1 (ignored) for the descendants of the most specific
-      labels, 0 elsewhere, and `gt_group_of` bool (N,).
+      labels, 0 elsewhere, and `gt_group_of` bool (N,). With a `mask_format` also `gt_masks` and `gt_has_mask`
+      bool (N,), see `longtail_det2.data.mask_truth.make_masks`.
     - `image_labels` int8 (K,): what is known of the whole image before any cropping. 1 present (verified, or
-    an
-      object was annotated) with ancestors, 0 verified absent with descendants, -1 unverified.
+      an object was annotated) with ancestors, 0 verified absent with descendants, -1 unverified.
 
     Group-of boxes: `group_of="keep"` trains on them as on other objects, which is what the published Open
     Images detectors do, and what fits the official metric: it credits a group once when any detection lies in
@@ -57,6 +58,8 @@ class MultiLabelDatasetMapper:
         ignore_descendants: bool = True,
         group_of: Literal["keep", "drop"] = "keep",
         keep_annotations: bool = False,
+        mask_format: MaskFormat | None = None,
+        recompute_boxes: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Sets the mapper up; `MultiLabelDatasetMapper(cfg, is_train)` reads a config instead.
@@ -70,13 +73,21 @@ class MultiLabelDatasetMapper:
             ignore_descendants: False makes the descendants of the most specific label negatives.
             group_of: what to do with group-of boxes.
             keep_annotations: make the truth in inference too (for validation losses or pictures).
+            mask_format: "polygon" or "bitmask" to give masks too; None leaves them out.
+            recompute_boxes: after augmentation, boxes of objects with a mask become the tight boxes of the
+                masks (right for random crops, which cut boxes and masks differently).
             max_pixels: larger images are an error, before they are decoded.
 
         Raises:
-            ConfigError: unknown `group_of`, or no or contradicting numbers of classes where truth is made.
+            ConfigError: unknown `group_of` or `mask_format`, or no or contradicting numbers of classes where
+                truth is made.
         """
         if group_of not in ("keep", "drop"):
             raise ConfigError(f"INPUT.GROUP_OF must be 'keep' or 'drop', not {group_of!r}")
+        if mask_format is not None:
+            check_mask_format(mask_format)
+        self.mask_format: MaskFormat | None = mask_format
+        self.recompute_boxes = recompute_boxes
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -99,16 +110,17 @@ class MultiLabelDatasetMapper:
         """Arguments from a config; the hierarchy is that of the training data sets.
 
         Raises:
-            ConfigError: masks, key points or precomputed proposals are asked for.
+            ConfigError: key points or precomputed proposals are asked for.
             DataError: the training data sets have different class lists.
         """
         for key, wanted in (
-            ("MODEL.MASK_ON", cfg.MODEL.MASK_ON),
             ("MODEL.KEYPOINT_ON", cfg.MODEL.KEYPOINT_ON),
             ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS),
         ):
             if wanted:
-                raise ConfigError(f"{key} is True, but MultiLabelDatasetMapper carries boxes and labels only")
+                raise ConfigError(
+                    f"{key} is True, but MultiLabelDatasetMapper carries boxes, labels and masks only"
+                )
         augmentations: list[Any] = detection_utils.build_augmentation(cfg, is_train)
         if cfg.INPUT.CROP.ENABLED and is_train:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
@@ -119,6 +131,8 @@ class MultiLabelDatasetMapper:
             "hierarchy": get_hierarchy(cfg.DATASETS.TRAIN) if is_train else None,
             "ignore_descendants": cfg.INPUT.IGNORE_DESCENDANTS,
             "group_of": cfg.INPUT.GROUP_OF,
+            "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+            "recompute_boxes": cfg.MODEL.MASK_ON and cfg.INPUT.CROP.ENABLED,
             "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
 
@@ -134,6 +148,7 @@ class MultiLabelDatasetMapper:
         """
         result = {key: copy.deepcopy(record[key]) for key in record if key not in _ANNOTATION_KEYS}
         image = self._read_image(result)
+        before = (image.shape[0], image.shape[1])
         inputs = T.AugInput(image)
         transforms = self.augmentations(inputs)
         augmented = np.asarray(inputs.image)
@@ -141,7 +156,8 @@ class MultiLabelDatasetMapper:
         result["image"] = torch.as_tensor(np.ascontiguousarray(augmented.transpose(2, 0, 1)))
         if self.makes_truth:
             annotations = record.get("annotations", ())
-            result["instances"] = self._make_instances(annotations, transforms, image_size)
+            name = f"{record['file_name']} (image {record.get('image_id')!r})"
+            result["instances"] = self._make_instances(annotations, transforms, (before, image_size), name)
             result["image_labels"] = self._make_image_labels(record, annotations)
         return result
 
@@ -165,20 +181,30 @@ class MultiLabelDatasetMapper:
         self,
         annotations: Sequence[Mapping[str, Any]],
         transforms: T.Transform,
-        image_size: tuple[int, int],
+        sizes: tuple[tuple[int, int], tuple[int, int]],
+        image_name: str,
     ) -> Instances:
+        """The truth of an image whose (height, width) were sizes[0] and are sizes[1] after augmentation."""
         objects = [one for one in annotations if not self._is_left_out(one)]
         boxes = np.array(
             [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in objects]
         ).reshape(-1, 4)
-        height, width = image_size
+        height, width = sizes[1]
         if len(boxes):
             boxes = transforms.apply_box(boxes).clip(0, [width, height, width, height])
         target = Boxes(torch.as_tensor(boxes, dtype=torch.float32))
+        instances = Instances(sizes[1])
         # What cropping or rounding made degenerate goes, together with its labels.
         kept = target.nonempty(threshold=1e-5)
+        if self.mask_format is not None:
+            masks: Any  # Detectron2's annotations of item access do not know bool tensors
+            masks, known = make_masks(objects, boxes, transforms, sizes, self.mask_format, image_name)
+            kept &= masks.nonempty() | ~known
+            if self.recompute_boxes:
+                target = _tight_boxes(target, masks, known & kept)
+            instances.gt_masks = masks[kept]
+            instances.gt_has_mask = known[kept]
         objects = [one for one, keep in zip(objects, kept.tolist(), strict=True) if keep]
-        instances = Instances(image_size)
         instances.gt_boxes = target[kept]
         instances.gt_classes = torch.tensor([one["category_id"] for one in objects], dtype=torch.int64)
         instances.gt_labels = torch.from_numpy(self._encode([_labels(one) for one in objects]))
@@ -202,6 +228,13 @@ class MultiLabelDatasetMapper:
         present.update(record.get("pos_category_ids", ()))
         absent = list(record.get("neg_category_ids", ()))
         return torch.from_numpy(self.hierarchy.encode_image_labels(sorted(present), absent))
+
+
+def _tight_boxes(boxes: Boxes, masks: Any, which: torch.Tensor) -> Boxes:
+    """The boxes, where `which` (N,) is set replaced by those of the masks."""
+    tensor = boxes.tensor.clone()
+    tensor[which] = masks[which].get_bounding_boxes().tensor
+    return Boxes(tensor)
 
 
 def _labels(annotation: Mapping[str, Any]) -> Sequence[int]:

@@ -16,6 +16,14 @@ Layout (n images, m objects, l object labels, q image labels; little-endian `.np
     image_label              (q,)   int16 or int32 class indices verified for the whole image
     image_label_positive     (q,)   uint8, 1 = verified present, 0 = verified absent
 
+A store with masks has also (p polygons with v vertices together; an object has polygons or runs or neither)::
+
+    polygon_offsets          (m+1,) int64
+    vertex_offsets           (p+1,) int64
+    vertex                   (v, 2) float32, (x, y) in pixels
+    run_offsets              (m+1,) int64
+    run                      (b,)   uint8, COCO's compressed run lengths of the whole image
+
 A store is written into a temporary sibling directory and renamed when complete, so a killed run leaves
 nothing that `AnnotationStore.open` would accept.
 """
@@ -31,7 +39,15 @@ import numpy as np
 
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.sources import changed_sources
-from longtail_det2.data.store_writer import COLUMNS, FORMAT, VERSION, AnnotationStoreWriter, ObjectFlag
+from longtail_det2.data.store_writer import (
+    COLUMNS,
+    FORMAT,
+    MASK_COLUMNS,
+    VERSION,
+    AnnotationStoreWriter,
+    Column,
+    ObjectFlag,
+)
 from longtail_det2.utils.errors import DataError
 
 __all__ = ["AnnotationStore", "AnnotationStoreWriter", "ObjectFlag", "write_store"]
@@ -48,6 +64,8 @@ class AnnotationStore:
         class_ids, class_names: K identifiers (for example "/m/01g317") and names, in class-index order.
         image_ids, file_names, image_sizes, object_offsets, boxes, flags, label_offsets, labels,
         image_label_offsets, image_labels, image_label_positive: the columns (see the module's docstring).
+        polygon_offsets, vertex_offsets, vertices, run_offsets, runs: those of the masks, only where
+        `has_masks`; `longtail_det2.data.masks` reads them.
     """
 
     image_ids: np.ndarray
@@ -61,6 +79,11 @@ class AnnotationStore:
     image_label_offsets: np.ndarray
     image_labels: np.ndarray
     image_label_positive: np.ndarray
+    polygon_offsets: np.ndarray
+    vertex_offsets: np.ndarray
+    vertices: np.ndarray
+    run_offsets: np.ndarray
+    runs: np.ndarray
 
     def __init__(
         self,
@@ -76,7 +99,7 @@ class AnnotationStore:
         self.class_names: tuple[str, ...] = tuple(classes["names"])
         self._parents: dict[str, list[str]] | None = classes["hierarchy"]
         self._image_root = Path(image_root) if image_root is not None else None
-        for name, column in COLUMNS.items():
+        for name, column in _columns_of(header).items():
             setattr(self, column.attribute, columns[name])
 
     @classmethod
@@ -103,7 +126,10 @@ class AnnotationStore:
             )
         classes = _read_json(path, "classes.json")
         try:
-            columns = {name: _map_column(path, name, header["counts"]) for name in COLUMNS}
+            columns = {
+                name: _map_column(path, name, column, header["counts"])
+                for name, column in _columns_of(header).items()
+            }
             if not len(classes["ids"]) == len(classes["names"]) == header["counts"]["classes"]:
                 raise DataError(f"{path / 'classes.json'} does not fit header.json: prepare the store again")
             return cls(path, header, classes, columns, image_root)
@@ -142,6 +168,11 @@ class AnnotationStore:
     def has_image_sizes(self) -> bool:
         """Whether every image's height and width are known (else they are 0)."""
         return bool(self.header.get("has_image_sizes", True))
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the columns of the masks are there (single objects may still have none)."""
+        return "polygons" in self.header["counts"]
 
     @cached_property
     def image_root(self) -> Path | None:
@@ -224,7 +255,7 @@ def write_store(
 
     Args:
         path: directory to make.
-        columns: {column name: array}, every column of the module's docstring.
+        columns: {column name: array}, every column of the module's docstring; those of the masks all or none.
         class_ids: K identifiers in class-index order.
         class_names: K names; the ids if None.
         **header: `parents`, `image_root`, `sources`, `options`, `summary` of `AnnotationStoreWriter.finish`.
@@ -239,9 +270,12 @@ def write_store(
     return AnnotationStore.open(path)
 
 
-def _map_column(path: Path, name: str, counts: Mapping[str, int]) -> np.ndarray:
+def _columns_of(header: Mapping[str, Any]) -> dict[str, Column]:
+    return {**COLUMNS, **MASK_COLUMNS} if "polygons" in header["counts"] else COLUMNS
+
+
+def _map_column(path: Path, name: str, column: Column, counts: Mapping[str, int]) -> np.ndarray:
     file = path / f"{name}.npy"
-    column = COLUMNS[name]
     try:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:

@@ -58,7 +58,24 @@ COLUMNS = {
     "image_label": Column("image_labels", "class", "image_labels"),
     "image_label_positive": Column("image_label_positive", "|u1", "image_labels"),
 }
-OFFSETS = {"object_offsets": "objects", "label_offsets": "labels", "image_label_offsets": "image_labels"}
+"""Columns that every store has."""
+MASK_COLUMNS = {
+    "polygon_offsets": Column("polygon_offsets", "<i8", "objects", extra=1),
+    "vertex_offsets": Column("vertex_offsets", "<i8", "polygons", extra=1),
+    "vertex": Column("vertices", "<f4", "vertices", width=(2,)),
+    "run_offsets": Column("run_offsets", "<i8", "objects", extra=1),
+    "run": Column("runs", "|u1", "run_bytes"),
+}
+"""Columns that a store with masks has too: all of them, or none."""
+_ALL_COLUMNS = {**COLUMNS, **MASK_COLUMNS}
+_OFFSETS = {
+    "object_offsets": "objects",
+    "label_offsets": "labels",
+    "image_label_offsets": "image_labels",
+    "polygon_offsets": "polygons",
+    "vertex_offsets": "vertices",
+    "run_offsets": "run_bytes",
+}
 
 
 class AnnotationStoreWriter:
@@ -104,18 +121,18 @@ class AnnotationStoreWriter:
         """Write one column.
 
         Args:
-            name: column of the module's docstring.
+            name: column of `longtail_det2.data.store`'s docstring.
             values: array whose type casts safely in kind to the column's; strings may be `str` arrays.
 
         Raises:
-            DataError: unknown column, wrong shape, offsets that do not ascend from 0, boxes that are not
-                finite, or the disk is full.
+            DataError: unknown column, wrong shape, offsets that do not ascend from 0, boxes or vertices
+                that are not finite, or the disk is full.
         """
         if self._directory is None:
             raise DataError("use AnnotationStoreWriter as a context manager")
-        if name not in COLUMNS:
-            raise DataError(f"unknown column {name!r}; the columns are {', '.join(COLUMNS)}")
-        column = COLUMNS[name]
+        if name not in _ALL_COLUMNS:
+            raise DataError(f"unknown column {name!r}; the columns are {', '.join(_ALL_COLUMNS)}")
+        column = _ALL_COLUMNS[name]
         values = _to_bytes(values) if column.dtype == "S" else np.asarray(values)
         if values.ndim != 1 + len(column.width) or values.shape[1:] != column.width:
             raise DataError(f"column {name!r} has shape {values.shape}, not (rows, *{column.width})")
@@ -130,16 +147,16 @@ class AnnotationStoreWriter:
             _flush(file)
 
     def _check(self, name: str, values: np.ndarray) -> None:
-        if name in OFFSETS:
+        if name in _OFFSETS:
             if values.size == 0 or values[0] != 0 or np.any(values[1:] < values[:-1]):
                 raise DataError(f"column {name!r} must ascend from 0")
             self._last[name] = int(values[-1])
-        elif COLUMNS[name].dtype == "class" and values.size:
+        elif _ALL_COLUMNS[name].dtype == "class" and values.size:
             if int(values.min()) < 0:
                 raise DataError(f"column {name!r} has the negative class index {values.min()}")
             self._highest_label = max(self._highest_label, int(values.max()))
-        elif name == "box" and not np.isfinite(values).all():
-            raise DataError("column 'box' has coordinates that are not finite")
+        elif name in ("box", "vertex") and not np.isfinite(values).all():
+            raise DataError(f"column {name!r} has coordinates that are not finite")
         elif name == "image_size":
             self._sizes_known = bool((values > 0).all())
         elif name == "image_id" and values.size and np.any(values[1:] <= values[:-1]):
@@ -199,7 +216,9 @@ class AnnotationStoreWriter:
             self._publish()
 
     def _counts(self, num_classes: int) -> dict[str, int]:
-        missing = [name for name in COLUMNS if name not in self._shapes]
+        has_masks = any(name in self._shapes for name in MASK_COLUMNS)
+        columns = _ALL_COLUMNS if has_masks else COLUMNS
+        missing = [name for name in columns if name not in self._shapes]
         if missing:
             raise DataError(f"{self.path}: columns not written: {', '.join(missing)}")
         if self._highest_label >= num_classes:
@@ -207,11 +226,15 @@ class AnnotationStoreWriter:
         counts = {"images": self._shapes["image_id"][0], "objects": self._shapes["box"][0]}
         counts["labels"] = self._shapes["label"][0]
         counts["image_labels"] = self._shapes["image_label"][0]
-        for name, column in COLUMNS.items():
+        if has_masks:
+            counts["polygons"] = self._shapes["vertex_offsets"][0] - 1
+            counts["vertices"] = self._shapes["vertex"][0]
+            counts["run_bytes"] = self._shapes["run"][0]
+        for name, column in columns.items():
             if self._shapes[name][0] != counts[column.rows] + column.extra:
                 raise DataError(f"column {name!r} has {self._shapes[name][0]} rows for {counts}")
-        for name, target in OFFSETS.items():
-            if self._last[name] != counts[target]:
+        for name, target in _OFFSETS.items():
+            if name in columns and self._last[name] != counts[target]:
                 raise DataError(
                     f"column {name!r} ends at {self._last[name]}, not at {counts[target]} {target}"
                 )

@@ -21,7 +21,7 @@ from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.data.build import build_test_loader_from_config, build_train_loader_from_config
 from longtail_det2.data.datasets.builtin import get_metadata
 from longtail_det2.data.samplers import stages_of_run
-from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
+from longtail_det2.evaluation.build import StoreEvaluators
 from longtail_det2.utils.errors import ConfigError
 
 from .activation_checkpoint import checkpoint_activations
@@ -162,7 +162,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator that the data set asks for: the Open Images metric for stores, COCO's for COCO's.
+        """The evaluator that the data set asks for: `StoreEvaluators` for stores, COCO's for COCO's.
 
         Raises:
             ConfigError: there is none for data of its kind.
@@ -174,7 +174,7 @@ class Trainer(DefaultTrainer):
         if kind != "openimages":
             raise ConfigError(f"data set {dataset_name!r}: there is no evaluator for data of kind {kind!r}")
         keys = cfg.TEST.OPEN_IMAGES
-        return OpenImagesEvaluator(
+        return StoreEvaluators(
             dataset_name,
             output_dir=output_dir,
             train_counts=frequency_counts(keys.FREQUENCY_DATASET or cfg.DATASETS.TRAIN),
@@ -183,6 +183,8 @@ class Trainer(DefaultTrainer):
             expand_predictions=keys.EXPAND_PREDICTIONS,
             write_predictions_csv=keys.WRITE_PREDICTIONS_CSV,
             frequency_thresholds=keys.HEAD_MEDIUM_TAIL or None,
+            coco_tasks=cfg.TEST.COCO.TASKS or (("bbox", "segm") if cfg.MODEL.MASK_ON else ()),
+            coco_max_detections=cfg.TEST.COCO.MAX_DETECTIONS,
         )
 
     @classmethod

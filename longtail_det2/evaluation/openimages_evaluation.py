@@ -83,7 +83,7 @@ class OpenImagesEvaluator(DatasetEvaluator):
             DataError: there is no usable store.
             ConfigError: `train_counts` has another length than the store has classes.
         """
-        self.store = _open_store(dataset)
+        self.store = open_store(dataset)
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._iou_threshold = iou_threshold
         self._group_of_weight = group_of_weight
@@ -294,7 +294,13 @@ def metrics_document(
     }
 
 
-def _open_store(dataset: str | Path | AnnotationStore) -> AnnotationStore:
+def open_store(dataset: str | Path | AnnotationStore) -> AnnotationStore:
+    """The store of a registered data set, or in a directory, or itself.
+
+    Raises:
+        ConfigError: a registered data set that has no store.
+        DataError: there is no usable store.
+    """
     if isinstance(dataset, AnnotationStore):
         return dataset
     if isinstance(dataset, str) and dataset in MetadataCatalog.list():

@@ -194,7 +194,7 @@ def test_from_config(cfg, store, dataset):
     assert "instances" not in MultiLabelDatasetMapper(cfg, False)(dataset[0])
 
 
-@pytest.mark.parametrize("key", ["MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"])
+@pytest.mark.parametrize("key", ["KEYPOINT_ON", "LOAD_PROPOSALS"])
 def test_from_config_refuses_what_the_mapper_does_not_carry(cfg, key):
     setattr(cfg.MODEL, key, True)
     with pytest.raises(ConfigError, match=f"MODEL.{key}"):

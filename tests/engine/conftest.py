@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
+from longtail_det2.data.masks import encode_masks
 from longtail_det2.data.store import write_store
 
 CLASSES = ["animal", "cat", "dog", "ball"]
@@ -15,7 +16,10 @@ PARENTS = {"cat": ["animal"], "dog": ["animal"]}
 
 
 def make_store(path, *, classes=CLASSES, parents=PARENTS, images=8, seed=0):
-    """A store of noise pictures with one coloured rectangle each, its label cycling through the classes."""
+    """A store of noise pictures with one coloured rectangle each, its label cycling through the classes.
+
+    The rectangle is also the object's mask.
+    """
     generator = np.random.default_rng(seed)
     folder = path.parent / f"{path.name}-images"
     folder.mkdir(parents=True)
@@ -40,6 +44,7 @@ def make_store(path, *, classes=CLASSES, parents=PARENTS, images=8, seed=0):
         "image_label_offsets": np.zeros(images + 1, dtype=np.int64),
         "image_label": np.zeros(0, dtype=np.int64),
         "image_label_positive": np.zeros(0, dtype=np.uint8),
+        **encode_masks([[64 * np.array(box)[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes[:empty]]),
     }
     write_store(path, columns, classes, parents=parents, image_root=folder)
     return path

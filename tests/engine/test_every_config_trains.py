@@ -15,7 +15,7 @@ NAMES = model_zoo.list_configs()
 
 
 def is_large(name):
-    return "OpenImages" in name
+    return "OpenImages" in name or "R_50" in name
 
 
 def yaml_options(name, pictures, run):
@@ -69,6 +69,8 @@ def test_trains_and_evaluates(name, pictures, tmp_path):
         options = lazy_options(name, pictures, run)
         results = lazy.main(parse_args(["--config-file", name, *options], lazy=True))
     assert 0 <= results["bbox"]["mAP50"] <= 100
+    assert ("coco_segm" in results) == ("mask_rcnn" in name)
+    assert "mask_rcnn" not in name or 0 <= results["coco_segm"]["AP"] <= 100
     checkpoint = torch.load(run / "model_final.pth", weights_only=True)
     assert checkpoint["iteration"] == ITERATIONS - 1
     assert all(math.isfinite(value.float().sum()) for value in checkpoint["model"].values())

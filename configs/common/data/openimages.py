@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 from longtail_det2.data.build import build_test_loader, build_train_loader, get_dataset
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.engine.defaults import frequency_counts, hierarchy_of
-from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
+from longtail_det2.evaluation.build import StoreEvaluators
 
 dataloader = OmegaConf.create(flags={"allow_objects": True})
 
@@ -21,6 +21,8 @@ dataloader.train = L(build_train_loader)(
         hierarchy=L(hierarchy_of)(names="${...dataset.names}"),
         ignore_descendants=True,
         group_of="keep",
+        mask_format=None,
+        recompute_boxes=False,
     ),
     sampler="UniformTrainingSampler",
     stages=[],  # of "StagedTrainingSampler": [sampler, iterations] or [sampler, iterations, {option: value}]
@@ -40,7 +42,7 @@ dataloader.test = L(build_test_loader)(
     num_workers=4,
 )
 
-dataloader.evaluator = L(OpenImagesEvaluator)(
+dataloader.evaluator = L(StoreEvaluators)(
     dataset="${..test.dataset.names}",
     train_counts=L(frequency_counts)(names="${...train.dataset.names}"),
     iou_threshold=0.5,
@@ -48,4 +50,6 @@ dataloader.evaluator = L(OpenImagesEvaluator)(
     expand_predictions=True,
     write_predictions_csv=True,
     frequency_thresholds=None,
+    coco_tasks=[],
+    coco_max_detections=100,
 )

@@ -35,10 +35,16 @@ _MAKE_SHAPES = (
     "--classes {folder}/annotations/class-descriptions.csv --hierarchy {folder}/annotations/hierarchy.json "
     "--images {folder}/images/{split} --output {store}"
 )
+_MAKE_SHAPES_COCO = (
+    "python scripts/generate_shapes.py --output {root}/shapes && python scripts/prepare_coco.py "
+    "--json {root}/shapes/coco/{split}.json --images {root}/shapes/images/{split} "
+    "--hierarchy {root}/shapes/coco/hierarchy.json --output {store}"
+)
 _BUILTIN = {
     "openimages_v6": (("train", "validation", "test"), _PREPARE_OPEN_IMAGES),
     "openimages_challenge_2019": (("train", "validation"), _PREPARE_OPEN_IMAGES),
     "shapes": (("train", "validation"), _MAKE_SHAPES),
+    "shapes_coco": (("train", "validation"), _MAKE_SHAPES_COCO),
 }
 """Data set -> (splits, command that makes a split's store)."""
 
@@ -125,8 +131,9 @@ def _register(name: str, path: str, root: str | None, load: Callable[[], MultiLa
 def register_all(root: str | os.PathLike[str] | None = None) -> None:
     """Registers the built-in names, whether their stores exist or not.
 
-    The names are openimages_v6_{train,validation,test}, openimages_challenge_2019_{train,validation} and
-    shapes_{train,validation}; the store of `<data set>_<split>` is at `<root>/<data set>/stores/<split>`.
+    The names are openimages_v6_{train,validation,test}, openimages_challenge_2019_{train,validation},
+    shapes_{train,validation} and, with masks, shapes_coco_{train,validation}; the store of
+    `<data set>_<split>` is at `<root>/<data set>/stores/<split>`.
 
     Args:
         root: None means $DETECTRON2_DATASETS, or "datasets" where that is not set.
@@ -135,7 +142,7 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
     for name, (splits, command) in _BUILTIN.items():
         for split in splits:
             store = folder / name / "stores" / split
-            command_line = command.format(folder=folder / name, split=split, store=store)
+            command_line = command.format(root=folder, folder=folder / name, split=split, store=store)
             register_store(f"{name}_{split}", store, command=command_line)
 
 
@@ -200,8 +207,8 @@ def _load(name: str, path: str, image_root: str | None, command: str) -> MultiLa
     changed = [str(one) for one in dataset.store.changed_sources()]
     if changed:
         logger.warning(
-            "data set %r: %s changed after the annotation store %s was made of it; what is used is the store: "
-            "prepare it again, or ignore this if the change does not matter",
+            "data set %r: %s changed after the annotation store %s was made of it; what is used is the "
+            "store: prepare it again, or ignore this if the change does not matter",
             name,
             " and ".join(changed),
             path,

@@ -14,10 +14,12 @@ import numpy as np
 from longtail_det2.data.datasets.coco_findings import CocoFindings
 from longtail_det2.data.datasets.coco_hierarchy import Unlisted, read_coco_hierarchy
 from longtail_det2.data.datasets.coco_json import CocoFile, CocoImages, CocoRows, Policy, check_boxes
+from longtail_det2.data.datasets.coco_masks import read_masks
 from longtail_det2.data.datasets.coco_report import CocoReport, make_report, quote_some
 from longtail_det2.data.datasets.openimages_objects import Objects, group_rows, merge_near, specificity_rank
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.image_sizes import MAX_PIXELS, read_image_sizes
+from longtail_det2.data.masks import Segmentation, encode_masks
 from longtail_det2.data.sources import describe_file
 from longtail_det2.data.store import AnnotationStore, write_store
 from longtail_det2.utils.errors import DataError
@@ -32,7 +34,9 @@ class CocoOptions:
     Attributes:
         merge_iou: annotations with different labels that overlap at least so much become one object; 1: equal
             boxes only.
+        masks: keep the masks of the objects, where the file has any.
         on_bad_box: labels with a malformed box, or one without area inside its image: "error" or "skip".
+        on_bad_mask: objects with a malformed or empty mask; "skip" keeps them without it.
         on_missing_image: images that are absent or unreadable.
         on_size_mismatch: images that have another size than the file says.
         on_unknown_category: labels whose category id is not among the categories.
@@ -48,7 +52,9 @@ class CocoOptions:
     """
 
     merge_iou: float = 1.0
+    masks: bool = True
     on_bad_box: Policy = "error"
+    on_bad_mask: Policy = "error"
     on_missing_image: Policy = "error"
     on_size_mismatch: Policy = "error"
     on_unknown_category: Policy = "error"
@@ -62,16 +68,14 @@ class CocoOptions:
             if getattr(self, name) not in ("error", "skip"):
                 raise DataError(f"{name} is {getattr(self, name)!r}; it must be 'error' or 'skip'")
         if not 0 < self.merge_iou <= 1:
-            raise DataError(
-                f"merge_iou is {self.merge_iou}; it must lie in (0, 1], 1 for equal boxes only"
-            )
+            raise DataError(f"merge_iou is {self.merge_iou}; it must lie in (0, 1], 1 for equal boxes only")
 
     def for_header(self) -> dict[str, Any]:
         """What the content of the store depends on, as its header keeps it."""
         return {name: value for name, value in asdict(self).items() if name != "workers"}
 
 
-_POLICIES = ("on_bad_box", "on_missing_image", "on_size_mismatch", "on_unknown_category")
+_POLICIES = ("on_bad_box", "on_bad_mask", "on_missing_image", "on_size_mismatch", "on_unknown_category")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class _Content:
     images: CocoImages
     present: np.ndarray
     objects: Objects
+    masks: list[Segmentation | None]
     tree: LabelHierarchy | None
     report: CocoReport
 
@@ -100,8 +105,8 @@ def prepare_coco(
     Beyond COCO, an annotation may have `category_ids` (all labels of the object) beside or instead of
     `category_id`; annotations of one image with equal boxes become one object with several labels; `iscrowd`
     or `is_group_of` marks a box around a group; images may have `neg_category_ids`, `pos_category_ids` and
-    `not_exhaustive_category_ids`. Masks and key points are not kept. Class ids are the category ids as
-    strings, in their order, which may have gaps.
+    `not_exhaustive_category_ids`. `segmentation` is kept as it is, polygons or run lengths; key points are
+    not kept. Class ids are the category ids as strings, in their order, which may have gaps.
 
     Args:
         json_file: the annotations.
@@ -128,7 +133,7 @@ def prepare_coco(
         sources.append({"role": "hierarchy", **describe_file(hierarchy)})
     return write_store(
         output,
-        _make_columns(content.images, content.present, content.objects),
+        _make_columns(content),
         content.source.class_ids,
         content.source.class_names,
         parents=None if content.tree is None else content.tree.to_parents(),
@@ -178,31 +183,45 @@ def _read(
     boxes, keep = check_boxes(rows, images, findings)
     rows, boxes = rows.select(keep), boxes[keep]
     rows.image = (np.cumsum(present) - 1)[rows.image].astype(np.int32)
-    objects = _find_objects(rows, boxes, len(source.class_ids), tree, settings.merge_iou)
+    objects, masks = _find_objects(
+        rows, boxes, len(source.class_ids), tree, images.sizes[present], findings, settings
+    )
     ids = [images.ids[index] for index in np.flatnonzero(present).tolist()]
     per_image = np.bincount(objects.image, minlength=len(ids))
-    report = make_report(findings, objects, per_image, ids, source.class_names, tree, num_rows)
-    return _Content(source, images, present, objects, tree, report)
+    num_masks = sum(mask is not None for mask in masks)
+    names = source.class_names
+    report = make_report(findings, objects, num_masks, per_image, ids, names, tree, num_rows)
+    return _Content(source, images, present, objects, masks if num_masks else [], tree, report)
 
 
 def _find_objects(
-    rows: CocoRows, boxes: np.ndarray, num_classes: int, tree: LabelHierarchy | None, merge_iou: float
-) -> Objects:
-    """Rows with equal (or nearly equal) boxes of one image as one object."""
+    rows: CocoRows,
+    boxes: np.ndarray,
+    num_classes: int,
+    tree: LabelHierarchy | None,
+    sizes: np.ndarray,
+    findings: CocoFindings,
+    settings: CocoOptions,
+) -> tuple[Objects, list[Segmentation | None]]:
+    """Rows with equal (or nearly equal) boxes of one image as one object, and the objects' masks."""
     depth = np.zeros(num_classes, dtype=np.int64) if tree is None else tree.depth
     rank = specificity_rank(depth, np.bincount(rows.label, minlength=num_classes))
-    objects = group_rows(rows.image, rows.label, boxes, rows.flags, rank)
-    return merge_near(objects, merge_iou, rank) if merge_iou < 1 else objects
+    objects = group_rows(rows.image, rows.label, boxes, rows.flags, rank, with_rows=settings.masks)
+    if settings.merge_iou < 1:
+        objects = merge_near(objects, settings.merge_iou, rank)
+    return objects, read_masks(rows, objects, sizes, rank, findings) if settings.masks else []
 
 
-def _make_columns(images: CocoImages, present: np.ndarray, objects: Objects) -> dict[str, np.ndarray]:
+def _make_columns(content: _Content) -> dict[str, np.ndarray]:
     """The columns of the store, of the images that are present."""
-    chosen = np.flatnonzero(present).tolist()
+    images, objects = content.images, content.objects
+    chosen = np.flatnonzero(content.present).tolist()
     labels = [images.labels[index] for index in chosen]
     return {
+        **(encode_masks(content.masks) if content.masks else {}),
         "image_id": np.array([images.ids[index].encode() for index in chosen], dtype=np.bytes_),
         "file_name": np.array([images.file_names[index].encode() for index in chosen], dtype=np.bytes_),
-        "image_size": images.sizes[present],
+        "image_size": images.sizes[content.present],
         "object_offsets": np.searchsorted(objects.image, np.arange(len(chosen) + 1)),
         "box": objects.box,
         "flags": objects.flags,

@@ -51,7 +51,9 @@ class CocoEntry:
             return None
         if len(parts) > 3:
             raise ConfigError(f"{text!r}: expected FILE.json:IMAGES:HIERARCHY.json at most")
-        json_file, image_root, hierarchy = (os.path.abspath(one) if one else "" for one in (*parts, "", "")[:3])
+        json_file, image_root, hierarchy = (
+            os.path.abspath(one) if one else "" for one in (*parts, "", "")[:3]
+        )
         return cls(json_file, image_root or os.path.dirname(json_file), hierarchy or None)
 
     def __str__(self) -> str:

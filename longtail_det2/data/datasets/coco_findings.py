@@ -41,9 +41,17 @@ KINDS = {
         "add the categories, or take the annotation ids of the same release",
         "on_unknown_category",
     ),
-    "bad_box": Kind("labels with a malformed bbox", "it must be [x, y, width, height] in pixels", "on_bad_box"),
-    "empty_box": Kind(
-        "labels whose box has no area inside the image", "correct the boxes", "on_bad_box"
+    "bad_box": Kind(
+        "labels with a malformed bbox", "it must be [x, y, width, height] in pixels", "on_bad_box"
+    ),
+    "empty_box": Kind("labels whose box has no area inside the image", "correct the boxes", "on_bad_box"),
+    "bad_mask": Kind(
+        "objects with a malformed or empty segmentation",
+        "it must be a list of polygons [[x0, y0, x1, y1, ...], ...] in pixels, or run lengths of the image",
+        "on_bad_mask",
+    ),
+    "mask_beside_box": Kind(
+        "objects whose mask and box hardly overlap", "are both in pixels of this image?", is_error=False
     ),
     "missing_image": Kind(
         "image files that are missing or unreadable", "complete the image folder", "on_missing_image"
@@ -64,7 +72,9 @@ KINDS = {
         is_error=False,
     ),
     "share_boxes": Kind(
-        "boxes that lie in the first pixel, over half of all", "are they shares of the image? COCO's are in pixels", is_error=False
+        "boxes that lie in the first pixel, over half of all",
+        "are they shares of the image? COCO's are in pixels",
+        is_error=False,
     ),
     "same_file": Kind(
         "images with the file name of another image",

@@ -34,7 +34,7 @@ def read_coco_hierarchy(
         missing: what to do about categories that a tree does not contain: "root" gives them no parents.
 
     Returns:
-        The hierarchy of the categories followed by the added classes; ids, which are the names, of the latter.
+        The hierarchy of the categories followed by the added classes; ids, which are the names, of those.
 
     Raises:
         HierarchyError: the file does not fit the classes, or names that it uses are not distinct.

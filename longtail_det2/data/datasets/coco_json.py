@@ -46,6 +46,7 @@ class CocoRows:
         box: (r, 4) float64, (x0, y0, x1, y1) in pixels, not clipped.
         flags: (r,) uint8, `ObjectFlag.GROUP_OF` where `iscrowd` or `is_group_of` is set.
         annotation: (r,) objects, ids of the annotations for messages.
+        segmentation: (r,) objects, the annotations' masks as they are in the file, unchecked.
     """
 
     image: np.ndarray
@@ -53,11 +54,17 @@ class CocoRows:
     box: np.ndarray
     flags: np.ndarray
     annotation: np.ndarray
+    segmentation: np.ndarray
 
     def select(self, keep: np.ndarray) -> CocoRows:
         """The rows where `keep` (r,) bool is set."""
         return CocoRows(
-            self.image[keep], self.label[keep], self.box[keep], self.flags[keep], self.annotation[keep]
+            self.image[keep],
+            self.label[keep],
+            self.box[keep],
+            self.flags[keep],
+            self.annotation[keep],
+            self.segmentation[keep],
         )
 
 
@@ -115,6 +122,7 @@ class CocoFile:
         boxes: list[Sequence[float]] = []
         flags: list[int] = []
         source: list[Any] = []
+        masks: list[Any] = []
         seen: set[Any] = set()
         for place, one in enumerate(self._content["annotations"]):
             if not isinstance(one, dict):
@@ -131,12 +139,14 @@ class CocoFile:
             boxes += [box] * len(classes)
             flags += [int(ObjectFlag.GROUP_OF) * self._is_group(one, where)] * len(classes)
             source += [where] * len(classes)
+            masks += [one.get("segmentation")] * len(classes)
         return CocoRows(
             np.array(image, dtype=np.int32),
             np.array(label, dtype=np.int32),
             np.array(boxes, dtype=np.float64).reshape(-1, 4),
             np.array(flags, dtype=np.uint8),
             np.array(source, dtype=object),
+            _as_objects(masks),
         )
 
     def _unique(self, part: str, word: str) -> dict[Any, Mapping[str, Any]]:
@@ -279,8 +289,8 @@ def _describe_box(rows: CocoRows, images: CocoImages, row: int) -> str:
     x0, y0, x1, y1 = rows.box[row].tolist()
     height, width = images.sizes[rows.image[row]].tolist()
     return (
-        f"{rows.annotation[row]} has the box [{x0:g}, {y0:g}, {x1 - x0:g}, {y1 - y0:g}] (x, y, width, height) "
-        f"in an image of {width} x {height} pixels (width x height)"
+        f"{rows.annotation[row]} has the box [{x0:g}, {y0:g}, {x1 - x0:g}, {y1 - y0:g}] "
+        f"(x, y, width, height) in an image of {width} x {height} pixels (width x height)"
     )
 
 
@@ -295,6 +305,13 @@ def _load(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file, or only a part of one ({error})") from None
     return content if isinstance(content, dict) else {}
+
+
+def _as_objects(values: list[Any]) -> np.ndarray:
+    """A 1-dimensional array of the objects, also where they are lists of equal length."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 def _is_integer(value: object) -> TypeGuard[int]:

@@ -40,6 +40,7 @@ class CocoReport:
 def make_report(
     findings: CocoFindings,
     objects: Objects,
+    num_masks: int,
     per_image: np.ndarray,
     image_ids: Sequence[str],
     class_names: Sequence[str],
@@ -51,6 +52,7 @@ def make_report(
     Args:
         findings: so far.
         objects: of the images that are kept.
+        num_masks: objects that have a mask.
         per_image: (n,) objects of each kept image.
         image_ids: the n ids.
         class_names: K names.
@@ -72,6 +74,7 @@ def make_report(
         "images_without_objects": int(np.count_nonzero(per_image == 0)),
         "objects": len(objects.box),
         "objects_with_several_labels": int(np.count_nonzero(per_object > 1)),
+        "objects_with_mask": num_masks,
         "labels": len(objects.label),
         "label_rows_left_out": left_out + findings.count("bad_box") + findings.count("unknown_category"),
         "repeated_labels": objects.num_duplicates,
@@ -82,9 +85,16 @@ def make_report(
     several = summary["objects_with_several_labels"]
     used = images_of[images_of > 0]
     facts = [
-        ("images", f"{len(image_ids):,}" + (f", with {_spread(per_image)} objects each" if image_ids else "")),
+        (
+            "images",
+            f"{len(image_ids):,}" + (f", with {_spread(per_image)} objects each" if image_ids else ""),
+        ),
         ("objects", f"{len(objects.box):,}, of which {several:,} have several labels"),
-        ("labels", f"{len(objects.label):,} of {len(used):,} classes; {len(class_names):,} classes are listed"),
+        ("masks", f"{num_masks:,} objects have one" if num_masks else "none"),
+        (
+            "labels",
+            f"{len(objects.label):,} of {len(used):,} classes; {len(class_names):,} classes are listed",
+        ),
         ("images per class", f"{_spread(used)}{_rarest(images_of, class_names)}" if len(used) else "-"),
         ("hierarchy", "none" if tree is None else _describe_tree(tree)),
     ]

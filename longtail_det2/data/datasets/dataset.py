@@ -12,6 +12,7 @@ from detectron2.structures import BoxMode
 from torch.utils.data import ConcatDataset, Dataset
 
 from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.masks import decode_masks
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
 from longtail_det2.utils.errors import DataError
 
@@ -112,9 +113,9 @@ class MultiLabelDataset(Dataset[Record]):
         Returns:
             A dict with `file_name`, `image_id` (str), `height` and `width` in pixels, `annotations` (a list
             of `bbox` [x0, y0, x1, y1] in pixels, `bbox_mode`, `category_id` the most specific label,
-            `category_ids` all labels as annotated, `iscrowd` 0, `is_group_of`), and the classes verified for
-            the
-            whole image: `pos_category_ids` present, `neg_category_ids` absent.
+            `category_ids` all labels as annotated, `iscrowd` 0, `is_group_of`, and for objects with a mask
+            `segmentation`, see `longtail_det2.data.masks`), and the classes verified for the whole image:
+            `pos_category_ids` present, `neg_category_ids` absent.
 
         Raises:
             IndexError: `index` is not in [-len(self), len(self)).
@@ -149,7 +150,7 @@ class MultiLabelDataset(Dataset[Record]):
             label_lists = [[label] for label in labels]
         else:
             label_lists = [labels[begin - base : end - base] for begin, end in pairwise(ends)]
-        return [
+        records = [
             {
                 "bbox": [x0 * width, y0 * height, x1 * width, y1 * height],
                 "bbox_mode": _XYXY_ABS,
@@ -162,6 +163,11 @@ class MultiLabelDataset(Dataset[Record]):
                 store.boxes[first:last].tolist(), store.flags[first:last].tolist(), label_lists, strict=True
             )
         ]
+        if store.has_masks:
+            for record, mask in zip(records, decode_masks(store, index), strict=True):
+                if mask is not None:
+                    record["segmentation"] = mask
+        return records
 
     def _image_labels(self, index: int) -> tuple[list[int], list[int]]:
         store = self.store

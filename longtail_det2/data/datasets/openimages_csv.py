@@ -181,7 +181,9 @@ class CsvStream:
                 continue
             integer = pa.types.is_integer(self._types[name])
             if not _is_number(cell, integer):
-                return f"column {name} holds {cell[:80]!r} instead of {'an integer' if integer else 'a number'}"
+                return (
+                    f"column {name} holds {cell[:80]!r} instead of {'an integer' if integer else 'a number'}"
+                )
         return None
 
 

@@ -39,6 +39,7 @@ class Objects:
         num_duplicates: rows that repeated a label of their object.
         num_merged: rows that gave an object a further label because of an equal box.
         num_merged_near: objects joined to another one by `merge_iou`.
+        object_of_row: (r,) int64 object that each row became part of, if it was asked for.
     """
 
     image: np.ndarray
@@ -49,6 +50,7 @@ class Objects:
     num_duplicates: int = 0
     num_merged: int = 0
     num_merged_near: int = 0
+    object_of_row: np.ndarray | None = None
 
 
 def specificity_rank(depth: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -65,7 +67,13 @@ def specificity_rank(depth: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def group_rows(
-    image: np.ndarray, label: np.ndarray, box: np.ndarray, flags: np.ndarray, rank: np.ndarray
+    image: np.ndarray,
+    label: np.ndarray,
+    box: np.ndarray,
+    flags: np.ndarray,
+    rank: np.ndarray,
+    *,
+    with_rows: bool = False,
 ) -> Objects:
     """Rule 1 and 3: rows with equal boxes become one object.
 
@@ -75,11 +83,13 @@ def group_rows(
         box: (r, 4) float32 with coordinates in [0, 1].
         flags: (r,) uint8 bits of `ObjectFlag`.
         rank: (K,) rank of each class from the most specific one.
+        with_rows: also say which object each row became part of (8 bytes a row).
     """
     if len(image) == 0:
         offsets = np.zeros(1, dtype=np.int64)
-        return Objects(image, box, flags, offsets, label)
+        return Objects(image, box, flags, offsets, label, object_of_row=offsets[:0] if with_rows else None)
     order, first = _sort_rows(image, box, flags)
+    object_of_row = _invert(order, first) if with_rows else None
     starts = np.flatnonzero(first)
     del first
     label = label[order]
@@ -92,7 +102,9 @@ def group_rows(
     offsets = np.zeros(len(heads) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     del counts
-    return Objects(image[heads], box[heads], flags, offsets, label, num_duplicates, num_merged)
+    return Objects(
+        image[heads], box[heads], flags, offsets, label, num_duplicates, num_merged, 0, object_of_row
+    )
 
 
 def merge_near(objects: Objects, merge_iou: float, rank: np.ndarray) -> Objects:
@@ -119,6 +131,7 @@ def merge_near(objects: Objects, merge_iou: float, rank: np.ndarray) -> Objects:
     keys.sort()
     offsets = np.zeros(len(starts) + 1, dtype=np.int64)
     np.cumsum(np.add.reduceat(counts[order], starts), out=offsets[1:])
+    rows = objects.object_of_row
     return Objects(
         objects.image[order[starts]],
         objects.box[order[starts]],
@@ -128,6 +141,7 @@ def merge_near(objects: Objects, merge_iou: float, rank: np.ndarray) -> Objects:
         objects.num_duplicates,
         objects.num_merged,
         joined,
+        None if rows is None else np.searchsorted(root[order[starts]], root)[rows],
     )
 
 
@@ -152,6 +166,13 @@ def _sort_rows(image: np.ndarray, box: np.ndarray, flags: np.ndarray) -> tuple[n
     if len(clash):
         _settle_clashes(np.flatnonzero(_contains(clash, keys)), keys, order, first, image, box, flags)
     return order, first
+
+
+def _invert(order: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Number of the object that each row belongs to, where `first` marks where objects begin in `order`."""
+    owner = np.empty(len(order), dtype=np.int64)
+    owner[order] = np.cumsum(first) - 1
+    return owner
 
 
 def _sort_keys(image: np.ndarray, box: np.ndarray, flags: np.ndarray) -> np.ndarray:

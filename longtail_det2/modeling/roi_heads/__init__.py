@@ -2,6 +2,13 @@
 
 from .cascade import MultiLabelCascadeROIHeads
 from .fast_rcnn import MultiLabelFastRCNNOutputLayers
+from .mask_head import MultiLabelMaskHead, multi_label_mask_loss
 from .roi_heads import MultiLabelROIHeads
 
-__all__ = ["MultiLabelCascadeROIHeads", "MultiLabelFastRCNNOutputLayers", "MultiLabelROIHeads"]
+__all__ = [
+    "MultiLabelCascadeROIHeads",
+    "MultiLabelFastRCNNOutputLayers",
+    "MultiLabelMaskHead",
+    "MultiLabelROIHeads",
+    "multi_label_mask_loss",
+]

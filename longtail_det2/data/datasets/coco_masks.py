@@ -1,0 +1,128 @@
+"""Masks of a COCO-form file: checked one by one, one mask an object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+
+from longtail_det2.data.datasets.coco_findings import CocoFindings
+from longtail_det2.data.datasets.coco_json import CocoRows
+from longtail_det2.data.datasets.openimages_objects import Objects
+from longtail_det2.data.masks import Segmentation, run_lengths
+
+_LEAST_OVERLAP = 0.5
+
+
+def read_masks(
+    rows: CocoRows, objects: Objects, sizes: np.ndarray, rank: np.ndarray, findings: CocoFindings
+) -> list[Segmentation | None]:
+    """The mask of each object: of its rows that have one, that of the most specific label.
+
+    Args:
+        rows: r labels with their annotations' segmentations.
+        objects: made of the rows, with `object_of_row`.
+        sizes: (n, 2) height and width of the images.
+        rank: (K,) rank of each class from the most specific one.
+        findings: takes masks that are malformed or empty, and those that do not fit their box.
+
+    Returns:
+        m masks, None where there is none.
+    """
+    assert objects.object_of_row is not None
+    masks: list[Segmentation | None] = [None] * len(objects.box)
+    has_mask = np.array([bool(mask) and mask != [[]] for mask in rows.segmentation], dtype=bool)
+    chosen = np.flatnonzero(has_mask)
+    owner = objects.object_of_row[chosen]
+    chosen = chosen[np.lexsort((chosen, rank[rows.label[chosen]], owner))]
+    owner = objects.object_of_row[chosen]
+    first = np.diff(owner, prepend=-1) != 0
+    for row, index in zip(chosen[first].tolist(), owner[first].tolist(), strict=True):
+        height, width = sizes[rows.image[row]].tolist()
+        try:
+            mask, bounds = _read_mask(rows.segmentation[row], height, width)
+        except ValueError as error:
+            findings.add("bad_mask", f"{rows.annotation[row]} has a segmentation {error}")
+            continue
+        masks[index] = mask
+        box = rows.box[row]
+        if _overlap(bounds, np.clip(box, 0, (width, height, width, height))) < _LEAST_OVERLAP:
+            findings.add(
+                "mask_beside_box",
+                f"{rows.annotation[row]}: the mask spans {_describe(bounds)}, the box {_describe(box)} "
+                "(x0, y0, x1, y1)",
+            )
+    return masks
+
+
+def _read_mask(value: object, height: int, width: int) -> tuple[Segmentation, np.ndarray]:
+    """The mask and its bounds (x0, y0, x1, y1).
+
+    Raises:
+        ValueError: what is wrong with it, to follow "has a segmentation".
+    """
+    if isinstance(value, dict):
+        return _read_runs(value, height, width)
+    if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
+        raise ValueError("that is neither a list of polygons nor run lengths")
+    polygons = [_read_polygon(polygon, height, width) for polygon in value]
+    polygons = [polygon for polygon in polygons if _has_area(polygon)]
+    if not polygons:
+        raise ValueError("without area inside its image")
+    corners = np.concatenate(polygons)
+    return [polygon.reshape(-1) for polygon in polygons], np.concatenate(
+        [corners.min(axis=0), corners.max(axis=0)]
+    )
+
+
+def _read_polygon(polygon: list[object], height: int, width: int) -> np.ndarray:
+    """(v, 2) float32 vertices, moved to the image's border where they lie outside."""
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"with a polygon of {len(polygon)} numbers; three (x, y) pairs are the least")
+    try:
+        vertices = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("with a polygon of something else than numbers") from None
+    if not np.isfinite(vertices).all():
+        raise ValueError("with a coordinate that is not finite")
+    return np.clip(vertices, 0, (width, height)).astype(np.float32)
+
+
+def _has_area(vertices: np.ndarray) -> bool:
+    """Whether the vertices do not all lie on one line."""
+    sides = (vertices - vertices[0]).astype(np.float64)
+    longest = sides[np.argmax(np.abs(sides).sum(axis=1))]
+    return bool(np.any(sides[:, 0] * longest[1] != sides[:, 1] * longest[0]))
+
+
+def _read_runs(value: dict[str, object], height: int, width: int) -> tuple[Segmentation, np.ndarray]:
+    size, counts = value.get("size"), value.get("counts")
+    if size != [height, width]:
+        raise ValueError(f"of the size {size!r} in an image of {[height, width]} (height, width)")
+    if isinstance(counts, str):
+        try:
+            counts = run_lengths(counts.encode("ascii"))
+        except (UnicodeEncodeError, ValueError):
+            raise ValueError("whose counts are no run lengths") from None
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("whose counts are neither a text nor a list of integers from 0")
+    if sum(counts) != height * width:
+        raise ValueError(f"whose run lengths cover {sum(counts)} of {height * width} pixels")
+    if not sum(counts[1::2]):
+        raise ValueError("without area inside its image")
+    whole: Any = {"size": [height, width], "counts": counts}
+    runs: Any = coco_mask.frPyObjects(whole, height, width)
+    x, y, wide, high = coco_mask.toBbox(runs).tolist()
+    return {"size": [height, width], "counts": runs["counts"]}, np.array([x, y, x + wide, y + high])
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two boxes."""
+    shared = np.prod(np.maximum(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]), 0))
+    union = np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared
+    return float(shared / union) if union > 0 else 0.0
+
+
+def _describe(box: np.ndarray) -> str:
+    return "[" + ", ".join(f"{edge:g}" for edge in box.tolist()) + "]"

@@ -1,0 +1,110 @@
+"""Masks of an image's objects as a mask head trains on them, augmented with the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, PolygonMasks
+
+from longtail_det2.data.masks import to_bitmap
+from longtail_det2.utils.errors import ConfigError, DataError
+
+MaskFormat = Literal["polygon", "bitmask"]
+"""INPUT.MASK_FORMAT: polygons are small and cropped exactly; bitmaps can be of any form."""
+
+
+def check_mask_format(value: str) -> None:
+    """Raises ConfigError for something else than a `MaskFormat`."""
+    if value not in ("polygon", "bitmask"):
+        raise ConfigError(f"INPUT.MASK_FORMAT must be 'polygon' or 'bitmask', not {value!r}")
+
+
+def make_masks(
+    objects: Sequence[Mapping[str, Any]],
+    boxes: np.ndarray,
+    transforms: T.Transform,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    mask_format: MaskFormat,
+    image_name: str,
+) -> tuple[PolygonMasks | BitMasks, torch.Tensor]:
+    """The objects' masks after augmentation.
+
+    An object without `segmentation` teaches a mask head nothing, and neither does a box around a group, whose
+    mask is that of no single object. Their place is held by their box.
+
+    Args:
+        objects: N annotations.
+        boxes: (N, 4) their boxes after augmentation, in pixels.
+        transforms: what was done to the image.
+        sizes: (height, width) of the image before and after.
+        mask_format: of the result.
+        image_name: for messages.
+
+    Returns:
+        The N masks, and (N,) bool whether each is an object's mask. A mask that an augmentation has cut away
+        is empty.
+
+    Raises:
+        DataError: run lengths where polygons are wanted.
+    """
+    known = [bool(one.get("segmentation")) and not one.get("is_group_of", False) for one in objects]
+    make = _polygons if mask_format == "polygon" else _bitmap
+    masks = []
+    for one, box, is_known in zip(objects, boxes, known, strict=True):
+        try:
+            masks.append(make(one["segmentation"] if is_known else None, box, transforms, sizes))
+        except _NoPolygonsError:
+            raise DataError(
+                f"{image_name}: an object has run lengths for a mask, which INPUT.MASK_FORMAT 'polygon' "
+                "cannot use: set it to 'bitmask' (lazy configs: dataloader.train.mapper.mask_format)"
+            ) from None
+    result: PolygonMasks | BitMasks
+    if mask_format == "polygon":
+        result = PolygonMasks(masks)
+    else:
+        result = BitMasks(torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *sizes[1]), bool)))
+    return result, torch.tensor(known, dtype=torch.bool)
+
+
+class _NoPolygonsError(Exception):
+    pass
+
+
+def _polygons(
+    mask: Any, box: np.ndarray, transforms: T.Transform, sizes: tuple[tuple[int, int], tuple[int, int]]
+) -> list[np.ndarray]:
+    if mask is None:
+        x0, y0, x1, y1 = box
+        return [np.array([x0, y0, x1, y0, x1, y1, x0, y1], dtype=np.float64)]
+    if isinstance(mask, dict):
+        raise _NoPolygonsError
+    moved = transforms.apply_polygons(_vertices(mask))
+    return [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in moved]
+
+
+def _bitmap(
+    mask: Any, box: np.ndarray, transforms: T.Transform, sizes: tuple[tuple[int, int], tuple[int, int]]
+) -> np.ndarray:
+    before, after = sizes
+    if mask is None:
+        bitmap = np.zeros(after, dtype=bool)
+        x0, y0, x1, y1 = np.round(box).astype(int).tolist()
+        bitmap[y0:y1, x0:x1] = True
+        return bitmap
+    if isinstance(mask, dict):
+        moved = transforms.apply_segmentation(to_bitmap(mask, *before).astype(np.uint8))
+        return np.ascontiguousarray(moved.astype(bool))
+    height, width = after
+    polygons = [np.clip(one, 0, (width, height)) for one in transforms.apply_polygons(_vertices(mask))]
+    return (
+        to_bitmap([one.reshape(-1) for one in polygons], height, width) if polygons else np.zeros(after, bool)
+    )
+
+
+def _vertices(mask: Sequence[Any]) -> list[np.ndarray]:
+    # Copies: augmentations change coordinates in place, and a store's columns are read-only.
+    return [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in mask]

@@ -1,0 +1,122 @@
+"""Masks of objects: Detectron2's `segmentation` values, and the columns of a store that hold them.
+
+A segmentation is a list of polygons, each a flat array (x0, y0, x1, y1, ...) in pixels, or a dict of COCO's
+compressed run lengths, {"size": [height, width], "counts": bytes}. Polygons of an object are united.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pycocotools.mask as coco_mask
+
+if TYPE_CHECKING:
+    from longtail_det2.data.store import AnnotationStore
+
+Segmentation: TypeAlias = list[np.ndarray] | dict[str, Any]
+"""Polygons or run lengths, see the module's docstring."""
+
+
+def encode_masks(masks: Sequence[Segmentation | None]) -> dict[str, np.ndarray]:
+    """The columns of the objects' masks.
+
+    Args:
+        masks: of m objects, None where an object has none.
+
+    Returns:
+        {column name: array}, the columns of `longtail_det2.data.store_writer.MASK_COLUMNS`.
+    """
+    polygons = [polygon for mask in masks if isinstance(mask, list) for polygon in mask]
+    runs = [mask["counts"] if isinstance(mask, dict) else b"" for mask in masks]
+    vertices = [np.asarray(polygon, dtype=np.float32).reshape(-1, 2) for polygon in polygons]
+    return {
+        "polygon_offsets": _offsets([len(mask) if isinstance(mask, list) else 0 for mask in masks]),
+        "vertex_offsets": _offsets([len(one) for one in vertices]),
+        "vertex": np.concatenate([np.zeros((0, 2), dtype=np.float32), *vertices]),
+        "run_offsets": _offsets([len(one) for one in runs]),
+        "run": np.frombuffer(b"".join(runs), dtype=np.uint8),
+    }
+
+
+def decode_masks(store: AnnotationStore, image: int) -> list[Segmentation | None]:
+    """The masks of the objects of one image.
+
+    Args:
+        store: with masks.
+        image: position of the image in the store.
+
+    Returns:
+        One segmentation for each object, None where it has no mask. Polygons are views of the store.
+    """
+    first, last = store.object_offsets[image : image + 2].tolist()
+    polygon_ends = store.polygon_offsets[first : last + 1].tolist()
+    run_ends = store.run_offsets[first : last + 1].tolist()
+    base = polygon_ends[0]
+    vertex_ends = store.vertex_offsets[base : polygon_ends[-1] + 1].tolist()
+    masks: list[Segmentation | None] = []
+    for place in range(last - first):
+        parts = range(polygon_ends[place] - base, polygon_ends[place + 1] - base)
+        counts = store.runs[run_ends[place] : run_ends[place + 1]].tobytes()
+        if parts:
+            masks.append([store.vertices[vertex_ends[k] : vertex_ends[k + 1]].reshape(-1) for k in parts])
+        elif counts:
+            masks.append({"size": store.image_sizes[image].tolist(), "counts": counts})
+        else:
+            masks.append(None)
+    return masks
+
+
+def to_runs(mask: Segmentation, height: int, width: int) -> dict[str, Any]:
+    """A mask as compressed run lengths, by COCO's rules.
+
+    Args:
+        mask: polygons, with their vertices inside the image, or run lengths, which are returned as they are.
+        height: of the image.
+        width: of the image.
+    """
+    if isinstance(mask, dict):
+        return mask
+    polygons = [np.asarray(polygon, dtype=np.float64).tolist() for polygon in mask]
+    merged: Any = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return merged
+
+
+def to_bitmap(mask: Segmentation, height: int, width: int) -> np.ndarray:
+    """A mask as (height, width) bool, by COCO's rules; see `to_runs`."""
+    runs: Any = to_runs(mask, height, width)
+    return coco_mask.decode(runs).astype(bool)
+
+
+def run_lengths(counts: bytes) -> list[int]:
+    """The numbers that COCO's compressed run lengths stand for.
+
+    Each number is written in groups of five bits, the lowest first, a sixth bit saying whether another group
+    follows; from the fourth number on it is the difference to the number two places before. (The library
+    that decodes them to pixels does not tell when they do not fill the image.)
+
+    Raises:
+        ValueError: a byte outside the alphabet, or the last number has no end.
+    """
+    numbers: list[int] = []
+    value = shift = 0
+    for byte in counts:
+        group = byte - 48
+        if not 0 <= group < 64 or shift > 30:
+            raise ValueError("not compressed run lengths")
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if group & 0x20:
+            continue
+        if group & 0x10:
+            value -= 1 << shift
+        numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("compressed run lengths end in the middle of a number")
+    return numbers
+
+
+def _offsets(counts: Sequence[int]) -> np.ndarray:
+    return np.cumsum(np.array([0, *counts], dtype=np.int64))

@@ -1,0 +1,119 @@
+"""The mask head of Mask R-CNN (He et al. 2017) for regions with several labels.
+
+Shape shorthand in this module:
+
+    N: number of images in the minibatch
+    R: number of foreground RoIs, combined over all images
+    C: number of mask channels: K, one for each foreground class, or 1 if masks are class-agnostic
+    S: side of a predicted mask in pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import cat
+from detectron2.modeling.roi_heads.mask_head import (
+    ROI_MASK_HEAD_REGISTRY,
+    MaskRCNNConvUpsampleHead,
+    mask_rcnn_inference,
+)
+from detectron2.structures import Instances
+from torch import Tensor
+from torch.nn import functional as F
+
+from longtail_det2.modeling.events import event_storage
+from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
+
+from .fast_rcnn import LOG_PERIOD
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
+    """Detectron2's convolutional mask head, trained on the channels of all labels of a region.
+
+    At test time each detection has the mask of its own class's channel, so a class that is only ever an
+    object's second label or an ancestor ("vehicle") must have learned masks too. Regions whose object has no
+    mask (``gt_has_mask`` False) have no mask loss.
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        instances: list[Instances],
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Losses in training, else the instances with ``pred_masks`` (n, 1, S, S) probabilities.
+
+        Args:
+            x: (R, channels, height, width) features of the regions.
+            instances: of N images. In training foreground proposals with ``proposal_boxes``, ``gt_classes``,
+                ``gt_masks`` and, where objects have them, ``gt_labels`` and ``gt_has_mask``; else detections
+                with ``pred_classes``.
+        """
+        logits = self.layers(x)
+        if self.training:
+            return {"loss_mask": multi_label_mask_loss(logits, instances) * self.loss_weight}
+        mask_rcnn_inference(logits, instances)
+        return instances
+
+
+def multi_label_mask_loss(logits: Tensor, proposals: Sequence[Instances]) -> Tensor:
+    """Binary cross entropy between predicted and true masks, averaged over the labels of each region.
+
+    With P_r the positive labels of region r, m its mask and z_rc the logits of channel c::
+
+        L = 1 / R * sum_r 1 / |P_r| * sum_{c in P_r} mean_pixels BCE(z_rc, m_r)
+
+    where R counts the regions whose object has a mask. With one label a region that is Mask R-CNN's loss;
+    with one channel for all classes the sum over P_r has one term.
+
+    Args:
+        logits: (R, C, S, S).
+        proposals: foreground proposals of N images, R together, see :meth:`MultiLabelMaskHead.forward`.
+
+    Returns:
+        A scalar; 0, attached to the graph, where no region has a mask.
+    """
+    proposals = [image for image in proposals if len(image)]
+    if not proposals:
+        return logits.sum() * 0
+    side = logits.shape[-1]
+    truth = cat(
+        [image.gt_masks.crop_and_resize(image.proposal_boxes.tensor, side) for image in proposals]
+    ).to(logits.device, torch.float32)
+    weights = _region_weights(proposals, logits.device)
+    if logits.shape[1] == 1:
+        rows = torch.arange(len(logits), device=logits.device)
+        channels = torch.zeros_like(rows)
+    else:
+        targets = MultiLabelTargets.from_proposals(proposals, logits.shape[1]).to(logits.device)
+        rows, channels = (targets.labels[:, :-1] == POSITIVE).nonzero(as_tuple=True)
+        weights = weights / torch.bincount(rows, minlength=len(logits)).clamp(min=1)
+    chosen = logits[rows, channels]
+    per_label = F.binary_cross_entropy_with_logits(chosen, truth[rows], reduction="none").mean(dim=(1, 2))
+    _log_accuracy(chosen.detach(), truth[rows], weights[rows])
+    return (per_label * weights[rows]).sum()
+
+
+def _region_weights(proposals: Sequence[Instances], device: torch.device) -> Tensor:
+    """(R,) 1 / number of regions with a mask for those, 0 for the others."""
+    has_mask = cat([_has_mask(image) for image in proposals]).to(device)
+    return has_mask / has_mask.sum().clamp(min=1)
+
+
+def _has_mask(image: Instances) -> Tensor:
+    if image.has("gt_has_mask"):
+        return image.gt_has_mask
+    return torch.ones_like(image.gt_classes, dtype=torch.bool)
+
+
+def _log_accuracy(logits: Tensor, truth: Tensor, weights: Tensor) -> None:
+    """Every so often: the share of pixels on the right side of 0.5."""
+    storage = event_storage()
+    if storage is None or (storage.iter + 1) % LOG_PERIOD:
+        return
+    right = ((logits > 0) == (truth > 0.5)).float().mean(dim=(1, 2))
+    total, weight = torch.stack([(right * weights).sum(), weights.sum()]).tolist()
+    if weight > 0:
+        storage.put_scalar("mask_rcnn/accuracy", total / weight)

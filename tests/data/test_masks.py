@@ -1,0 +1,380 @@
+"""Masks from a COCO-form file to a store, a record, and the truth that a mask head trains on."""
+
+import json
+import pickle
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+import torch
+from detectron2.data import transforms as T
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from longtail_det2.config import get_cfg
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+from longtail_det2.data.datasets.coco import check_coco, prepare_coco
+from longtail_det2.data.datasets.coco_cache import CocoEntry
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
+from longtail_det2.data.masks import decode_masks, encode_masks, run_lengths, to_bitmap, to_runs
+from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter
+from longtail_det2.utils.errors import ConfigError, DataError
+
+SQUARE = [8, 4, 24, 4, 24, 12, 8, 12]
+TRIANGLE = [30, 20, 50, 20, 40, 36]
+ROWS = {"size": [40, 80], "counts": [0, 40, 40, 40, 40 * 77]}  # columns 0 and 2
+
+
+def annotation(number, box, segmentation=None, category=5, **other):
+    one = {"id": number, "image_id": 9, "category_id": category, "bbox": box, **other}
+    return one if segmentation is None else {**one, "segmentation": segmentation}
+
+
+def content(*annotations):
+    return {
+        "images": [{"id": 9, "file_name": "nine.png", "height": 40, "width": 80}],
+        "annotations": list(annotations),
+        "categories": [{"id": 5, "name": "animal"}, {"id": 7, "name": "dog"}],
+    }
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    Image.new("RGB", (80, 40)).save(tmp_path / "nine.png")
+
+    def run(*annotations, hierarchy=None, **options):
+        path = tmp_path / "data.json"
+        path.write_text(json.dumps(content(*annotations)))
+        if hierarchy is not None:
+            (tmp_path / "hierarchy.json").write_text(json.dumps(hierarchy))
+            hierarchy = tmp_path / "hierarchy.json"
+        return prepare_coco(path, tmp_path, tmp_path / "store", hierarchy, **options)
+
+    return run
+
+
+def test_polygons_and_run_lengths_come_back(prepare):
+    store = prepare(
+        annotation(1, [8, 4, 42, 32], [SQUARE, TRIANGLE]),
+        annotation(2, [0, 0, 3, 40], ROWS, iscrowd=1),
+        annotation(3, [60, 0, 10, 10]),
+        annotation(4, [60, 20, 10, 10], []),
+    )
+    assert store.has_masks and store.header["summary"]["objects_with_mask"] == 2
+    records = MultiLabelDataset(store)[0]["annotations"]
+    by_box = {round(one["bbox"][0]): one for one in records}
+    assert [polygon.tolist() for polygon in by_box[8]["segmentation"]] == [SQUARE, TRIANGLE]
+    runs = by_box[0]["segmentation"]
+    assert runs["size"] == [40, 80] and run_lengths(runs["counts"]) == ROWS["counts"]
+    columns = np.flatnonzero(to_bitmap(runs, 40, 80).all(axis=0))
+    assert columns.tolist() == [0, 2]
+    assert "segmentation" not in by_box[60] and len(records) == 4
+    again = pickle.loads(pickle.dumps(store))
+    assert [mask is None for mask in decode_masks(again, 0)] == [
+        mask is None for mask in decode_masks(store, 0)
+    ]
+
+
+def test_compressed_run_lengths(prepare):
+    mask = np.zeros((40, 80), dtype=np.uint8)
+    mask[3:20, 5:31] = 1
+    runs = coco_mask.encode(np.asfortranarray(mask))
+    store = prepare(annotation(1, [5, 3, 26, 17], {"size": [40, 80], "counts": runs["counts"].decode()}))
+    assert decode_masks(store, 0) == [runs]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=12))
+def test_run_lengths_are_those_of_the_library(counts):
+    height, width = 1, sum(counts)
+    runs = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    assert run_lengths(runs["counts"]) == counts
+
+
+@pytest.mark.parametrize("text", [b" ", b"\xff", b"P", b"ooooooooo1", b"12o"])
+def test_broken_run_lengths(text):
+    with pytest.raises(ValueError, match="compressed run lengths"):
+        run_lengths(text)
+
+
+def test_a_store_without_masks_has_no_columns_for_them(prepare, tmp_path):
+    for store in (
+        prepare(annotation(1, [8, 4, 16, 8])),
+        prepare(annotation(1, [8, 4, 16, 8], [SQUARE]), masks=False),
+        prepare(annotation(1, [8, 4, 16, 8], [[]])),
+    ):
+        assert not store.has_masks and not (store.path / "vertex.npy").exists()
+        assert "segmentation" not in MultiLabelDataset(store)[0]["annotations"][0]
+
+
+@pytest.mark.parametrize("dog_first", [True, False])
+def test_an_object_keeps_the_mask_of_its_most_specific_label(prepare, dog_first):
+    rows = [
+        annotation(1, [8, 4, 16, 8], [SQUARE], category=7),
+        annotation(2, [8, 4, 16, 8], [[8, 4, 24, 4, 24, 12]], category=5),
+        annotation(3, [50, 4, 16, 8], category=7),
+        annotation(4, [50, 4, 16, 8], [[50, 4, 66, 4, 66, 12]], category=5),
+    ]
+    store = prepare(*(rows if dog_first else rows[::-1]), hierarchy={"dog": ["animal"]})
+    assert [mask[0].tolist() for mask in decode_masks(store, 0)] == [SQUARE, [50, 4, 66, 4, 66, 12]]
+
+
+def test_nearly_equal_boxes_joined_keep_one_mask(prepare):
+    rows = [
+        annotation(1, [8, 4, 16, 8], [SQUARE], category=7),
+        annotation(2, [8, 4, 16, 8.5], [[8, 4, 24, 4, 24, 12]], category=5),
+        annotation(3, [40, 4, 16, 8], [TRIANGLE], category=5),
+    ]
+    store = prepare(*rows, hierarchy={"dog": ["animal"]}, merge_iou=0.9)
+    assert store.num_objects == 2
+    assert [mask[0].tolist() for mask in decode_masks(store, 0)] == [SQUARE, TRIANGLE]
+
+
+BAD = {
+    "number": ([1, 2, 3, 4, 5, 6], "neither a list of polygons nor run lengths"),
+    "text": ("mask", "neither a list of polygons nor run lengths"),
+    "short": ([[1, 2, 3, 4]], "a polygon of 4 numbers"),
+    "odd": ([[1, 2, 3, 4, 5, 6, 7]], "a polygon of 7 numbers"),
+    "words": ([["a", 2, 3, 4, 5, 6]], "something else than numbers"),
+    "nested": ([[[1, 2], [3, 4], [5, 6], 1, 2, 3]], "something else than numbers"),
+    "infinite": ([[1, 2, 3, 4, 5, float("inf")]], "not finite"),
+    "line": ([[1, 1, 5, 5, 9, 9]], "without area"),
+    "outside": ([[100, 1, 120, 1, 120, 9]], "without area"),
+    "size": ({"size": [80, 40], "counts": [0, 3200]}, r"size \[80, 40\]"),
+    "no size": ({"counts": [0, 3200]}, "size None"),
+    "too few": ({"size": [40, 80], "counts": [0, 3199]}, "cover 3199 of 3200"),
+    "negative": ({"size": [40, 80], "counts": [-1, 3201]}, "list of integers from 0"),
+    "flags": ({"size": [40, 80], "counts": [True, 3199]}, "list of integers from 0"),
+    "none": ({"size": [40, 80], "counts": None}, "neither a text nor a list"),
+    "garbage": ({"size": [40, 80], "counts": "äö"}, "no run lengths"),
+    "unfinished": ({"size": [40, 80], "counts": "o"}, "no run lengths"),
+    "overflow": ({"size": [40, 80], "counts": "oooooooooo1"}, "no run lengths"),
+    "empty": ({"size": [40, 80], "counts": [3200]}, "without area"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_masks(prepare, tmp_path, name):
+    segmentation, message = BAD[name]
+    rows = annotation(1, [8, 4, 16, 8], segmentation), annotation(2, [30, 20, 20, 16], [TRIANGLE])
+    with pytest.raises(DataError, match=f"annotation 1 has a segmentation .*{message}"):
+        prepare(*rows)
+    assert not (tmp_path / "store").exists()
+    store = prepare(*rows, on_bad_mask="skip")
+    assert [mask is None for mask in decode_masks(store, 0)] == [True, False]
+
+
+def test_a_huge_coordinate_is_cut_at_the_border(prepare):
+    # The library that rasterises polygons would run out of memory.
+    store = prepare(annotation(1, [8, 4, 72, 36], [[8, 4, 1e12, 4, 1e12, 1e12, 8, 1e12]]))
+    mask = to_bitmap(decode_masks(store, 0)[0], 40, 80)
+    assert mask[4:, 8:].all() and mask.sum() == 36 * 72
+
+
+def test_masks_beside_their_boxes_are_reported(prepare, tmp_path):
+    prepare(
+        annotation(1, [8, 4, 16, 8], [SQUARE]),
+        annotation(2, [50, 4, 16, 8], [[0.1, 0.1, 0.3, 0.1, 0.3, 0.2]]),
+    )
+    text = check_coco(tmp_path / "data.json", tmp_path).text()
+    assert "mask and box hardly overlap" in text and "annotation 2" in text and "annotation 1" not in text
+    assert "2 objects have one" in text
+
+
+def test_a_json_file_in_the_config_is_prepared_with_its_masks(prepare, tmp_path):
+    prepare(annotation(1, [8, 4, 16, 8], [SQUARE]))
+    entry = CocoEntry.parse(str(tmp_path / "data.json"))
+    assert entry.open_store().has_masks
+
+
+def test_damaged_mask_columns_are_refused(prepare):
+    store = prepare(annotation(1, [8, 4, 16, 8], [SQUARE]))
+    (store.path / "vertex.npy").unlink()
+    with pytest.raises(DataError, match=r"vertex\.npy is missing"):
+        AnnotationStore.open(store.path)
+
+
+def test_the_writer_wants_all_mask_columns_or_none(prepare, tmp_path):
+    store = prepare(annotation(1, [8, 4, 16, 8], [SQUARE]))
+    columns = {path.stem: np.load(path) for path in store.path.glob("*.npy")}
+
+    def write(**changed):
+        with AnnotationStoreWriter(tmp_path / "other") as writer:
+            for name, values in {**columns, **changed}.items():
+                if values is not None:
+                    writer.add(name, values)
+            writer.finish(store.class_ids)
+
+    write()
+    assert AnnotationStore.open(tmp_path / "other").has_masks
+    with pytest.raises(DataError, match="columns not written: run"):
+        write(run=None)
+    with pytest.raises(DataError, match="'vertex_offsets' ends at 4, not at 3 vertices"):
+        write(vertex=columns["vertex"][:3])
+    with pytest.raises(DataError, match="not finite"):
+        write(vertex=columns["vertex"] * np.nan)
+
+
+def test_encoding_nothing():
+    columns = encode_masks([None, None])
+    assert columns["polygon_offsets"].tolist() == [0, 0, 0] and columns["vertex"].shape == (0, 2)
+    assert encode_masks([])["run_offsets"].tolist() == [0]
+
+
+@pytest.fixture
+def make_mapper():
+    def make(*augmentations, mask_format="polygon", **options):
+        options = {"num_classes": 2, "mask_format": mask_format, **options}
+        return MultiLabelDatasetMapper(True, augmentations=list(augmentations), **options)
+
+    return make
+
+
+@pytest.fixture
+def record(prepare):
+    store = prepare(
+        annotation(1, [8, 4, 16, 8], [SQUARE]),
+        annotation(2, [30, 20, 20, 16], [TRIANGLE]),
+        annotation(3, [60, 0, 10, 10]),
+        annotation(4, [64, 20, 12, 12], [[64, 20, 76, 20, 76, 32]], iscrowd=1),
+    )
+    return MultiLabelDataset(store)[0]
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_masks_are_augmented_with_the_image(record, make_mapper, mask_format):
+    augmentations = [T.ResizeTransform(40, 80, 80, 160), T.HFlipTransform(160)]
+    instances = make_mapper(*augmentations, mask_format=mask_format)(record)["instances"]
+    known = dict(
+        zip(
+            instances.gt_boxes.tensor[:, 0].round().int().tolist(),
+            instances.gt_has_mask.tolist(),
+            strict=True,
+        )
+    )
+    assert known == {112: True, 60: True, 20: False, 8: False}  # the last two: no mask, a group
+    masks = instances.gt_masks[instances.gt_has_mask]
+    boxes = masks.get_bounding_boxes().tensor
+    assert torch.allclose(boxes, instances.gt_boxes.tensor[instances.gt_has_mask], atol=1.5)
+    square = instances.gt_masks[instances.gt_boxes.tensor[:, 0] > 100]
+    cropped = square.crop_and_resize(torch.tensor([[112.0, 8, 144, 24]]), 8)
+    assert cropped.all()
+    beside = square.crop_and_resize(torch.tensor([[112.0, 24, 144, 40]]), 8)
+    assert not beside.any()
+
+
+def test_what_a_crop_cuts_away_goes(record, make_mapper):
+    mapper = make_mapper(T.CropTransform(20, 6, 20, 24), recompute_boxes=True)
+    instances = mapper(record)["instances"]
+    boxes = instances.gt_boxes.tensor
+    # The triangle's point of view: cut at x = 40 its left half remains, with a new tight box.
+    assert len(instances) == 2 and instances.gt_has_mask.all()
+    assert torch.allclose(boxes, torch.tensor([[0.0, 0, 4, 6], [10, 14, 20, 24]]), atol=0.01)
+    loose = make_mapper(T.CropTransform(20, 6, 20, 24))(record)["instances"]
+    assert torch.allclose(loose.gt_boxes.tensor[1], torch.tensor([10.0, 14, 20, 24]))
+
+
+def test_a_mask_outside_the_crop_takes_its_object_along(prepare, make_mapper):
+    store = prepare(annotation(1, [0, 0, 80, 40], [[0, 0, 40, 0, 0, 40]]))
+    instances = make_mapper(T.CropTransform(60, 30, 20, 10))(MultiLabelDataset(store)[0])["instances"]
+    assert len(instances) == len(instances.gt_masks) == len(instances.gt_has_mask) == 0
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_no_object_left(record, make_mapper, mask_format):
+    mapper = make_mapper(mask_format=mask_format)
+    instances = mapper({**record, "annotations": []})["instances"]
+    assert len(instances.gt_masks) == 0 and instances.gt_has_mask.dtype == torch.bool
+
+
+def test_run_lengths_need_bitmasks(prepare, make_mapper):
+    record = MultiLabelDataset(prepare(annotation(1, [0, 0, 3, 40], ROWS)))[0]
+    with pytest.raises(DataError, match=r"nine\.png \(image '9'\).*run lengths.*'bitmask'"):
+        make_mapper()(record)
+    instances = make_mapper(T.HFlipTransform(80), mask_format="bitmask")(record)["instances"]
+    assert np.flatnonzero(instances.gt_masks.tensor[0].all(dim=0)).tolist() == [77, 79]
+
+
+def test_without_a_mask_format_nothing_of_masks(record, make_mapper):
+    instances = make_mapper(mask_format=None)(record)["instances"]
+    assert not instances.has("gt_masks") and not instances.has("gt_has_mask")
+
+
+def test_from_config():
+    cfg = get_cfg()
+    arguments = MultiLabelDatasetMapper.from_config(cfg, is_train=False)
+    assert arguments["mask_format"] is None and not arguments["recompute_boxes"]
+    cfg.MODEL.MASK_ON = cfg.INPUT.CROP.ENABLED = True
+    arguments = MultiLabelDatasetMapper.from_config(cfg, is_train=False)
+    assert arguments["mask_format"] == "polygon" and arguments["recompute_boxes"]
+    with pytest.raises(ConfigError, match=r"INPUT\.MASK_FORMAT must be 'polygon' or 'bitmask', not 'rle'"):
+        MultiLabelDatasetMapper(False, augmentations=[], mask_format="rle")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("masks") / "shapes"
+    generate_shapes(folder, ShapesOptions(train_images=40, validation_images=20, num_leaves=10))
+    return folder
+
+
+def test_drawn_masks_pixel_by_pixel(shapes):
+    truth = json.loads((shapes / "coco/train.json").read_text())
+    store = prepare_coco(
+        shapes / "coco/train.json", shapes / "images/train", shapes / "store", shapes / "coco/hierarchy.json"
+    )
+    seen = 0
+    for position in range(len(store)):
+        image = int(store.image_ids[position])
+        expected = sorted(
+            (one["bbox"], _area(one["segmentation"]))
+            for one in truth["annotations"]
+            if one["image_id"] == image
+        )
+        record = MultiLabelDataset(store)[position]
+        found = sorted(
+            (
+                [round(edge) for edge in _xywh(one["bbox"])],
+                int(coco_mask.area(to_runs(one["segmentation"], record["height"], record["width"]))),
+            )
+            for one in record["annotations"]
+        )
+        assert found == expected
+        seen += len(found)
+    assert seen > 80
+
+
+def _xywh(box):
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def _area(segmentation):
+    runs = coco_mask.frPyObjects(segmentation, 128, 128)
+    return int(coco_mask.area(runs if isinstance(segmentation, dict) else coco_mask.merge(runs)))
+
+
+def test_real_photographs(shared_dir, tmp_path):
+    photos = shared_dir / "data/photos"
+    # Some annotations name categories that this sample does not list.
+    options = {"workers": 1, "on_unknown_category": "skip"}
+    store = prepare_coco(photos / "lvis/train.json", photos / "images/train", tmp_path / "store", **options)
+    assert store.has_masks and store.header["summary"]["objects_with_mask"] > 0.9 * store.num_objects
+    mapper = MultiLabelDatasetMapper(
+        True,
+        augmentations=[
+            T.ResizeShortestEdge(320, 400),
+            T.RandomCrop("relative_range", (0.6, 0.6)),
+            T.RandomFlip(),
+        ],
+        hierarchy=store.hierarchy,
+        mask_format="polygon",
+        recompute_boxes=True,
+    )
+    dataset = MultiLabelDataset(store)
+    for index in range(12):
+        instances = mapper(dataset[index])["instances"]
+        tight = instances.gt_masks.get_bounding_boxes().tensor
+        known = instances.gt_has_mask
+        assert torch.allclose(tight[known], instances.gt_boxes.tensor[known], atol=1e-3)

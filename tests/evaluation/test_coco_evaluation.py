@@ -1,0 +1,343 @@
+"""COCO's metric over a store, compared with pycocotools on the same objects."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.data.masks import to_runs
+from longtail_det2.evaluation.build import StoreEvaluators
+from longtail_det2.evaluation.coco_evaluation import COCOStoreEvaluator, coco_ground_truth, verified_classes
+from longtail_det2.utils.errors import ConfigError
+
+SIZE = 160
+CATEGORIES = [{"id": 4 * k + 3, "name": name} for k, name in enumerate(["thing", "cat", "dog", "car"])]
+HIERARCHY = {"cat": ["thing"], "dog": ["thing"]}
+
+
+def random_box(generator):
+    width, height = generator.integers(6, 120, 2)
+    x, y = generator.integers(0, SIZE - width), generator.integers(0, SIZE - height)
+    return [int(value) for value in (x, y, width, height)]
+
+
+def make_content(seed, images=12, with_masks=True):
+    generator = np.random.default_rng(seed)
+    annotations = []
+    for image in range(1, images + 1):
+        for _ in range(int(generator.integers(0, 6))):
+            x, y, width, height = random_box(generator)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": CATEGORIES[int(generator.integers(0, 4))]["id"],
+                    "bbox": [x, y, width, height],
+                    "iscrowd": int(generator.random() < 0.1),
+                }
+            )
+            if with_masks:
+                corners = [x, y, x + width, y, x + width, y + height, x, y + height][: 6 + 2 * (x % 2)]
+                annotations[-1]["segmentation"] = [corners]
+    entries = [
+        {"id": k, "file_name": f"{k}.png", "height": SIZE, "width": SIZE} for k in range(1, images + 1)
+    ]
+    return {"images": entries, "annotations": annotations, "categories": CATEGORIES}
+
+
+@pytest.fixture
+def make_store(tmp_path):
+    def make(content, hierarchy=None, name="store"):
+        for one in content["images"]:
+            Image.new("L", (SIZE, SIZE)).save(tmp_path / one["file_name"])
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        if hierarchy is not None:
+            (tmp_path / "hierarchy.json").write_text(json.dumps(hierarchy))
+            hierarchy = tmp_path / "hierarchy.json"
+        return prepare_coco(tmp_path / f"{name}.json", tmp_path, tmp_path / name, hierarchy)
+
+    return make
+
+
+def make_outputs(content, seed, classes=4):
+    """Detections near the objects, and some elsewhere, some labels confused."""
+    generator = np.random.default_rng(seed)
+    outputs = []
+    for image in content["images"]:
+        boxes, labels = [], []
+        for one in content["annotations"]:
+            if one["image_id"] == image["id"]:
+                for _ in range(int(generator.integers(0, 3))):
+                    x, y, width, height = np.array(one["bbox"]) + generator.integers(-6, 7, 4)
+                    boxes.append([x, y, x + max(width, 3), y + max(height, 3)])
+                    confused = generator.random() < 0.2
+                    labels.append(
+                        generator.integers(0, classes) if confused else (one["category_id"] - 3) // 4
+                    )
+        for _ in range(3):
+            x, y, width, height = random_box(generator)
+            boxes.append([x, y, x + width, y + height])
+            labels.append(generator.integers(0, classes))
+        found = Instances((SIZE, SIZE))
+        found.pred_boxes = Boxes(torch.tensor(np.array(boxes), dtype=torch.float32).clamp(0, SIZE))
+        found.pred_classes = torch.tensor([int(label) for label in labels])
+        found.scores = torch.from_numpy(generator.random(len(boxes))).float()
+        grid = torch.zeros(len(boxes), SIZE, SIZE, dtype=torch.bool)
+        for place, (x0, y0, x1, y1) in enumerate(found.pred_boxes.tensor.round().int().tolist()):
+            grid[place, y0:y1, x0:x1] = True
+            grid[place, y0 : (y0 + y1) // 3, (x0 + x1) // 2 : x1] = False
+        found.pred_masks = grid
+        outputs.append(({"image_id": str(image["id"]), "height": SIZE, "width": SIZE}, {"instances": found}))
+    return outputs
+
+
+def evaluate(store, outputs, **options):
+    evaluator = COCOStoreEvaluator(store, **options)
+    for one, output in outputs:
+        evaluator.process([one], [output])
+    return evaluator.evaluate()
+
+
+def reference(truth, outputs, task, max_detections=100):
+    """The numbers of pycocotools on a COCO dict and the outputs of its images."""
+    rows = []
+    for one, output in outputs:
+        found = output["instances"]
+        for box, score, label, mask in zip(
+            found.pred_boxes.tensor.double().tolist(),
+            found.scores.double().tolist(),
+            found.pred_classes.tolist(),
+            found.pred_masks,
+            strict=True,
+        ):
+            row = {"image_id": one["position"], "category_id": label, "score": score}
+            row["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            if task == "segm":
+                row["segmentation"] = coco_mask.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
+            rows.append(row)
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground = COCO()
+        ground.dataset = truth
+        ground.createIndex()
+        evaluation = COCOeval(ground, ground.loadRes(rows), task)
+        evaluation.params.maxDets = [1, 10, max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    return dict(zip(names, 100 * evaluation.stats[:6], strict=True))
+
+
+def in_store_order(store, outputs):
+    place = {name.decode(): k for k, name in enumerate(store.image_ids.tolist())}
+    return [({**one, "position": place[one["image_id"]]}, output) for one, output in outputs]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("hierarchy", [None, HIERARCHY])
+def test_equal_to_pycocotools(make_store, seed, hierarchy):
+    content = make_content(seed)
+    store = make_store(content, hierarchy)
+    outputs = make_outputs(content, seed)
+    results = evaluate(store, outputs)
+    for task in ("bbox", "segm"):
+        truth = json.loads(json.dumps(coco_ground_truth(store, task), default=lambda data: data.decode()))
+        expected = reference(truth, in_store_order(store, outputs), task)
+        found = results[f"coco_{task}"]
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, abs=1e-9) or (np.isnan(found[name]) and value == -100)
+        assert 5 < found["AP50"] < 99
+
+
+def test_without_hierarchy_the_truth_is_the_file(make_store):
+    """The store's boxes are the file's; pycocotools on the file itself gives the same number."""
+    content = make_content(11)
+    store = make_store(content)
+    outputs = make_outputs(content, 11)
+    own = {3 + 4 * k: k for k in range(4)}
+    place = {int(name): k for k, name in enumerate(store.image_ids.tolist())}
+    annotations = []
+    for one in content["annotations"]:
+        runs = to_runs([np.array(one["segmentation"][0])], SIZE, SIZE)
+        runs = {"size": runs["size"], "counts": runs["counts"].decode()}
+        changed = {"image_id": place[one["image_id"]], "category_id": own[one["category_id"]]}
+        annotations.append({**one, **changed, "segmentation": runs, "area": float(coco_mask.area(runs))})
+    truth = {
+        "images": [{"id": k, "height": SIZE, "width": SIZE} for k in range(len(store))],
+        "annotations": annotations,
+        "categories": [{"id": k, "name": str(k)} for k in range(4)],
+    }
+    results = evaluate(store, outputs)
+    for task in ("bbox", "segm"):
+        expected = reference(truth, in_store_order(store, outputs), task)
+        assert results[f"coco_{task}"]["AP"] == pytest.approx(expected["AP"], abs=1e-9)
+
+
+def test_perfect_detections(make_store):
+    content = make_content(5)
+    for one in content["annotations"]:
+        one["iscrowd"] = 0
+    store = make_store(content, HIERARCHY)
+    outputs = []
+    for image in content["images"]:
+        rows = []
+        for one in content["annotations"]:
+            if one["image_id"] == image["id"]:
+                label = (one["category_id"] - 3) // 4
+                rows += [(one, label)] + [(one, 0)] * (label in (1, 2))
+        found = Instances((SIZE, SIZE))
+        boxes = np.array([one["bbox"] for one, _ in rows], dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        found.pred_boxes = Boxes(torch.from_numpy(boxes))
+        found.scores = torch.ones(len(rows))
+        found.pred_classes = torch.tensor([label for _, label in rows], dtype=torch.int64)
+        masks = [
+            coco_mask.decode(coco_mask.frPyObjects(one["segmentation"], SIZE, SIZE))[..., 0]
+            for one, _ in rows
+        ]
+        found.pred_masks = torch.from_numpy(np.array(masks).reshape(-1, SIZE, SIZE)).bool()
+        outputs.append(({"image_id": str(image["id"])}, {"instances": found}))
+    results = evaluate(store, outputs, train_counts=[9, 9, 3, 1], frequency_thresholds=(2, 5))
+    for task in ("coco_bbox", "coco_segm"):
+        assert all(value == pytest.approx(100) or np.isnan(value) for value in results[task].values())
+    assert list(results["coco_segm"])[-4:] == ["AP_leaves", "AP_head", "AP_medium", "AP_tail"]
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_nothing_found(make_store, task):
+    content = make_content(2)
+    store = make_store(content)
+    found = Instances((SIZE, SIZE))
+    found.pred_boxes, found.scores = Boxes(torch.zeros(0, 4)), torch.zeros(0)
+    found.pred_classes = torch.zeros(0, dtype=torch.int64)
+    found.pred_masks = torch.zeros(0, SIZE, SIZE, dtype=torch.bool)
+    outputs = [({"image_id": str(one["id"])}, {"instances": found}) for one in content["images"]]
+    results = evaluate(store, outputs, tasks=(task,))[f"coco_{task}"]
+    with_one = evaluate(store, make_outputs(content, 0), tasks=(task,))[f"coco_{task}"]
+    assert results["AP"] == 0
+    assert [np.isnan(value) for value in results.values()] == [np.isnan(value) for value in with_one.values()]
+
+
+def test_unverified_classes_do_not_count(make_store):
+    content = make_content(3)
+    for one in content["images"]:
+        one["neg_category_ids"] = [15]
+    store = make_store(content, HIERARCHY)
+    verified = verified_classes(store)
+    present = {(one["image_id"], (one["category_id"] - 3) // 4) for one in content["annotations"]}
+    for row, name in enumerate(store.image_ids.tolist()):
+        classes = {label for image, label in present if image == int(name)}
+        expected = classes | {3} | ({0} if classes & {1, 2} else set())
+        assert set(np.flatnonzero(verified[row]).tolist()) == expected
+    outputs = make_outputs(content, 3)
+    strict = evaluate(make_store(make_content(3), HIERARCHY, "strict"), outputs)["coco_bbox"]["AP"]
+    assert evaluate(store, outputs)["coco_bbox"]["AP"] > strict
+    assert verified_classes(make_store(make_content(3), name="none")) is None
+
+
+def test_a_class_verified_absent_has_its_descendants_absent(make_store):
+    content = make_content(3, images=1)
+    content["annotations"] = []
+    content["images"][0]["neg_category_ids"] = [3]
+    assert verified_classes(make_store(content, HIERARCHY)).tolist() == [[True, True, True, False]]
+
+
+def test_objects_without_mask_are_ignored_regions(make_store):
+    content = make_content(7)
+    for one in content["annotations"]:
+        one["iscrowd"] = 0
+    for one in content["annotations"][::2]:
+        del one["segmentation"]
+    store = make_store(content)
+    truth = coco_ground_truth(store, "segm")["annotations"]
+    assert sum(one["iscrowd"] for one in truth) == len(content["annotations"][::2])
+    assert not any(one["iscrowd"] for one in coco_ground_truth(store, "bbox")["annotations"])
+    assert evaluate(store, make_outputs(content, 7))["coco_segm"]["AP"] >= 0
+
+
+def test_files(make_store, tmp_path):
+    content = make_content(1)
+    store = make_store(content)
+    outputs = make_outputs(content, 1)
+    results = evaluate(store, outputs, output_dir=tmp_path / "out", max_detections=2)
+    written = json.loads((tmp_path / "out/coco_metrics.json").read_text())
+    assert written["summary"]["coco_segm"]["AP"] == pytest.approx(results["coco_segm"]["AP"] / 100)
+    assert [one["id"] for one in written["classes"]] == [3, 7, 11, 15]
+    per_class = [one["coco_bbox"] for one in written["classes"]]
+    assert np.mean(per_class) == pytest.approx(written["summary"]["coco_bbox"]["AP"])
+    rows = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
+    assert len(rows) == sum(len(output["instances"]) for _, output in outputs)
+    (tmp_path / "file.json").write_text(json.dumps(content_for_pycocotools(content)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground = COCO(str(tmp_path / "file.json"))
+        evaluation = COCOeval(
+            ground, ground.loadRes(str(tmp_path / "out/coco_instances_results.json")), "segm"
+        )
+        evaluation.params.maxDets = [1, 2, 2]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., 0, -1]
+    assert results["coco_segm"]["AP"] == pytest.approx(100 * precision[precision > -1].mean(), abs=1e-9)
+
+
+def content_for_pycocotools(content):
+    for one in content["annotations"]:
+        runs = coco_mask.frPyObjects(one["segmentation"], SIZE, SIZE)
+        one["area"] = float(coco_mask.area(runs)[0])
+        if one["iscrowd"]:  # which it wants as run lengths
+            one["segmentation"] = {"size": [SIZE, SIZE], "counts": runs[0]["counts"].decode()}
+    return content
+
+
+def test_padded_and_foreign_images(make_store, caplog):
+    content = make_content(4)
+    store = make_store(content)
+    outputs = make_outputs(content, 4)
+    once = evaluate(store, outputs)
+    foreign = ({"image_id": "no such image"}, outputs[0][1])
+    padded = evaluate(store, [*outputs, outputs[0], foreign])
+    assert all(padded[task] == pytest.approx(once[task], nan_ok=True) for task in once)
+    assert "1 outputs are of images that are not in" in caplog.text
+    evaluate(store, outputs[1:])
+    assert "1 of 12 images had no output" in caplog.text
+
+
+def test_detections_that_are_not_finite_are_left_out(make_store):
+    content = make_content(4)
+    store = make_store(content)
+    outputs = make_outputs(content, 4)
+    outputs[0][1]["instances"].scores[0] = float("nan")
+    outputs[0][1]["instances"].pred_boxes.tensor[1, 0] = float("inf")
+    assert np.isfinite(evaluate(store, outputs)["coco_bbox"]["AP"])
+
+
+def test_both_metrics_at_once(make_store, tmp_path):
+    content = make_content(6)
+    store = make_store(content)
+    for tasks, expected in (((), ["bbox"]), (("segm",), ["bbox", "coco_segm"])):
+        evaluators = StoreEvaluators(
+            store.path, coco_tasks=tasks, iou_threshold=0.5, output_dir=tmp_path / "out"
+        )
+        evaluators.reset()
+        for one, output in make_outputs(content, 6):
+            evaluators.process([one], [output])
+        assert list(evaluators.evaluate()) == expected
+
+
+def test_a_store_without_masks(make_store):
+    store = make_store(make_content(1, with_masks=False))
+    with pytest.raises(ConfigError, match=r"has no masks.*TEST\.COCO\.TASKS \('bbox',\)"):
+        COCOStoreEvaluator(store)
+    assert evaluate(store, [], tasks=("bbox",))["coco_bbox"]["AP"] == 0
+    for tasks in ((), ("keypoints",)):
+        with pytest.raises(ConfigError, match="'bbox' and 'segm', not"):
+            COCOStoreEvaluator(store, tasks=tasks)
