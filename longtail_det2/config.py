@@ -118,7 +118,7 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # 1000 proposals meet hundreds of classes and a low threshold. 0: all that pass SCORE_THRESH_TEST.
     cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST = 0
     # Name in CLASSIFICATION_LOSS_REGISTRY: "SoftmaxCrossEntropyLoss", "SigmoidBCELoss",
-    # "SigmoidFocalLoss".
+    # "SigmoidFocalLoss", "ConcurrentSoftmaxLoss".
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = "SoftmaxCrossEntropyLoss"
     # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To
     # fine-tune a detector on other classes: ("roi_heads.box_predictor",)
@@ -133,6 +133,17 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE = CN()
     # Every class's score before training; sets the classifier's bias to log(p / (1 - p)).
     cfg.MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE.PRIOR_PROB = 0.01
+    cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX = CN()
+    # File of concurrent rates. Empty: counted in DATASETS.TRAIN when training starts. Rates in the weights
+    # that are loaded go first.
+    cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.RATES_FILE = ""
+    # r_ij weakens class j as a rival of class i. It is P(j | i) for "given_row", P(i | j) for "given_column",
+    # the greater of both for "maximum".
+    cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.DIRECTION = "given_row"
+    # Loss in training: "concurrent", or "softmax", the cross entropy with several labels.
+    cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.TRAIN = "concurrent"
+    # Scores: "concurrent" or "softmax".
+    cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.TEST = "concurrent"
     # Keys of a loss of your own (docs/own_loss.md): the one node that takes keys which are not listed here.
     cfg.MODEL.CLASSIFICATION_LOSS.OWN = CN(new_allowed=True)
 
@@ -159,7 +170,7 @@ def _add_dense_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DENSE_HEAD = CN()
     # Loss of "MultiLabelRetinaNet" and "MultiLabelFCOS": a name in CLASSIFICATION_LOSS_REGISTRY that can
     # serve dense heads: "SigmoidFocalLoss" (its keys are MODEL.RETINANET.FOCAL_LOSS_ALPHA, FOCAL_LOSS_GAMMA
-    # and PRIOR_PROB), "SigmoidBCELoss", "SoftmaxCrossEntropyLoss".
+    # and PRIOR_PROB), "SigmoidBCELoss", "SoftmaxCrossEntropyLoss", "ConcurrentSoftmaxLoss".
     cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS = "SigmoidFocalLoss"
 
     # Detectron2 has FCOS in lazy configs only; the defaults are those of its class.
