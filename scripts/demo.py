@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ warnings.filterwarnings("ignore", message="torch.meshgrid")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from detectron2.data import MetadataCatalog  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from longtail_det2.data.image_sizes import MAX_PIXELS  # noqa: E402
@@ -118,7 +120,9 @@ def run(args: argparse.Namespace) -> None:
 def describe_classes(
     detector: TrainedDetector, store_path: Path | None
 ) -> tuple[Sequence[str], Sequence[str], Any]:
-    """Class ids, names and metadata for drawing: of the store, else what the checkpoint and its folder say.
+    """Class ids, names and metadata for drawing.
+
+    Of the store, else what the checkpoint and its folder say, else of the config's test data.
 
     Raises:
         ConfigError: the store has other classes than the checkpoint, or nothing is known about them.
@@ -135,8 +139,26 @@ def describe_classes(
         raise ConfigError(
             f"{detector.weights} does not say which classes it is for: give an annotation store with --store"
         )
-    names = detector.class_names or detector.class_ids
-    return detector.class_ids, names, labels_metadata(names)
+    if detector.class_names:
+        return detector.class_ids, detector.class_names, labels_metadata(detector.class_names)
+    store = store_of_config(detector)
+    if store is not None:
+        return store.class_ids, store.class_names, labels_metadata(store.class_names, store.hierarchy)
+    print("the names of the classes are unknown, their ids are drawn: --store gives names", file=sys.stderr)
+    return detector.class_ids, detector.class_ids, labels_metadata(detector.class_ids)
+
+
+def store_of_config(detector: TrainedDetector) -> AnnotationStore | None:
+    """A store of the config's test data that has the detector's classes, if there is one on this machine."""
+    with suppress(ConfigError, DataError):  # names are a convenience only
+        detector.register_data()
+        for name in detector.test_datasets:
+            path = MetadataCatalog.get(name).get("store_path")
+            if path and Path(path).is_dir():
+                store = AnnotationStore.open(path)
+                if store.class_ids == detector.class_ids:
+                    return store
+    return None
 
 
 def default_device() -> str:

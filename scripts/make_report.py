@@ -4,10 +4,14 @@
 import argparse
 import logging
 import sys
+import warnings
 from pathlib import Path
 
-from longtail_det2.utils.errors import ConfigError, DataError
-from longtail_det2.visualization.report import ReportOptions, build_report
+# PyTorch warns of what Detectron2 uses, which the user cannot change.
+warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
+
+from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
+from longtail_det2.visualization.report import ReportOptions, build_report  # noqa: E402
 
 EPILOG = """\
 example:

@@ -157,18 +157,10 @@ def drawn_picture(height: int = 240, width: int = 320) -> np.ndarray:
 
 def _test_pictures(detector: TrainedDetector) -> Iterator[Path]:
     """Files of the first pictures of the config's test data, as far as they are on this machine."""
-    from detectron2.config import CfgNode
     from detectron2.data import DatasetCatalog
 
-    from longtail_det2.engine.defaults import register_datasets
-
-    keys: Any = (
-        detector.cfg.DATASETS if isinstance(detector.cfg, CfgNode) else detector.cfg.get("datasets", {})
-    )
-    upper = isinstance(detector.cfg, CfgNode)
-    root, stores = keys.get("ROOT" if upper else "root", ""), keys.get("STORES" if upper else "stores", ())
     try:
-        register_datasets(root, stores)
+        detector.register_data()
         records = DatasetCatalog.get(detector.test_datasets[0])
         found = [Path(records[index]["file_name"]) for index in range(min(_PICTURES, len(records)))]
     except (DataError, KeyError, IndexError) as error:

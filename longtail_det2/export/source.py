@@ -61,6 +61,20 @@ class TrainedDetector:
             LazyConfig.save(self.cfg, str(path))
             return config_without_paths(read_plain_yaml(path))
 
+    def register_data(self) -> None:
+        """Registers the data sets that the config names, and the built-in ones.
+
+        Raises:
+            ConfigError: an entry is malformed, or a name stands for other data already.
+        """
+        from longtail_det2.engine.defaults import register_datasets
+
+        if isinstance(self.cfg, CfgNode):
+            register_datasets(self.cfg.DATASETS.ROOT, self.cfg.DATASETS.STORES)
+        else:
+            keys = self.cfg.get("datasets", {})
+            register_datasets(keys.get("root", ""), keys.get("stores", ()))
+
 
 def load_detector(
     config_file: str, weights: str | os.PathLike[str] = "", options: Sequence[str] = ()

@@ -14,6 +14,7 @@ from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.engine.build import build_model
 from longtail_det2.engine.config_files import load_cfg
+from longtail_det2.export.source import load_detector
 from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.pictures import PicturePredictions, find_pictures, write_predictions
 
@@ -36,11 +37,15 @@ def weights(tmp_path, store):
 
 
 @pytest.fixture
-def demo(repository, weights, tmp_path):
+def script(repository):
     spec = importlib.util.spec_from_file_location("demo", repository / "scripts" / "demo.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
 
+
+@pytest.fixture
+def demo(script, weights, tmp_path):
     def call(*arguments, output=tmp_path / "out"):
         command = [
             "--config-file",
@@ -52,7 +57,7 @@ def demo(repository, weights, tmp_path):
             "--device",
             "cpu",
         ]
-        return module.main([*command, *map(str, arguments), "--opts", *OPTIONS])
+        return script.main([*command, *map(str, arguments), "--opts", *OPTIONS])
 
     return call
 
@@ -152,6 +157,22 @@ def test_equal_names_get_ids_and_drawings_of_their_own(store, tmp_path, demo):
 def test_inputs_named_twice_count_once(store):
     path = store.image_root / "im0.png"
     assert len(find_pictures([path, store.image_root, path])) == 4
+
+
+def test_names_are_those_of_the_config_s_test_data(script, weights, store, tmp_path, capsys):
+    """A checkpoint of a run that was not evaluated yet knows ids only."""
+
+    def described(place):
+        options = [*OPTIONS, "DATASETS.STORES", f"mine={place}", "DATASETS.TEST", "mine"]
+        return script.describe_classes(load_detector(CONFIG, weights, options), None)
+
+    ids, names, metadata = described(store.path)
+    assert (ids, names) == (store.class_ids, store.class_names) and ids != names
+    assert metadata.hierarchy.class_ids == store.class_ids
+    assert not capsys.readouterr().err
+    ids, names, _ = described(tmp_path / "absent")
+    assert ids == names == store.class_ids
+    assert "--store gives names" in capsys.readouterr().err
 
 
 def test_no_predictions_at_all(tmp_path):
