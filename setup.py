@@ -18,22 +18,22 @@ BUILD_OPS = os.environ.get("LONGTAIL_DET2_BUILD_OPS", "auto")
 
 
 class BuildWithConfigs(build_py):
-    """Copies `configs/` and `projects/*/configs` into the built package, where `model_zoo` finds them."""
+    """Copies `configs/` and `projects/*/configs` into the built package, where `model_zoo` finds them.
+
+    They lie there as in a checkout, because the projects' configs name their bases by relative paths.
+    """
 
     def run(self):
         """Build the Python modules, then add the configs."""
         super().run()
         if getattr(self, "editable_mode", False):
             return  # a checkout reads its own configs/
-        target = Path(self.build_lib) / "longtail_det2" / "model_zoo" / "configs"
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(ROOT / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
-        for source in sorted((ROOT / "projects").glob("*/configs")):
-            shutil.copytree(
-                source,
-                target / "projects" / source.parent.name,
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
+        target = Path(self.build_lib) / "longtail_det2" / "model_zoo"
+        for part in ("configs", "projects"):
+            shutil.rmtree(target / part, ignore_errors=True)
+        for source in (ROOT / "configs", *sorted((ROOT / "projects").glob("*/configs"))):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, target / source.relative_to(ROOT), ignore=ignored)
 
 
 def compiled_operators():

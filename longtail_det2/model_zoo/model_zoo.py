@@ -1,9 +1,14 @@
-"""Configs that come with the project, by their name below ``configs/``, and their published weights."""
+"""Configs that come with the project, by name, and their published weights.
+
+A config's name is its path below ``configs/``; those of a method are called by their path from the root of a
+checkout, ``projects/METHOD/configs/...``.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 
 _PACKAGED = Path(__file__).resolve().parent / "configs"
 _CHECKOUT = Path(__file__).resolve().parents[2] / "configs"
+_PROJECTS = "projects"
 
 
 def config_root() -> Path:
@@ -40,24 +46,43 @@ def config_root() -> Path:
 
 def list_configs() -> list[str]:
     """Names of all configs, YAML and lazy, without the parts that they are made of."""
-    root = config_root()
-    names = (path.relative_to(root) for path in root.rglob("*") if path.suffix in (".yaml", ".py"))
     return sorted(
-        name.as_posix() for name in names if "common" not in name.parts and not name.name.startswith("Base-")
+        str(_name_of(path))
+        for folder in _folders()
+        for path in folder.rglob("*")
+        if path.suffix in (".yaml", ".py")
+        and "common" not in path.relative_to(folder).parts
+        and not path.name.startswith("Base-")
     )
+
+
+def _folders() -> Iterator[Path]:
+    """The folder of the configs, and those of the projects, which lie the same way in an installation."""
+    root = config_root()
+    yield root
+    yield from sorted((root.parent / _PROJECTS).glob("*/configs"))
+
+
+def _name_of(path: Path) -> str | None:
+    """The name of a file in one of the folders; None elsewhere."""
+    for folder in _folders():
+        if folder in path.parents:
+            return path.relative_to(folder if folder == config_root() else folder.parents[2]).as_posix()
+    return None
 
 
 def get_config_file(name: str) -> str:
     """Path of a config.
 
     Args:
-        name: below ``configs/``, such as "shapes/faster_rcnn_tiny_softmax_shapes.yaml".
+        name: such as "shapes/faster_rcnn_tiny_softmax_shapes.yaml".
 
     Raises:
         ConfigError: there is none of that name.
     """
-    path = config_root() / name
-    if not path.is_file() or config_root() not in path.resolve().parents:
+    root = config_root().resolve()
+    path = (root.parent if name.startswith(f"{_PROJECTS}/") else root) / name
+    if not path.is_file() or _name_of(path.resolve()) is None:
         known = list_configs()
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -68,11 +93,9 @@ def get_config_file(name: str) -> str:
 def name_of_config(path: str | os.PathLike[str]) -> str:
     """What :func:`get_config_file` calls a config file; "" if it is none of the project's."""
     try:
-        root = config_root().resolve()
+        return _name_of(Path(path).resolve()) or ""
     except ConfigError:
         return ""
-    found = Path(path).resolve()
-    return found.relative_to(root).as_posix() if root in found.parents else ""
 
 
 def get_checkpoint(name: str) -> str:
