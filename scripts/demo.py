@@ -23,6 +23,7 @@ from longtail_det2.data.image_sizes import MAX_PIXELS  # noqa: E402
 from longtail_det2.data.store import AnnotationStore  # noqa: E402
 from longtail_det2.export.source import TrainedDetector, load_detector  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
+from longtail_det2.utils.wording import counted  # noqa: E402
 from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer, labels_metadata  # noqa: E402
 from longtail_det2.visualization.pictures import (  # noqa: E402
     PictureFile,
@@ -108,13 +109,13 @@ def run(args: argparse.Namespace) -> None:
             f"{', '.join(args.input)}: none of {len(pictures)} files is a picture that can be read"
         )
     score = f"scores from {args.score_threshold:g}"
-    print(f"{len(done)} pictures in {args.output}, {drawn} predictions drawn ({score})")
+    print(f"{counted(len(done), 'picture')} in {args.output}, {counted(drawn, 'prediction')} drawn ({score})")
     if not drawn:
         best = max((float(one.scores.max()) for one in done if len(one.scores)), default=0.0)
         print(f"the highest score is {best:.3f}: a lower --score-threshold draws something")
     if args.predictions is not None:
         write_predictions(args.predictions, done, class_ids, names)
-        print(f"{sum(len(one.scores) for one in done)} predictions in {args.predictions}")
+        print(f"{counted(sum(len(one.scores) for one in done), 'prediction')} in {args.predictions}")
 
 
 def describe_classes(

@@ -21,6 +21,7 @@ from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper  # noqa: E
 from longtail_det2.data.image_reading import read_image  # noqa: E402
 from longtail_det2.engine.defaults import register_datasets  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
+from longtail_det2.utils.wording import counted  # noqa: E402
 from longtail_det2.visualization.inputs import add_data_arguments, open_data, picture_names  # noqa: E402
 from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer  # noqa: E402
 
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{count} pictures in {args.output}")
+    print(f"{counted(count, 'picture')} in {args.output}")
     return 0
 
 

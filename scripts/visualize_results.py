@@ -15,6 +15,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
+from longtail_det2.utils.wording import counted  # noqa: E402
 from longtail_det2.visualization.inputs import add_data_arguments, open_data, picture_names  # noqa: E402
 from longtail_det2.visualization.predictions import TruthIndex, read_predictions  # noqa: E402
 from longtail_det2.visualization.report_pictures import (  # noqa: E402
@@ -68,7 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{count} pictures in {args.output}, predictions with a score of at least {threshold:.2f}")
+    print(
+        f"{counted(count, 'picture')} in {args.output}, predictions with a score of at least {threshold:.2f}"
+    )
     return 0
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from longtail_det2.model_zoo.weights import read_weights
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.wording import counted
 
 from .files import (
     LAST_CHECKPOINT,
@@ -217,10 +218,11 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
     def _class_counts(self, class_ids: Sequence[str] | None, wrong: Sequence[_Mismatch]) -> str:
         """The two numbers of classes, or of logits where the checkpoint does not know its classes."""
         if class_ids and self.class_ids and len(class_ids) != len(self.class_ids):
-            return f": it is for {len(class_ids)} classes, the model for {len(self.class_ids)}"
+            found = counted(len(class_ids), "class", "classes")
+            return f": it is for {found}, the model for {len(self.class_ids)}"
         for name, found, wanted in wrong:
             if name.endswith("cls_score.weight"):
-                return f": its classifier has {found[0]} logits, the model's {wanted[0]}"
+                return f": its classifier has {counted(found[0], 'logit')}, the model's {wanted[0]}"
         return ""
 
     def _check_classes(self, class_ids: Sequence[str] | None) -> None:

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from longtail_det2.config import get_cfg
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     _refuse_flags(options)
     if len(options) % 2:
         raise ConfigError(
-            f"options must come in pairs KEY VALUE, got {len(options)} words: {' '.join(options)}"
+            f"options must come in pairs KEY VALUE, got {counted(len(options), 'word')}: {' '.join(options)}"
         )
     for key, value in zip(options[::2], options[1::2], strict=True):
         default = _value_at(cfg, key)

@@ -22,6 +22,7 @@ from longtail_det2.data.datasets.builtin import get_hierarchy, get_metadata, reg
 from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.wording import counted
 
 from .build import register_components
 from .config_files import find_config_file, load_cfg, load_lazy
@@ -161,10 +162,10 @@ def settle_classes(train: Sequence[str], test: Sequence[str], num_classes: int) 
         _check_equal_classes(first, class_ids, other, class_ids_of(other))
     if num_classes not in (NUM_CLASSES_FROM_DATA, len(class_ids)):
         raise ConfigError(
-            f"the config says {num_classes} classes (MODEL.ROI_HEADS.NUM_CLASSES; in a lazy config "
-            f"model.roi_heads.num_classes, of RetinaNet and FCOS model.num_classes), but data set {first!r} "
-            f"has {len(class_ids)}. Set it to {len(class_ids)}, or to {NUM_CLASSES_FROM_DATA} to take the "
-            "data set's number."
+            f"the config says {counted(num_classes, 'class', 'classes')} (MODEL.ROI_HEADS.NUM_CLASSES; in a "
+            "lazy config model.roi_heads.num_classes, of RetinaNet and FCOS model.num_classes), but data set "
+            f"{first!r} has {len(class_ids)}. Set it to {len(class_ids)}, or to {NUM_CLASSES_FROM_DATA} to "
+            "take the data set's number."
         )
     return class_ids
 
@@ -220,8 +221,8 @@ def lazy_dataset_names(cfg: DictConfig) -> tuple[list[str], list[str]]:
 def _check_equal_classes(name: str, ids: tuple[str, ...], other: str, other_ids: tuple[str, ...]) -> None:
     if len(ids) != len(other_ids):
         raise ConfigError(
-            f"data set {name!r} has {len(ids)} classes, but {other!r} has {len(other_ids)}: training and "
-            "test data need the same classes in the same order"
+            f"data set {name!r} has {counted(len(ids), 'class', 'classes')}, but {other!r} has "
+            f"{len(other_ids)}: training and test data need the same classes in the same order"
         )
     for index, (one, two) in enumerate(zip(ids, other_ids, strict=True)):
         if one != two:

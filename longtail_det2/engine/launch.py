@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import multiprocessing as mp
 
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +85,8 @@ def _check(processes: int, num_machines: int, machine_rank: int, dist_url: str) 
     if num_machines > 1 and dist_url == "auto":
         raise ConfigError("--dist-url: several machines need an address, tcp://<first machine>:<port>")
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise ConfigError(
-            f"--num-gpus {processes}: this machine has {torch.cuda.device_count()} CUDA device(s)"
-        )
+        devices = counted(torch.cuda.device_count(), "CUDA device")
+        raise ConfigError(f"--num-gpus {processes}: this machine has {devices}")
 
 
 def _run_in_torchrun(main: Callable[..., Any], args: Sequence[Any], timeout: timedelta) -> Any:

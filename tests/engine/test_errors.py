@@ -68,6 +68,8 @@ def test_number_of_classes(yaml_args, lazy_args, capsys):
     message = fails(trainer.main, yaml_args("MODEL.ROI_HEADS.NUM_CLASSES", "80"), capsys)
     assert "80 classes" in message and "'mini_train' has 4" in message and "to -1" in message
     assert "has 4" in fails(lazy.main, lazy_args("model.roi_heads.num_classes=80"), capsys)
+    message = fails(trainer.main, yaml_args("MODEL.ROI_HEADS.NUM_CLASSES", "1"), capsys)
+    assert "the config says 1 class (MODEL" in message
 
 
 def test_training_and_test_data_of_other_classes(yaml_args, pictures, capsys):

@@ -119,7 +119,7 @@ def test_what_is_no_picture(demo, store, tmp_path, capsys):
     (folder / "bad.jpg").write_bytes(b"not a picture")
     assert demo("--input", folder) == 0  # in a folder, a broken file is passed over
     printed = capsys.readouterr()
-    assert "1 pictures in" in printed.out
+    assert "1 picture in" in printed.out
     assert "passed over: " in printed.err and "bad.jpg: cannot read the image" in printed.err
 
     def error(*arguments):
