@@ -1,0 +1,487 @@
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from longtail_det2.layers import (
+    concurrent_softmax,
+    concurrent_softmax_loss,
+    concurrent_softmax_scores,
+    multi_label_softmax_loss,
+)
+
+CASES = ("small_bg", "small_nobg", "medium_bg")
+SCALES = (1.0, 1e2, 1e4)
+
+
+@pytest.fixture(params=["pairs", "matrix"])
+def form(request, monkeypatch):
+    """Both ways to work the loss out: that of CPUs, and that of CUDA, which does not look at the labels."""
+    if request.param == "matrix":
+        monkeypatch.setattr(concurrent_softmax, "_pairs_worker", concurrent_softmax._matrix_worker)
+    return request.param
+
+
+@pytest.fixture(params=CASES)
+def golden(request, golden_dir):
+    with np.load(golden_dir / f"concurrent/{request.param}.npz") as file:
+        return {key: torch.from_numpy(value) for key, value in file.items()}
+
+
+def example(rows=24, num_classes=7, dtype=torch.float64, scale=1.0, seed=0, ignored=True):
+    """Random (logits, labels, rates): one label to all, some ignored, background rows, rates of exactly 1."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(rows, num_classes + 1, generator=generator, dtype=dtype)
+    share = torch.rand(rows, 1, generator=generator)
+    labels = (torch.rand(rows, num_classes + 1, generator=generator) < share).to(torch.int8)
+    if ignored:
+        labels[torch.rand(labels.shape, generator=generator) < 0.15] = -1
+    labels[:, -1] = 0
+    labels[0, :-1] = 1
+    labels[-rows // 3 :] = torch.tensor([0] * num_classes + [1], dtype=torch.int8)
+    rates = torch.rand(num_classes, num_classes, generator=generator, dtype=dtype)
+    rates[torch.rand(rates.shape, generator=generator) < 0.4] = 1.0
+    rates[torch.rand(rates.shape, generator=generator) < 0.2] = 0.0
+    return logits.requires_grad_(), labels, rates
+
+
+def log_denominators(logits, suppressing, rates):
+    """(R, C) straight from the formula, by (R, C, C) terms in the space of logarithms."""
+    size = logits.shape[1]
+    weights = torch.ones(size, size, dtype=logits.dtype)
+    weights[: len(rates), : len(rates)] -= rates
+    terms = torch.where(suppressing[:, None, :], weights.log() + logits[:, None, :], -torch.inf)
+    own = torch.eye(size, dtype=torch.bool)
+    return torch.where(own, logits[:, None, :], terms).logsumexp(dim=2)
+
+
+def plain_loss(logits, labels, rates):
+    found = log_denominators(logits, labels == 0, rates) - logits
+    return torch.where(labels == 1, found, 0).sum(dim=1)
+
+
+def plain_scores(logits, rates):
+    return (logits - log_denominators(logits, torch.ones_like(logits, dtype=torch.bool), rates)).exp()
+
+
+def loss_and_gradient(function, logits, *args):
+    weights = torch.arange(1, len(logits) + 1, dtype=logits.dtype)  # each region's gradient has its own
+    loss = function(logits, *args)
+    (gradient,) = torch.autograd.grad((loss * weights).sum(), logits)
+    return loss.detach(), gradient
+
+
+def close(one, other, atol=1e-10):
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=atol)
+
+
+def test_golden_loss_and_gradient(golden, form):
+    logits = golden["logits"].requires_grad_()
+    loss = concurrent_softmax_loss(logits, golden["labels"], golden["r"])
+    loss.sum().backward()
+    close(loss.detach(), golden["loss"])
+    close(logits.grad, golden["grad"])
+
+
+def test_golden_scores(golden):
+    close(concurrent_softmax_scores(golden["logits"], golden["r"]), golden["test_prob"])
+
+
+def test_golden_softmax(golden):
+    logits = golden["logits"].requires_grad_()
+    loss = multi_label_softmax_loss(logits, golden["labels"])
+    loss.sum().backward()
+    close(loss.detach(), golden["softmax_loss"])
+    close(logits.grad, golden["softmax_grad"])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_formula(form, scale):
+    for seed in range(5):
+        inputs = example(scale=scale, seed=seed)
+        found, wanted = (loss_and_gradient(one, *inputs) for one in (concurrent_softmax_loss, plain_loss))
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-10)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_formula_of_scores(scale):
+    for seed in range(5):
+        logits, _, rates = example(scale=scale, seed=seed)
+        close(concurrent_softmax_scores(logits, rates), plain_scores(logits, rates))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_float32_is_right_where_the_largest_logit_has_no_weight(form, scale):
+    """Relative to the largest term, what has a weight is 0 in float32, and a quotient of it 0 / 0 or 1."""
+    logits, labels, rates = example(rows=60, dtype=torch.float32, scale=scale)
+    rates[:, 0] = 1.0
+    logits = logits.detach()
+    logits[:, 0] = 3 * scale + 300
+    logits.requires_grad_()
+    if form == "matrix":  # which has places for one such pair a region
+        labels = F.one_hot(1 + torch.arange(60) % 6, 8)
+    labels[:, 0] = 0
+    exact = logits.detach().double().requires_grad_(), labels, rates.double()
+    loss, gradient = loss_and_gradient(concurrent_softmax_loss, logits, labels, rates)
+    wanted_loss, wanted_gradient = loss_and_gradient(plain_loss, *exact)
+    torch.testing.assert_close(loss.double(), wanted_loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient.double(), wanted_gradient, rtol=1e-4, atol=1e-3)
+    scores = concurrent_softmax_scores(logits, rates)
+    torch.testing.assert_close(scores.double(), plain_scores(exact[0], exact[2]), rtol=1e-4, atol=1e-6)
+    assert (scores[:, 1:-1] > 0.01).any()  # these are the scores that need care
+
+
+def test_more_tiny_denominators_than_there_are_places_for_are_not_hidden():
+    """See the test before; a pair without a place must not lose its loss in silence."""
+    logits = torch.zeros(2, 6)
+    logits[:, 0] = 500.0
+    labels = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0]])
+    loss = torch.zeros(2)
+    work = concurrent_softmax._matrix_worker(logits, torch.ones(5, 5))
+    work(logits, labels.to(torch.int8), loss, None)
+    assert loss.isnan().all()
+    loss, labels[0, 2] = torch.zeros(2), 0
+    work(logits, labels.to(torch.int8), loss, None)
+    torch.testing.assert_close(loss, torch.full((2,), 2.0).log())
+
+
+def test_rates_of_zero_and_one_label_are_cross_entropy(form):
+    logits, _, rates = example()
+    classes = torch.arange(len(logits)) % 8
+    labels = F.one_hot(classes, 8)
+    close(
+        loss_and_gradient(concurrent_softmax_loss, logits, labels, torch.zeros_like(rates)),
+        loss_and_gradient(lambda z: F.cross_entropy(z, classes, reduction="none"), logits),
+    )
+
+
+def test_one_label_is_cross_entropy_for_several_labels_too():
+    logits, _, _ = example()
+    classes = torch.arange(len(logits)) % 8
+    found = multi_label_softmax_loss(logits, F.one_hot(classes, 8))
+    close(found, F.cross_entropy(logits, classes, reduction="none"))
+
+
+def test_positives_do_not_suppress_each_other(form):
+    """With rates of 0: a sum of cross entropies, each among its class and the negatives."""
+    logits, labels, rates = example(ignored=False)
+    found = concurrent_softmax_loss(logits, labels, torch.zeros_like(rates))
+    for row in range(len(logits)):
+        wanted = torch.zeros((), dtype=logits.dtype)
+        for own in logits[row, labels[row] == 1]:
+            wanted = wanted + torch.cat([own[None], logits[row, labels[row] == 0]]).logsumexp(dim=0) - own
+        close(found[row], wanted)
+
+
+def test_rates_of_one_leave_only_the_background(form):
+    logits, _, rates = example()
+    labels = F.one_hot(torch.arange(len(logits)) % 7, 8)
+    own = (logits * labels).sum(dim=1)
+    loss, gradient = loss_and_gradient(concurrent_softmax_loss, logits, labels, torch.ones_like(rates))
+    close(loss, F.softplus(logits[:, -1] - own).detach())
+    assert not gradient[:, :-1][labels[:, :-1] == 0].any()
+    free = concurrent_softmax_loss(logits[:, :-1], labels[:, :-1], torch.ones_like(rates))
+    assert not free.any()  # without a background there is nothing to suppress it
+
+
+def test_background_concurs_with_nothing(form):
+    logits, _, rates = example()
+    labels = F.one_hot(torch.full((len(logits),), 7), 8)
+    wanted = F.cross_entropy(logits, labels.argmax(dim=1), reduction="none")
+    close(concurrent_softmax_loss(logits, labels, torch.ones_like(rates)), wanted)
+    close(concurrent_softmax_scores(logits, torch.ones_like(rates))[:, -1], logits.softmax(dim=1)[:, -1])
+
+
+def test_an_ignored_class_is_as_if_it_were_not_there(form):
+    logits, labels, rates = example(num_classes=6)
+    labels[:, 2] = -1
+    left = [0, 1, 3, 4, 5]
+    smaller = concurrent_softmax_loss(logits[:, [*left, 6]], labels[:, [*left, 6]], rates[left][:, left])
+    loss, gradient = loss_and_gradient(concurrent_softmax_loss, logits, labels, rates)
+    close(loss, smaller.detach())
+    assert not gradient[:, 2].any()
+    close(
+        multi_label_softmax_loss(logits, labels),
+        multi_label_softmax_loss(logits[:, [*left, 6]], labels[:, [*left, 6]]),
+    )
+
+
+def test_no_label_costs_nothing(form):
+    logits, labels, rates = example()
+    for nothing in (torch.zeros_like(labels), torch.full_like(labels, -1)):
+        for loss, gradient in (
+            loss_and_gradient(concurrent_softmax_loss, logits, nothing, rates),
+            loss_and_gradient(multi_label_softmax_loss, logits, nothing),
+        ):
+            assert not loss.any() and not gradient.any()
+
+
+def test_the_diagonal_is_not_read(form):
+    logits, labels, rates = example()
+    other = rates.clone()
+    other.fill_diagonal_(0.0)
+    rates.fill_diagonal_(1.0)
+    close(concurrent_softmax_loss(logits, labels, rates), concurrent_softmax_loss(logits, labels, other))
+    close(concurrent_softmax_scores(logits, rates), concurrent_softmax_scores(logits, other))
+
+
+def test_inputs_stay_as_they_are(form):
+    inputs = example()
+    before = [one.detach().clone() for one in inputs]
+    concurrent_softmax_loss(*inputs).sum().backward()
+    concurrent_softmax_scores(inputs[0], inputs[2])
+    assert all(torch.equal(one.detach(), old) for one, old in zip(inputs, before, strict=True))
+
+
+def test_scores_are_softmax_without_rates_and_sum_to_at_least_one():
+    logits, _, rates = example(rows=200)
+    close(concurrent_softmax_scores(logits, torch.zeros_like(rates)), logits.softmax(dim=1))
+    scores = concurrent_softmax_scores(logits.float(), rates.float())
+    assert scores.min() >= 0 and scores.max() <= 1
+    assert (scores.sum(dim=1) >= 1 - 1e-6).all() and (scores.sum(dim=1) > 1.5).any()
+    assert (scores >= logits.float().softmax(dim=1) - 1e-6).all()
+
+
+@pytest.mark.parametrize("num_classes", [1, 5])
+def test_gradients(form, num_classes):
+    logits, labels, rates = example(rows=8, num_classes=num_classes)
+    assert torch.autograd.gradcheck(lambda z: concurrent_softmax_loss(z, labels, rates), logits)
+    assert torch.autograd.gradcheck(lambda z: multi_label_softmax_loss(z, labels), logits)
+    assert torch.autograd.gradcheck(lambda z: concurrent_softmax_scores(z, rates), logits)
+
+
+def test_gradient_of_scores_that_are_summed_one_by_one():
+    logits, _, rates = example(rows=4)
+    rates[:, 0] = 1.0
+    logits = torch.cat([torch.full((4, 1), 900.0), logits.detach()[:, 1:]], dim=1).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: concurrent_softmax_scores(z, rates), logits)
+
+
+def test_one_class(form):
+    logits = torch.tensor([[2.0, 1.0], [0.5, 3.0]], requires_grad=True)
+    loss = concurrent_softmax_loss(logits, torch.eye(2, dtype=torch.int8), torch.ones(1, 1))
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor([0, 1]), reduction="none"))
+
+
+def test_no_regions(form):
+    logits = torch.zeros(0, 6, requires_grad=True)
+    labels = torch.zeros(0, 6, dtype=torch.int8)
+    for loss in (
+        concurrent_softmax_loss(logits, labels, torch.zeros(5, 5)),
+        multi_label_softmax_loss(logits, labels),
+    ):
+        assert loss.shape == (0,)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        assert gradient.shape == logits.shape
+    assert concurrent_softmax_scores(logits, torch.zeros(5, 5)).shape == (0, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_evaluated_in_float32(form, dtype):
+    logits, labels, rates = example(dtype=torch.float32, scale=100.0)
+    logits = logits.detach().to(dtype).requires_grad_()
+    loss, gradient = loss_and_gradient(concurrent_softmax_loss, logits, labels, rates)
+    assert loss.dtype == torch.float32 and gradient.dtype == dtype
+    wanted = concurrent_softmax_loss(logits.float(), labels, rates)
+    torch.testing.assert_close(loss, wanted.detach(), rtol=0, atol=0)
+    assert torch.isfinite(gradient).all()
+    scores = concurrent_softmax_scores(logits, rates)
+    torch.testing.assert_close(scores, concurrent_softmax_scores(logits.float(), rates), rtol=0, atol=0)
+
+
+def test_autocast_changes_nothing_inside(form):
+    logits, labels, rates = example(dtype=torch.float32)
+    wanted = concurrent_softmax_loss(logits, labels, rates), concurrent_softmax_scores(logits, rates)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = concurrent_softmax_loss(logits, labels, rates), concurrent_softmax_scores(logits, rates)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("labels_type", [torch.bool, torch.uint8, torch.int64, torch.float32])
+def test_labels_of_any_type(form, labels_type):
+    logits, labels, rates = example(ignored=False)
+    wanted = concurrent_softmax_loss(logits, labels, rates)
+    close(concurrent_softmax_loss(logits, labels.to(labels_type), rates.float()), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_show_in_their_region(form, value):
+    """Also in a class that the region's loss does not depend on."""
+    logits, labels, rates = example()
+    labels[3] = torch.tensor([1, -1, 0, 0, 0, 0, 0, 0])
+    rates[0, 2] = 1.0
+    for column in (1, 2):
+        broken = logits.detach().clone()
+        broken[3, column] = value
+        for loss in (
+            concurrent_softmax_loss(broken, labels, rates),
+            multi_label_softmax_loss(broken, labels),
+        ):
+            assert loss.isnan().nonzero().tolist() == [[3]]
+
+
+def test_without_gradient_none_is_worked_out(form):
+    logits, labels, rates = example()
+    wanted = concurrent_softmax_loss(logits, labels, rates).detach()
+    with torch.no_grad():
+        found = concurrent_softmax_loss(logits, labels, rates)
+    assert not found.requires_grad
+    close(found, wanted)
+
+
+def test_many_regions_are_worked_out_part_by_part(form, monkeypatch):
+    logits, labels, rates = example(rows=203)
+    wanted = loss_and_gradient(plain_loss, logits, labels, rates)
+    monkeypatch.setattr(concurrent_softmax, "_ROWS", 17)
+    close(loss_and_gradient(concurrent_softmax_loss, logits, labels, rates), wanted)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "rates"),
+    [((4,), (4,), (3, 3)), ((2, 4), (2, 3), (3, 3)), ((2, 4), (2, 4), (2, 2)), ((2, 4), (2, 4), (3, 4))],
+)
+def test_shapes_that_do_not_fit(logits, labels, rates):
+    with pytest.raises(ValueError, match=r"need logits and labels \(R, K \+ 1\).*got logits"):
+        concurrent_softmax_loss(torch.zeros(logits), torch.zeros(labels), torch.zeros(rates))
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the bytes of the tensors that operators make while they are alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for tensor in self._tensors((args, kwargs)):
+            self._known.add(tensor.untyped_storage()._cdata)
+        found = function(*args, **(kwargs or {}))
+        for tensor in self._tensors(found):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.alive += storage.nbytes()
+                self.peak = max(self.peak, self.alive)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return found
+
+    def _tensors(self, tree):
+        return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+    def _gone(self, key, size):
+        self.alive -= size
+        self._known.discard(key)
+
+
+def peak_of(function):
+    with Allocations() as allocations:
+        function()
+    return allocations.peak
+
+
+def test_allocations_are_counted():
+    one = torch.zeros(1000)
+    assert peak_of(lambda: ((one + 1) * 2) + 3) == 8000  # two of the three at any time
+    assert peak_of(lambda: one.add_(1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_classes", "labels_of"),
+    [
+        (256, 78, "two a region"),
+        (512, 500, "two a region"),
+        (2048, 500, "two a region"),
+        (2048, 78, "two a region"),
+        (256, 78, "all classes"),
+        (600, 40, "all classes"),
+    ],
+)
+def test_memory(rows, num_classes, labels_of):
+    """At most 4 R K float32, forward and backward, gradient included; far from R K K."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, num_classes + 1, generator=generator, requires_grad=True)
+    rates = torch.rand(num_classes, num_classes, generator=generator)
+    labels = torch.zeros(rows, num_classes + 1, dtype=torch.int8)
+    if labels_of == "all classes":
+        labels[:, :-1] = 1
+    else:
+        foreground = torch.randint(num_classes, (rows // 4, 2), generator=generator)
+        labels[: rows // 4].scatter_(1, foreground, 1)
+        labels[rows // 4 :, -1] = 1
+    unit = 4 * rows * num_classes
+    assert peak_of(lambda: concurrent_softmax_loss(logits, labels, rates).sum().backward()) <= 4 * unit
+    with torch.no_grad():
+        assert peak_of(lambda: concurrent_softmax_loss(logits, labels, rates)) <= 3 * unit
+        assert peak_of(lambda: concurrent_softmax_scores(logits, rates)) <= 4 * unit
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("scale", SCALES)
+def test_cuda_is_right_and_does_not_wait(scale):
+    inputs = example(rows=300, scale=scale)
+    wanted = loss_and_gradient(plain_loss, *inputs)
+    logits, labels, rates = (one.detach().cuda() for one in inputs)
+    logits.requires_grad_()
+    weights = torch.arange(1, len(logits) + 1, dtype=logits.dtype, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = concurrent_softmax_loss(logits, labels, rates)
+        (loss * weights).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(loss.detach().cpu(), wanted[0], rtol=1e-10, atol=1e-9)
+    torch.testing.assert_close(logits.grad.cpu(), wanted[1], rtol=1e-10, atol=1e-8)
+    scores = concurrent_softmax_scores(logits, rates).cpu()
+    close(scores, plain_scores(inputs[0], inputs[2]))
+
+
+class Scorer(torch.nn.Module):
+    def __init__(self, rates):
+        super().__init__()
+        self.register_buffer("rates", rates)
+
+    def forward(self, logits):
+        return concurrent_softmax_scores(logits, self.rates)
+
+
+def scorer_and_inputs():
+    """Recorded where no score needs a sum of its own, then to be run where some do, with other sizes."""
+    logits, _, rates = example(rows=40, dtype=torch.float32)
+    rates[:, 0] = 1.0
+    logits = logits.detach()
+    far = logits.clone()
+    far[::2, 0] = 300.0
+    return Scorer(rates), logits[:5], [logits, far, far[:1], logits[:0]]
+
+
+def test_recorded_as_torchscript():
+    scorer, recorded, inputs = scorer_and_inputs()
+    traced = torch.jit.trace(scorer, (recorded,), check_trace=False)
+    for logits in inputs:
+        torch.testing.assert_close(traced(logits), scorer(logits))
+
+
+def test_recorded_as_onnx(tmp_path):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    scorer, recorded, inputs = scorer_and_inputs()
+    path = str(tmp_path / "scores.onnx")
+    torch.onnx.export(
+        scorer,
+        (recorded,),
+        path,
+        input_names=["logits"],
+        dynamic_axes={"logits": {0: "regions"}},
+        opset_version=16,
+        dynamo=False,
+    )
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for logits in inputs:
+        (found,) = session.run(None, {"logits": logits.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), scorer(logits), rtol=1e-5, atol=1e-6)
