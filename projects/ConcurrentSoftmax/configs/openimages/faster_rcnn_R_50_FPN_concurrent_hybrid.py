@@ -1,0 +1,8 @@
+from .faster_rcnn_R_50_FPN_concurrent import dataloader, datasets, lr_multiplier, model, optimizer, train
+
+dataloader.train.sampler = "StagedTrainingSampler"
+dataloader.train.stages = [
+    ["UniformTrainingSampler", 217880],
+    ["SoftBalanceTrainingSampler", 108940, {"lambda_": 0.7}],
+]
+train.output_dir = "./output/faster_rcnn_R_50_FPN_concurrent_hybrid"

@@ -1,0 +1,12 @@
+from .faster_rcnn_X_101_32x8d_FPN_concurrent import (
+    dataloader,
+    datasets,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+dataloader.train.sampler = "SoftBalanceTrainingSampler"
+dataloader.train.sampler_options = {"lambda_": 0.7}
+train.output_dir = "./output/faster_rcnn_X_101_32x8d_FPN_concurrent_soft_balance"
