@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+
+from longtail_det2.model_zoo.run_facts import read_plain_yaml
+from longtail_det2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -233,30 +235,14 @@ def _class_result(row: Mapping[str, Any]) -> ClassResult:
     )
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Reads configs whose Python tags mean nothing to us (lazy configs, tuples) as plain data."""
-
-
-def _plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    return suffix.rpartition(":")[2] if not getattr(node, "value", "") else str(node.value)
-
-
-_PlainLoader.add_multi_constructor("", _plain)
-
-
 def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # a SafeLoader
-    except OSError:
+        return read_plain_yaml(path)
+    except ConfigError as error:
+        logger.warning("%s: the report goes without it", error)
         return {}
-    except yaml.YAMLError as error:
-        logger.warning("%s cannot be read (%s): the report goes without it", path, error)
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _number(value: Any) -> float:
