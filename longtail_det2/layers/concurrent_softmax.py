@@ -121,9 +121,9 @@ def multi_label_softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if logits.ndim != 2 or labels.shape != logits.shape:
         raise ValueError(f"need logits and labels (R, C), got {tuple(logits.shape)}, {tuple(labels.shape)}")
-    logits = _at_least_float32(logits)
-    positive = labels > 0
-    left_out = (labels < 0) & positive.any(dim=1, keepdim=True)  # one class at least stays in
+    logits, labels = _at_least_float32(logits), labels.to(torch.int8)
+    positive = _positive(labels)
+    left_out = labels.clamp(max=0).bool() & positive.any(dim=1, keepdim=True)  # one class at least stays in
     log_scores = F.log_softmax(logits.masked_fill(left_out, -math.inf), dim=1)
     return _zero_or_nan(logits) - torch.where(positive, log_scores, 0).sum(dim=1)
 

@@ -6,6 +6,8 @@ from .base import (
     build_classification_loss,
     check_serves_dense_heads,
 )
+from .concurrent_softmax import ConcurrentSoftmaxLoss
+from .rates_of_run import RatesOfRun
 from .sigmoid_bce import SigmoidBCELoss
 from .sigmoid_focal import SigmoidFocalLoss
 from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
@@ -13,6 +15,8 @@ from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
 __all__ = [
     "CLASSIFICATION_LOSS_REGISTRY",
     "ClassificationLoss",
+    "ConcurrentSoftmaxLoss",
+    "RatesOfRun",
     "SigmoidBCELoss",
     "SigmoidFocalLoss",
     "SoftmaxCrossEntropyLoss",

@@ -1,0 +1,113 @@
+"""Where concurrent rates come from in a run, and where they go: data, files, checkpoints."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from longtail_det2.data.concurrent_rates import ConcurrentRates
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.engine import lazy, trainer
+from longtail_det2.engine.cli import run
+
+LOSS = ("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "ConcurrentSoftmaxLoss")
+NODE = "MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX"
+RATES = "roi_heads.box_predictor.classification_loss.rates"
+CASCADE = "shapes/cascade_rcnn_tiny_softmax_shapes.yaml"
+LAZY = """
+from detectron2.config import LazyCall as L
+
+from longtail_det2 import model_zoo
+from longtail_det2.modeling.losses import ConcurrentSoftmaxLoss, RatesOfRun
+
+base = model_zoo.get_config("shapes/faster_rcnn_tiny_softmax_shapes.py")
+dataloader, datasets, lr_multiplier, model = base.dataloader, base.datasets, base.lr_multiplier, base.model
+optimizer, train = base.optimizer, base.train
+
+model.roi_heads.box_predictor.classification_loss = L(ConcurrentSoftmaxLoss)(
+    num_classes="${..num_classes}", rates=L(RatesOfRun)(datasets="${dataloader.train.dataset.names}", path="")
+)
+"""
+
+
+@pytest.fixture
+def counted(pictures):
+    """The rates of the training pictures: cats and dogs are animals."""
+    rates = ConcurrentRates.of_stores([AnnotationStore.open(pictures / "train")])
+    assert rates.rates[1, 0] == rates.rates[2, 0] == 1 and 0 < rates.rates[0, 1] < 1
+    return rates
+
+
+def saved(path):
+    return torch.load(path)["model"]
+
+
+def test_yaml_counts_the_rates_and_evaluation_takes_them_from_the_checkpoint(
+    yaml_args, tmp_path, counted, monkeypatch
+):
+    assert run(trainer.main, yaml_args(*LOSS)) == 0
+    weights = saved(tmp_path / "run/model_final.pth")
+    assert torch.equal(weights[RATES], torch.from_numpy(counted.read()))
+    assert weights[f"{RATES}_known"]
+
+    def counts_again(*args):
+        raise AssertionError("rates of the checkpoint are enough")
+
+    monkeypatch.setattr("longtail_det2.modeling.losses.rates_of_run._counted", counts_again)
+    options = ("MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "OUTPUT_DIR", str(tmp_path / "again"))
+    assert run(trainer.main, yaml_args(*LOSS, *options, flags=["--eval-only"])) == 0
+    assert run(trainer.main, yaml_args(*LOSS, flags=["--resume"], max_iter=4)) == 0
+
+
+def test_lazy_is_the_same(lazy_args, tmp_path, counted):
+    (tmp_path / "config.py").write_text(LAZY)
+    assert run(lazy.main, lazy_args(config=tmp_path / "config.py")) == 0
+    assert torch.equal(saved(tmp_path / "run/model_final.pth")[RATES], torch.from_numpy(counted.read()))
+
+
+def test_every_stage_of_a_cascade_has_the_rates(yaml_args, tmp_path, counted):
+    assert run(trainer.main, yaml_args(*LOSS, config=CASCADE, max_iter=1)) == 0
+    weights = saved(tmp_path / "run/model_final.pth")
+    for stage in range(3):
+        found = weights[f"roi_heads.box_predictor.{stage}.classification_loss.rates"]
+        assert torch.equal(found, torch.from_numpy(counted.read()))
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+def test_dense_detectors(yaml_args, tmp_path, counted, detector):
+    options = ("MODEL.DENSE_HEAD.CLASSIFICATION_LOSS", "ConcurrentSoftmaxLoss")
+    config = f"shapes/{detector}_tiny_softmax_shapes.yaml"
+    assert run(trainer.main, yaml_args(*options, config=config)) == 0
+    found = saved(tmp_path / "run/model_final.pth")["head.classification_loss.rates"]
+    assert torch.equal(found, torch.from_numpy(counted.read()))
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
+    assert next(line["loss_cls"] for line in lines if "loss_cls" in line) > 0
+
+
+def test_weights_of_softmax_are_scored_with_rates(yaml_args, tmp_path, caplog):
+    """The test form alone, on weights that were trained without this loss."""
+    assert run(trainer.main, yaml_args(max_iter=1)) == 0
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "OUTPUT_DIR", str(tmp_path / "again"))
+    with caplog.at_level(logging.INFO):
+        assert run(trainer.main, yaml_args(*LOSS, *weights, flags=["--eval-only"])) == 0
+    assert "Concurrent rates of 4 classes, 4 of them above 0" in caplog.text
+    assert "plain softmax" not in caplog.text
+
+
+def test_a_file_of_other_classes_is_refused(yaml_args, pictures, tmp_path, capsys):
+    path = tmp_path / "rates.json"
+    ConcurrentRates.of_stores([AnnotationStore.open(pictures / "renamed")]).save(path)
+    assert run(trainer.main, yaml_args(*LOSS, f"{NODE}.RATES_FILE", str(path))) == 2
+    message = capsys.readouterr().err
+    assert "class 2 is 'wolf'" in message and "'dog'" in message and str(path) in message
+    assert not (tmp_path / "run/model_final.pth").exists()
+
+
+def test_a_file_of_rates_is_used(yaml_args, counted, tmp_path):
+    path = tmp_path / "rates.json"
+    rates = counted.rates / 2
+    ConcurrentRates(rates, counted.class_ids).save(path)
+    assert run(trainer.main, yaml_args(*LOSS, f"{NODE}.RATES_FILE", str(path), max_iter=1)) == 0
+    found = saved(tmp_path / "run/model_final.pth")[RATES]
+    assert torch.equal(found, torch.from_numpy(rates.astype("float32")))
