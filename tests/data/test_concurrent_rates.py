@@ -464,13 +464,15 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert [one.name for one in tmp_path.iterdir()] == ["rates.json"]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_near_pairs_as_loops_find_them(seed, monkeypatch):
-    """Boxes in any order, of images of any size, with equal and empty boxes among them."""
+@pytest.mark.parametrize("scale", [1, 40], ids=["shares", "pixels"])
+@pytest.mark.parametrize("seed", range(3))
+def test_near_pairs_as_loops_find_them(seed, scale, monkeypatch):
+    """Boxes in any order, of images of any size, in any unit, with equal and empty boxes among them."""
     generator = np.random.default_rng(seed)
     image = np.sort(generator.integers(0, 12, 150))
     corner = generator.choice([0.0, 0.2, 0.21, 0.5], (150, 2))
     box = np.concatenate([corner, corner + generator.choice([0.0, 0.3, 0.3, 0.4], (150, 2))], axis=1)
+    box *= scale
     kind = generator.integers(0, 2, 150)
     monkeypatch.setattr(overlaps, "_CHUNK", int(generator.integers(5, 100)))
     for least in (0.2, 0.6, 1.0):

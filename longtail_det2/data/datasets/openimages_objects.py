@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from longtail_det2.data.overlaps import near_pairs
 from longtail_det2.data.store import ObjectFlag
 
 _CHUNK = 1 << 19
@@ -115,7 +116,8 @@ def merge_near(objects: Objects, merge_iou: float, rank: np.ndarray) -> Objects:
         merge_iou: threshold in (0, 1); at 1 nothing is left to join.
         rank: (K,) rank of each class from the most specific one.
     """
-    first, second, iou = _near_pairs(objects, merge_iou)
+    group_of = objects.flags & np.uint8(ObjectFlag.GROUP_OF)
+    first, second, iou = near_pairs(objects.image, objects.box, merge_iou, group_of)
     apart = ~_share_label(objects, first, second, len(rank))
     root = _join_pairs(len(objects.image), first[apart], second[apart], iou[apart])
     joined = int(np.count_nonzero(root != np.arange(len(root))))
@@ -249,43 +251,6 @@ def _order_labels(label: np.ndarray, counts: np.ndarray, rank: np.ndarray) -> tu
         keep[places[repeated]] = False
         label = label[keep]
     return label, num_repeated
-
-
-def _near_pairs(objects: Objects, merge_iou: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs (i < j) of one image with equal group-of flag and IoU >= merge_iou, and their IoU (float64).
-
-    Objects stand from left to right. As the overlap of i and j is at least merge_iou times as wide as i, only
-    those with x0[j] <= x0[i] + (1 - merge_iou) width[i] need a look.
-    """
-    image, box = objects.image, objects.box
-    slack = 2.0 / _POSITIONS  # they are ordered by rounded x0
-    reach = box[:, 0] + (1 - merge_iou) * (box[:, 2] - box[:, 0]) + slack
-    group_of = objects.flags & np.uint8(ObjectFlag.GROUP_OF)
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for start in range(0, len(image), _CHUNK):
-        first = np.arange(start, min(start + _CHUNK, len(image)))
-        distance = 1
-        while len(first):
-            first = first[first + distance < len(image)]
-            second = first + distance
-            close = (image[first] == image[second]) & (box[second, 0] <= reach[first])
-            first, second = first[close], second[close]
-            iou = _iou(box[first], box[second])
-            hit = (iou >= merge_iou) & (group_of[first] == group_of[second])
-            found.append((first[hit], second[hit], iou[hit]))
-            distance += 1
-    empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    first, second, iou = (np.concatenate(parts) for parts in zip(empty, *found, strict=True))
-    return first, second, iou
-
-
-def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Row by row intersection over union, (r,) float64; 0 where both boxes are empty."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    size = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
-    shared = np.maximum(size, 0).prod(axis=1)
-    union = (one[:, 2:] - one[:, :2]).prod(axis=1) + (other[:, 2:] - other[:, :2]).prod(axis=1) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def _share_label(objects: Objects, first: np.ndarray, second: np.ndarray, num_classes: int) -> np.ndarray:

@@ -1,0 +1,237 @@
+"""Pictures of category statistics: which classes concur, and how long the tail is; as PNG or SVG files."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from longtail_det2.data.category_statistics import LongTail
+from longtail_det2.data.concurrent_rates import ConcurrentRates
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.utils.errors import DataError
+
+__all__ = ["draw_heat_map", "draw_long_tail", "most_concurrent", "ratio_text", "related_classes"]
+
+_SETTINGS: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": "#15181d",
+    "axes.labelcolor": "#525b68",
+    "axes.edgecolor": "#d5dae1",
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "xtick.color": "#d5dae1",
+    "ytick.color": "#d5dae1",
+    "xtick.labelcolor": "#15181d",
+    "ytick.labelcolor": "#15181d",
+    "grid.color": "#e4e8ed",
+    "legend.frameon": False,
+    "svg.hashsalt": "longtail_det2",
+}
+_GROUP_COLORS = ("#0068a8", "#b06f00", "#bb2a6b")
+"""Of head, medium and tail."""
+_HEAT = LinearSegmentedColormap.from_list("rates", ["#ffffff", "#cfe3f1", "#6aaed6", "#0068a8", "#062c4a"])
+_LONGEST_NAME = 26
+_FEW_OBJECTS = 10.0
+_CELLS_WITH_NUMBERS = 14
+_CELLS_WITH_LINES = 100
+
+
+def related_classes(hierarchy: LabelHierarchy) -> np.ndarray:
+    """Pairs of classes that one label can imply: ancestor and descendant, or both ancestors of a class.
+
+    Returns:
+        (K, K) bool, symmetric. The rates of other pairs come from co-labels and overlaps alone.
+    """
+    implied = hierarchy.ancestors.astype(np.float32)
+    np.fill_diagonal(implied, 1)
+    return implied.T @ implied > 0
+
+
+def most_concurrent(rates: ConcurrentRates, related: np.ndarray, number: int) -> np.ndarray:
+    """The classes with the strongest partners, in an order that puts partners side by side.
+
+    A class counts as much as its highest rate with an unrelated class, in either direction. A rate that was
+    seen in n objects is taken as r n / (n + 10), or a class that occurs once would come first. Related
+    classes count where nothing else concurs.
+
+    Args:
+        rates: of K classes.
+        related: (K, K) bool, pairs that tell nothing new.
+        number: how many classes at most.
+
+    Returns:
+        Class indices that have any rate above 0.
+    """
+    trusted = rates.rates * (rates.objects / (rates.objects + _FEW_OBJECTS))[:, None]
+    if not rates.objects.any():  # rates made by hand
+        trusted = rates.rates
+    both = np.maximum(trusted, trusted.T)
+    score = np.where(related, 0.0, both).max(axis=1) + 1e-6 * both.max(axis=1)
+    chosen = [int(c) for c in np.argsort(-score, kind="stable")[:number] if score[c] > 0]
+    order: list[int] = []
+    while chosen:
+        # The strongest partner of the last one; a new block begins with the strongest of what is left.
+        links = both[order[-1], chosen] if order else np.zeros(1)
+        order.append(chosen.pop(int(links.argmax()) if links.max() > 0 else 0))
+    return np.array(order, dtype=np.int64)
+
+
+def draw_heat_map(path: Path, rates: ConcurrentRates, classes: np.ndarray) -> None:
+    """Draw the rates between some classes.
+
+    Args:
+        path: .png or .svg file, written atomically.
+        rates: of K classes.
+        classes: indices of n >= 1 classes, in the order to draw.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    values = rates.rates[np.ix_(classes, classes)]
+    names = [_label(rates.class_names[c]) for c in classes]
+    side = min(max(0.25 * len(classes), 2.4), 14.0)
+    with _figure(path, side + 3.6, side + 2.4) as figure:
+        axes = figure.subplots()
+        shown = np.ma.masked_array(values, mask=np.eye(len(classes), dtype=bool))
+        image = axes.imshow(shown, cmap=_HEAT.with_extremes(bad="#eceff2"), norm=PowerNorm(0.5, 0, 1))
+        places = np.arange(len(classes))
+        size = float(np.clip(72 * side / max(len(classes), 1) * 0.55, 3.5, 9))
+        axes.set_xticks(places, names, rotation=90, fontsize=size)
+        axes.set_yticks(places, names, fontsize=size)
+        axes.tick_params(length=0)
+        if len(classes) <= _CELLS_WITH_LINES:
+            axes.set_xticks(places[1:] - 0.5, minor=True)
+            axes.set_yticks(places[1:] - 0.5, minor=True)
+            axes.grid(True, which="minor", linewidth=0.5)
+            axes.tick_params(which="minor", length=0)
+        axes.set_xlabel("... is also of class j")
+        axes.set_ylabel("an object of class i ...")
+        some = (
+            ""
+            if len(classes) == len(rates.class_ids)
+            else f", {len(classes)} of {len(rates.class_ids)} classes"
+        )
+        axes.set_title(f"Concurrent rates P(j | i){some}")
+        if len(classes) <= _CELLS_WITH_NUMBERS:
+            _write_cells(axes, shown)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, ticks=[0, 0.01, 0.1, 0.25, 0.5, 0.75, 1])
+        bar.ax.set_yticklabels(["0", "0.01", "0.1", "0.25", "0.5", "0.75", "1"])
+        bar.outline.set_visible(False)
+
+
+def draw_long_tail(path: Path, tail: LongTail, unit: str, annotated: np.ndarray | None = None) -> None:
+    """Draw the counts of the classes by rank, with head, medium and tail in colours.
+
+    Args:
+        path: .png or .svg file, written atomically.
+        tail: what to draw.
+        unit: what was counted, such as "images".
+        annotated: (K,) counts without ancestors, drawn as a line beside; None for no line.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    order = np.argsort(-tail.counts, kind="stable")
+    heights = np.maximum(tail.counts[order], 0.5)
+    ranks = np.arange(1, len(order) + 1)
+    with _figure(path, 8.6, 4.4) as figure:
+        axes = figure.subplots()
+        for group, (name, size, share) in enumerate(tail.group_facts()):
+            members = tail.groups[order] == group
+            if size == 0:
+                continue
+            axes.bar(
+                ranks[members],
+                heights[members],
+                width=1.0 if len(order) > 150 else 0.82,
+                color=_GROUP_COLORS[group],
+                linewidth=0,
+                label=f"{name}: {_classes(size)}, {share:.1%}",
+            )
+        handles = axes.get_legend_handles_labels()[0]
+        if annotated is not None and not np.array_equal(annotated, tail.counts):
+            line = np.maximum(np.sort(annotated)[::-1], 0.5)
+            label = "without ancestors"
+            handles += axes.step(ranks, line, where="mid", color="#15181d", linewidth=1.3, label=label)
+        axes.set_yscale("log")
+        axes.set_ylim(0.5, max(tail.most, 2) * 1.4)
+        axes.set_xlim(0.2, len(order) + 0.8)
+        axes.set_axisbelow(True)
+        axes.grid(True, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if tail.most < 1000 else (1,), numticks=20))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("rank of the class (below: classes of a group, and their share of the counts)")
+        axes.set_ylabel(f"{unit} (logarithmic)")
+        axes.set_title(_tail_title(tail, unit))
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4)
+
+
+def _tail_title(tail: LongTail, unit: str) -> str:
+    if tail.most == 0:
+        return f"{_classes(len(tail.counts))} without {unit}"
+    empty = f", {tail.num_empty} without {unit}" if tail.num_empty else ""
+    return (
+        f"{_classes(len(tail.counts))}{empty}; most frequent : rarest = {ratio_text(tail.imbalance)}, "
+        f"Gini {tail.gini:.2f}"
+    )
+
+
+def ratio_text(value: float) -> str:
+    """A ratio >= 1 as people write it: "1,419 : 1"."""
+    return f"{value:,.0f} : 1" if value >= 100 else f"{value:.3g} : 1"
+
+
+def _classes(number: int) -> str:
+    return f"{number:,} class" if number == 1 else f"{number:,} classes"
+
+
+def _write_cells(axes: Axes, shown: np.ma.MaskedArray) -> None:
+    for (row, column), value in np.ndenumerate(shown.filled(0)):
+        if value > 0:
+            text = "1" if value == 1 else f"{value:.2f}".lstrip("0") if value >= 0.005 else "<.01"
+            color = "#ffffff" if value > 0.3 else "#15181d"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+
+
+def _label(name: str) -> str:
+    """A class name as it can stand at an axis: one short line that is no formula."""
+    name = " ".join(name.split())
+    name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    return name.replace("$", r"\$")
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of `width` x `height` inches that is saved as `path` when the block ends."""
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+            # Names in scripts that the font lacks are drawn as boxes, which nobody here can mend.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+            figure = Figure(figsize=(width, height), layout="constrained")
+            yield figure
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(temporary, dpi=150, metadata=metadata)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror})") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
