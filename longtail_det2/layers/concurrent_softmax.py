@@ -55,8 +55,8 @@ def concurrent_softmax_loss(logits: Tensor, labels: Tensor, rates: Tensor) -> Te
         rates: (K, K) in [0, 1], which is not checked here; the diagonal is not read.
 
     Returns:
-        (R,), at least float32. A region without positives has 0, unless its logits are not finite: NaN or
-        infinity in any of them makes the region's loss NaN, also where it would not count.
+        (R,), at least float32. A region without positives has 0. NaN or positive infinity in any of a
+        region's logits makes its loss NaN, also where that logit would not count.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -97,10 +97,12 @@ def concurrent_softmax_scores(logits: Tensor, rates: Tensor) -> Tensor:
         rows, classes = inexact.nonzero(as_tuple=True)
         if torch.jit.is_tracing():  # a recorded graph must do it whenever it is needed, with any number
             return scores.index_put((rows, classes), _exact_scores(logits, rates, rows, classes))
+        if len(rows) == 0:
+            return scores
         step = max(1, len(logits) // 4)
-        for some, of_class in zip(rows.split(step), classes.split(step), strict=True) if len(rows) else ():
-            scores = scores.index_put((some, of_class), _exact_scores(logits, rates, some, of_class))
-        return scores
+        parts = zip(rows.split(step), classes.split(step), strict=True)
+        exact = [_exact_scores(logits, rates, some, of_class) for some, of_class in parts]
+        return scores.index_put((rows, classes), torch.cat(exact))
 
 
 def multi_label_softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -278,7 +280,7 @@ def _weights(rates: Tensor, logits: Tensor) -> Tensor:
 
 
 def _zero_or_nan(logits: Tensor) -> Tensor:
-    """(R,) 0, or NaN where a logit is NaN or the largest is infinite: a mask must not hide those."""
+    """(R,) 0, or NaN where a logit is NaN or positive infinity: a mask must not hide those."""
     return logits.detach().amax(dim=1) * 0
 
 
