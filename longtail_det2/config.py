@@ -106,8 +106,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # "class" draws a class and then an image of it, "image" images by their weights: equal probabilities.
     cfg.DATALOADER.SOFT_BALANCE.DRAW = "class"
     # Samplers one after the other in one run, for "StagedTrainingSampler": [sampler, iterations] each, or
-    # [sampler, iterations, {option: value}]; together SOLVER.MAX_ITER iterations. Natural, then balanced is
-    # STAGES: [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler", 90000, {"lambda_": 0.5}]]
+    # [sampler, iterations, {option: value}]; together SOLVER.MAX_ITER iterations. Natural, then balanced:
+    # such as [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler", 90000, {"lambda_": 0.5}]].
     cfg.DATALOADER.STAGES = ()
 
 
