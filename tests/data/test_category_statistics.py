@@ -4,11 +4,12 @@ import csv
 import importlib.util
 import json
 import xml.etree.ElementTree as ET
+from functools import partial
 
 import numpy as np
 import pytest
-from conftest import CLASS_IDS, Picture, random_pictures
 from PIL import Image
+from statistics_stores import CLASS_IDS, Picture, build_store, crowded_pictures
 
 from longtail_det2.data.category_statistics import CategoryStatistics, category_statistics_of, long_tail
 from longtail_det2.data.concurrent_rates import ConcurrentRates, RateOptions
@@ -18,6 +19,16 @@ from longtail_det2.evaluation.frequency_groups import split_by_frequency
 from longtail_det2.utils.errors import ConfigError, DataError
 
 ANIMAL, DOG, PUPPY, PET, FISH, CAR = range(6)
+
+
+@pytest.fixture
+def make_store(tmp_path):
+    return partial(build_store, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    return build_store(tmp_path_factory.mktemp("crowded"), crowded_pictures(0))
 
 
 def slow_counts(store, expanded):
@@ -34,15 +45,15 @@ def slow_counts(store, expanded):
     return images, objects
 
 
-def test_counts_as_loops_find_them(random_store):
-    statistics = CategoryStatistics.of_stores([random_store])
+def test_counts_as_loops_find_them(crowded):
+    statistics = CategoryStatistics.of_stores([crowded])
     for expanded in (False, True):
-        images, objects = slow_counts(random_store, expanded)
+        images, objects = slow_counts(crowded, expanded)
         np.testing.assert_array_equal(statistics.counts("images", expanded=expanded), images)
         np.testing.assert_array_equal(statistics.counts("objects", expanded=expanded), objects)
     assert statistics.counts() is statistics.images_expanded
-    assert (statistics.num_images, statistics.num_objects) == (len(random_store), random_store.num_objects)
-    assert statistics.class_ids == tuple(CLASS_IDS) and statistics.sources == (str(random_store.path),)
+    assert (statistics.num_images, statistics.num_objects) == (len(crowded), crowded.num_objects)
+    assert statistics.class_ids == tuple(CLASS_IDS) and statistics.sources == (str(crowded.path),)
 
 
 def test_several_data_sets_count_together(make_store, request):
@@ -50,7 +61,7 @@ def test_several_data_sets_count_together(make_store, request):
 
     names = ["statistics_first", "statistics_second"]
     request.addfinalizer(lambda: [(DatasetCatalog.pop(n, None), MetadataCatalog.pop(n, None)) for n in names])
-    stores = [make_store(random_pictures(20, seed=seed), name=f"s{seed}") for seed in range(2)]
+    stores = [make_store(crowded_pictures(seed), name=f"s{seed}") for seed in range(2)]
     for name, store in zip(names, stores, strict=True):
         register_store(name, store.path)
     together = category_statistics_of(names)
@@ -63,8 +74,8 @@ def test_several_data_sets_count_together(make_store, request):
         CategoryStatistics.of_stores([stores[0], other])
 
 
-def test_file_keeps_everything(random_store, tmp_path):
-    statistics = CategoryStatistics.of_stores([random_store], ["ünï"])
+def test_file_keeps_everything(crowded, tmp_path):
+    statistics = CategoryStatistics.of_stores([crowded], ["ünï"])
     path = tmp_path / "statistics.json"
     statistics.save(path)
     again = CategoryStatistics.load(path)
@@ -93,9 +104,9 @@ def test_file_keeps_everything(random_store, tmp_path):
         (("sources",), "a", "'sources' is not a list of strings"),
     ],
 )
-def test_hostile_files(random_store, tmp_path, keys, value, message):
+def test_hostile_files(crowded, tmp_path, keys, value, message):
     path = tmp_path / "statistics.json"
-    CategoryStatistics.of_stores([random_store]).save(path)
+    CategoryStatistics.of_stores([crowded]).save(path)
     content = json.loads(path.read_text())
     place = content
     for key in keys[:-1]:
@@ -164,7 +175,7 @@ def concurring_store(make_store, name="store"):
     objects = [*[[(box, [DOG, CAR], 0)]] * 10, *[[(box, [DOG], 0)]] * 4]
     objects += [*[[(box, [FISH], 0), ((0, 0, 20, 18), [CAR], 0)]] * 2]
     objects += [*[[(box, [FISH], 0), (away, [CAR], 0)]] * 8]
-    return make_store([Picture(f"{n:02d}", 40, 40, one) for n, one in enumerate(objects)], name=name)
+    return make_store([Picture(f"{n:02d}", one) for n, one in enumerate(objects)], name=name)
 
 
 def test_script_writes_and_prints(main, make_store, tmp_path, capsys):
@@ -246,7 +257,7 @@ def test_script_needs_no_images(main, make_store, tmp_path, capsys):
     assert "24 images" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("pictures", "ids"), [([], CLASS_IDS), ([Picture("a", 9, 9)], ["$only$"])])
+@pytest.mark.parametrize(("pictures", "ids"), [([], CLASS_IDS), ([Picture("a")], ["$only$"])])
 def test_script_without_objects(main, make_store, tmp_path, capsys, pictures, ids):
     store = make_store(pictures, ids, None)
     assert main(["--store", str(store.path), "--output", str(tmp_path / "out")]) == 0
@@ -300,9 +311,7 @@ def test_real_class_names_fit(main, shared_dir, make_store, tmp_path):
         names = list(dict.fromkeys(row[1] for row in csv.reader(file)))  # two classes share a name
     generator = np.random.default_rng(0)
     pictures = [
-        Picture(
-            f"{n:03d}", 9, 9, [((0, 0, 5, 5), generator.choice(len(names), 3, replace=False).tolist(), 0)]
-        )
+        Picture(f"{n:03d}", [((0, 0, 5, 5), generator.choice(len(names), 3, replace=False).tolist(), 0)])
         for n in range(300)
     ]
     store = make_store(pictures, names, None)

@@ -2,12 +2,13 @@
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASS_IDS, PARENTS, Picture
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from statistics_stores import CLASS_IDS, GROUP_OF, PARENTS, Picture, build_store, crowded_pictures
 
 from longtail_det2.data import concurrent_counts, overlaps
 from longtail_det2.data.category_statistics import stores_of
@@ -16,11 +17,10 @@ from longtail_det2.data.concurrent_rates import ConcurrentRates, RateOptions, co
 from longtail_det2.data.datasets.builtin import register_store
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.overlaps import near_pairs
-from longtail_det2.data.store import ObjectFlag, write_store
+from longtail_det2.data.store import write_store
 from longtail_det2.utils.errors import ConfigError, DataError
 
 ANIMAL, DOG, PUPPY, PET, FISH, CAR = range(6)
-GROUP_OF = int(ObjectFlag.GROUP_OF)
 OPTIONS = [
     RateOptions(explicit, hierarchy, iou, group_of)
     for explicit, hierarchy, iou, group_of in itertools.product(
@@ -28,22 +28,6 @@ OPTIONS = [
     )
     if explicit or hierarchy or iou
 ]
-
-
-def crowded_pictures(seed, count=30, num_classes=6, most=9):
-    """Images with many overlapping objects of up to four labels, some of them groups, in random order."""
-    generator = np.random.default_rng(seed)
-    pictures = []
-    for index in range(count):
-        objects = []
-        for _ in range(int(generator.integers(0, most))):
-            corner = generator.choice([0.0, 8.0], 2) + generator.choice([0, 0.5, 1], 2)
-            size = generator.choice([6.0, 6.0, 7.0, 10.0], 2)
-            labels = generator.choice(num_classes, int(generator.choice([1, 1, 1, 2, 3, 4])), replace=False)
-            flag = GROUP_OF if generator.random() < 0.25 else int(generator.choice([0, 1, 8]))
-            objects.append(((*corner, *(corner + size)), labels.tolist(), flag))
-        pictures.append(Picture(f"{index:03d}", 20, 20, objects))
-    return pictures
 
 
 def iou(one, other):
@@ -95,10 +79,13 @@ def count(store, options):
     )
 
 
+@pytest.fixture
+def make_store(tmp_path):
+    return partial(build_store, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory):
-    from conftest import build_store
-
     folder = tmp_path_factory.mktemp("crowded")
     return [build_store(folder, crowded_pictures(seed), name=f"store{seed}") for seed in range(3)]
 
@@ -140,7 +127,7 @@ def test_objects_with_very_many_labels(make_store):
     ids = [f"c{index}" for index in range(300)]
     labels = [sorted(generator.choice(300, 12, replace=False).tolist()) for _ in range(20)]
     objects = [((0, 0, 1 + n, 2), labels[n % 20][:: 1 if n % 2 else -1], 0) for n in range(30)]
-    store = make_store([Picture("a", 40, 40, objects)], ids, None)
+    store = make_store([Picture("a", objects)], ids, None)
     for options in (RateOptions(), RateOptions(hierarchy=False, explicit=False, implicit_iou=0.6)):
         for found, expected in zip(count(store, options), slow_counts(store, options), strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -150,7 +137,7 @@ def test_rates_are_conditional_on_the_row(make_store):
     """Three dogs, one of them also a fish; two animals of no known kind."""
     objects = [([DOG], 3), ([FISH, DOG], 1), ([ANIMAL], 2), ([CAR], 1)]
     pictures = [
-        Picture(f"{n}{k}", 10, 10, [((0, 0, 5, 5), labels, 0)])
+        Picture(f"{n}{k}", [((0, 0, 5, 5), labels, 0)])
         for n, (labels, times) in enumerate(objects)
         for k in range(times)
     ]
@@ -184,7 +171,7 @@ def test_readings(make_store):
 
 def test_group_of_boxes_count_only_on_request(make_store):
     box, near = (0, 0, 10, 10), (0, 0, 10, 9)
-    group = Picture("a", 20, 20, [(box, [DOG, CAR], GROUP_OF), (near, [FISH], 0)])
+    group = Picture("a", [(box, [DOG, CAR], GROUP_OF), (near, [FISH], 0)])
     store = make_store([group])
     overlapping = RateOptions(hierarchy=False, implicit_iou=0.5)
     dropped = ConcurrentRates.of_stores([store], overlapping)
@@ -197,11 +184,11 @@ def test_group_of_boxes_count_only_on_request(make_store):
 
 def test_one_class_and_no_objects(make_store):
     single = ConcurrentRates.of_stores(
-        [make_store([Picture("a", 9, 9, [((0, 0, 5, 5), [0], 0)] * 2)], ["only"], None)],
+        [make_store([Picture("a", [((0, 0, 5, 5), [0], 0)] * 2)], ["only"], None)],
         RateOptions(implicit_iou=0.5),
     )
     assert single.rates.tolist() == [[0]] and single.objects.tolist() == [2]
-    for name, pictures in (("none", []), ("bare", [Picture("a", 9, 9), Picture("b", 9, 9)])):
+    for name, pictures in (("none", []), ("bare", [Picture("a"), Picture("b")])):
         empty = ConcurrentRates.of_stores([make_store(pictures, name=name)], RateOptions(implicit_iou=0.5))
         np.testing.assert_array_equal(empty.rates, LabelHierarchy.from_parents(PARENTS, CLASS_IDS).ancestors)
         assert not empty.objects.any()
@@ -290,9 +277,7 @@ def test_file_keeps_everything(crowded, tmp_path):
 def test_file_can_be_read_by_people(make_store, tmp_path):
     path = tmp_path / "rates.json"
     objects = [((0, 0, 5, 5), labels, 0) for labels in ([DOG], [DOG], [DOG, CAR], [DOG, CAR], [DOG, FISH])]
-    ConcurrentRates.of_stores([make_store([Picture("a", 9, 9, objects)])], RateOptions(hierarchy=False)).save(
-        path
-    )
+    ConcurrentRates.of_stores([make_store([Picture("a", objects)])], RateOptions(hierarchy=False)).save(path)
     content = json.loads(path.read_text())
     assert content["direction"] == "given_row" and "P(j | i)" in content["meaning"]
     assert content["options"] == {
