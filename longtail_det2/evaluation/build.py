@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluators
 
 from longtail_det2.evaluation.coco_evaluation import COCOStoreEvaluator, Task
-from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator, open_store
+from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
 
 
 class StoreEvaluators(DatasetEvaluators):
@@ -27,7 +27,7 @@ class StoreEvaluators(DatasetEvaluators):
         coco_max_detections: int = 100,
         **open_images: Any,
     ) -> None:
-        """Opens the store.
+        """Opens the store of the data set.
 
         Args:
             dataset: registered data set, or directory of a store.
@@ -42,14 +42,13 @@ class StoreEvaluators(DatasetEvaluators):
             ConfigError: see the evaluators.
             DataError: there is no usable store.
         """
-        store = open_store(dataset)
         common: dict[str, Any] = {
             "output_dir": output_dir,
             "train_counts": train_counts,
             "frequency_thresholds": frequency_thresholds,
         }
-        evaluators: list[Any] = [OpenImagesEvaluator(store, **common, **open_images)]
+        evaluators: list[Any] = [OpenImagesEvaluator(dataset, **common, **open_images)]
         if coco_tasks:
             limit = coco_max_detections
-            evaluators.append(COCOStoreEvaluator(store, tasks=coco_tasks, max_detections=limit, **common))
+            evaluators.append(COCOStoreEvaluator(dataset, tasks=coco_tasks, max_detections=limit, **common))
         super().__init__(evaluators)

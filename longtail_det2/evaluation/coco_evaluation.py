@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from longtail_det2.data.masks import decode_masks, to_runs
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
-from longtail_det2.evaluation.openimages_evaluation import class_groups, open_store
+from longtail_det2.evaluation.openimages_evaluation import class_groups, name_of_dataset, open_store
 from longtail_det2.evaluation.openimages_io import atomic_text_writer
 from longtail_det2.utils.errors import ConfigError
 
@@ -76,7 +76,7 @@ class COCOStoreEvaluator(DatasetEvaluator):
             raise ConfigError(
                 f"COCO's metric knows the tasks 'bbox' and 'segm', not {unknown or 'none at all'}"
             )
-        self.store = open_store(dataset)
+        self.store, self._name = open_store(dataset), name_of_dataset(dataset)
         if "segm" in tasks and not self.store.has_masks:
             raise ConfigError(
                 f"{self.store.path} has no masks to evaluate with: make the store from a COCO- or LVIS-form "
@@ -137,7 +137,7 @@ class COCOStoreEvaluator(DatasetEvaluator):
             table = tabulate(
                 [[f"{value:.2f}" for value in results[name].values()]], headers=list(results[name])
             )
-            logger.info("COCO's metric, %s, on %s:\n%s", task, self.store.path.name, table)
+            logger.info("COCO's metric, %s, on %s:\n%s", task, self._name, table)
         if self._output_dir is not None:
             self._write(rows, results, per_class)
         return results

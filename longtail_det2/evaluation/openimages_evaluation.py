@@ -83,7 +83,7 @@ class OpenImagesEvaluator(DatasetEvaluator):
             DataError: there is no usable store.
             ConfigError: `train_counts` has another length than the store has classes.
         """
-        self.store = open_store(dataset)
+        self.store, self._name = open_store(dataset), name_of_dataset(dataset)
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._iou_threshold = iou_threshold
         self._group_of_weight = group_of_weight
@@ -146,9 +146,7 @@ class OpenImagesEvaluator(DatasetEvaluator):
         if self._output_dir is not None:
             document = metrics_document(self.store, result, expanded, self._groups, self._train_counts)
             self._write({**document, "summary": _json_numbers(summary)}, detections)
-        logger.info(
-            "Open Images metric on %s:\n%s", self.store.path.name, _table(summary, result, self._groups)
-        )
+        logger.info("Open Images metric on %s:\n%s", self._name, _table(summary, result, self._groups))
         return OrderedDict(bbox={name: 100.0 * value for name, value in summary.items()})
 
     def _measure(self, detections: Detections) -> tuple[OpenImagesResult, OpenImagesResult | None]:
@@ -312,6 +310,13 @@ def open_store(dataset: str | Path | AnnotationStore) -> AnnotationStore:
             )
         return AnnotationStore.open(path)
     return AnnotationStore.open(dataset)
+
+
+def name_of_dataset(dataset: str | Path | AnnotationStore) -> str:
+    """What the log calls a data set: its registered name, else the folder of its store."""
+    if isinstance(dataset, str) and dataset in MetadataCatalog.list():
+        return dataset
+    return (dataset.path if isinstance(dataset, AnnotationStore) else Path(dataset)).name
 
 
 def _pack(

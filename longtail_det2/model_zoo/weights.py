@@ -165,7 +165,7 @@ def _read_pth(path: Path) -> Weights:
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"{path} holds more than weights, or is no checkpoint; nothing of it was loaded. Ask its author "
-            f"for a weights-only file ({_reason(error)})"
+            "for a weights-only file"
         ) from error
     except Exception as error:  # on damaged files the reader raises what it likes
         raise ConfigError(f"{path} is no complete checkpoint: {_reason(error)}") from error

@@ -77,6 +77,8 @@ class CocoEntry:
         store = self._up_to_date()
         if store is not None:
             return store
+        if not os.path.isfile(self.json_file):  # before the lock, which would stay behind
+            raise DataError(f"{self.json_file}: no such file")
         path = self.store_path
         try:
             path.parent.mkdir(exist_ok=True)
