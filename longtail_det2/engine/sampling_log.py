@@ -31,7 +31,9 @@ class SamplingLog(HookBase):
     ids drawn): they are of all ranks, the same after any number of restarts, and cost the main process some
     seconds for each stage. With more than one stage, metrics.json has the scalar "stage" (1, 2, ...).
 
-    Images that a mapper rejects count as drawn; what took their place does not.
+    Images that a mapper rejects count as drawn; what took their place does not. In a run with one sampler and
+    DATALOADER.ASPECT_RATIO_GROUPING, so do images that wait for a partner when training ends, less than a
+    batch on each process.
     """
 
     def __init__(self, output_dir: str, stages: Sequence[Stage], max_iter: int, batch_size: int) -> None:

@@ -192,8 +192,8 @@ def build_lr_multiplier(
     parsed = _stages_to_restart(stages, max_iter, stage_restart, stage_factor)
     if per_stage and len(steps) != len(parsed):
         raise ConfigError(
-            f"SOLVER.STEPS has {len(steps)} entries for {len(parsed)} stages (DATALOADER.STAGES): give one "
-            "list for each stage, or one list of numbers for all"
+            f"SOLVER.STEPS has lists for {len(steps)} of {len(parsed)} stages (DATALOADER.STAGES): give one "
+            "for each stage, or one list of numbers for all"
         )
     schedules = [
         _build_schedule(

@@ -43,8 +43,7 @@ class TrainingSampler(Sampler[int], ABC):
         seed: the same on all ranks.
         start: ids that were drawn before, counted over all ranks (iterations x total batch size).
         rank, world_size: which slice of the stream this process takes.
-        boundaries: positions of the stream at which one stage ends and the next begins, ascending; no batch
-            reaches over them.
+        boundaries: positions of the stream at which a stage ends, ascending; no batch reaches over them.
     """
 
     boundaries: tuple[int, ...] = ()

@@ -92,7 +92,7 @@ def stages_of_run(sampler: Any, stages: Sequence[Any], max_iter: int | None = No
 
 @SAMPLER_REGISTRY.register()
 class StagedTrainingSampler(TrainingSampler):
-    """The streams of several samplers, each up to its length; the last one never ends.
+    """The streams of several samplers, each up to its length; the last one goes on without end.
 
     A function of (seed, ids drawn) like all samplers: a boundary is a position of the stream. The first stage
     has the seed of the run, so it equals a run with that sampler alone; later ones have seeds made from it,
@@ -118,7 +118,7 @@ class StagedTrainingSampler(TrainingSampler):
 
         Args:
             samplers: at least one.
-            lengths: images of each stage over all ranks, positive; that of the last has no effect.
+            lengths: images of each stage over all ranks, positive.
             seed: see `TrainingSampler`.
             start: see `TrainingSampler`.
             **ranks: `rank` and `world_size` of `TrainingSampler`.
@@ -133,7 +133,8 @@ class StagedTrainingSampler(TrainingSampler):
                 "at least one sampler and for each a positive number of images"
             )
         self.samplers = tuple(samplers)
-        self.boundaries = tuple(accumulate(lengths[:-1]))
+        self.boundaries = tuple(accumulate(lengths))  # with that of the last stage, which ends its batches
+        self._begins = (0, *self.boundaries[:-1])
         # Epochs are counted through; the last of a stage is cut at the boundary.
         last = [sampler.locate(length - 1) for sampler, length in zip(samplers, lengths[:-1], strict=False)]
         self._first_epochs = (0, *accumulate(epoch + 1 for epoch, _ in last))
@@ -202,10 +203,9 @@ class StagedTrainingSampler(TrainingSampler):
 
     def locate(self, position: int) -> tuple[int, int]:
         """See `TrainingSampler.locate`."""
-        stage = bisect_right(self.boundaries, position)
-        before = self.boundaries[stage - 1] if stage else 0
-        epoch, begin = self.samplers[stage].locate(position - before)
-        return self._first_epochs[stage] + epoch, before + begin
+        stage = bisect_right(self._begins, position) - 1
+        epoch, begin = self.samplers[stage].locate(position - self._begins[stage])
+        return self._first_epochs[stage] + epoch, self._begins[stage] + begin
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.samplers))})"
@@ -221,7 +221,9 @@ def _parse_stage(number: int, entry: Any) -> Stage:
         )
     sampler, iterations, options = entry[0], entry[1], entry[2] if len(entry) == 3 else {}
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ConfigError(f"{_KEY}: stage {number} has {iterations!r} iterations; it needs 1 or more")
+        raise ConfigError(
+            f"{_KEY}: stage {number} has {iterations!r} iterations; it must be a whole number, at least 1"
+        )
     if not isinstance(options, Mapping):
         raise ConfigError(
             f"{_KEY}: the options of stage {number} are {options!r}; they are a mapping such as "

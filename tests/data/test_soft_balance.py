@@ -1,0 +1,271 @@
+"""Soft-balance sampling: its distribution, its limits, its stream, and what it says about bad input."""
+
+import itertools
+import logging
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from detectron2.data.common import MapDataset, ToIterableDataset
+from torch.utils.data import DataLoader
+
+from longtail_det2.config import get_cfg
+from longtail_det2.data.build import build_sampler, build_train_loader
+from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
+from longtail_det2.data.samplers import (
+    ClassAwareTrainingSampler,
+    ClassIndex,
+    SoftBalanceTrainingSampler,
+    soft_balance_image_weights,
+    soft_balance_probabilities,
+)
+from longtail_det2.utils.errors import ConfigError, DataError
+
+DRAWS = 200_000
+LAMBDAS = [0, 0.3, 0.5, 0.7, 1, 1.5, 2]
+BOTH = pytest.mark.parametrize("draw", ["class", "image"])
+
+
+def take(sampler, count):
+    return list(itertools.islice(sampler, count))
+
+
+@pytest.fixture(scope="module")
+def index(random_store):
+    return ClassIndex.build(*labels_per_image(random_store))
+
+
+def images_of(index, c):
+    return index.images[index.offsets[c] : index.offsets[c + 1]]
+
+
+def fits(observed, expected):
+    """Whether counts are what probabilities lead to, by Pearson's chi-squared."""
+    assert (observed[expected == 0] == 0).all()
+    wanted = expected[expected > 0] * observed.sum()
+    assert wanted.min() > 5, "too few draws for the test"
+    chi2 = ((observed[expected > 0] - wanted) ** 2 / wanted).sum()
+    freedom = len(wanted) - 1
+    return abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_probabilities_are_the_formula():
+    counts = np.array([1418594, 100000, 5000, 300, 20])
+    natural, balanced = counts / counts.sum(), np.full(5, 1 / 5)
+    for lambda_ in LAMBDAS:
+        expected = natural ** (1 - lambda_) * balanced**lambda_
+        found = soft_balance_probabilities(counts, lambda_)
+        assert found == pytest.approx(expected / expected.sum(), rel=1e-12)
+    assert soft_balance_probabilities(counts, 0.7) == pytest.approx(
+        [0.572, 0.258, 0.105, 0.045, 0.020], abs=6e-4
+    )
+
+
+def test_limits_of_the_probabilities():
+    counts = np.array([7, 0, 1, 2])
+    assert soft_balance_probabilities(counts, 0).tolist() == [0.7, 0, 0.1, 0.2]
+    assert soft_balance_probabilities(counts, 1) == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
+    rare_first = soft_balance_probabilities(counts, 2)
+    assert rare_first[2] > rare_first[3] > rare_first[0] > rare_first[1] == 0
+
+
+@pytest.mark.parametrize("lambda_", LAMBDAS)
+def test_class_then_image_gives_images_their_weights(index, random_store, lambda_):
+    """Why both implementations are the same: sum_c P_s(c) / N_c is in proportion to sum_c N_c^-lambda."""
+    expected = np.zeros(len(random_store))
+    for c, probability in enumerate(soft_balance_probabilities(index.counts, lambda_)):
+        if probability:
+            expected[images_of(index, c)] += probability / index.counts[c]
+    assert soft_balance_image_weights(index, lambda_, len(random_store)) == pytest.approx(expected, rel=1e-12)
+
+
+@BOTH
+@pytest.mark.parametrize("lambda_", LAMBDAS)
+def test_both_implementations_draw_images_by_their_weights(index, random_store, lambda_, draw):
+    weights = soft_balance_image_weights(index, lambda_, len(random_store))
+    sampler = SoftBalanceTrainingSampler.from_dataset(random_store, seed=5, lambda_=lambda_, draw=draw)
+    observed = np.bincount(take(sampler, DRAWS), minlength=len(weights))
+    assert fits(observed, weights)
+    if lambda_ == 0.7:  # the test can tell: neighbouring values do not fit
+        for other in (0.6, 0.8):
+            assert not fits(observed, soft_balance_image_weights(index, other, len(random_store)))
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0])
+def test_both_implementations_draw_the_same_distribution(random_store, lambda_):
+    """Two samples against each other, without any formula."""
+    counts = [
+        np.bincount(
+            take(
+                SoftBalanceTrainingSampler.from_dataset(random_store, seed=seed, lambda_=lambda_, draw=draw),
+                DRAWS,
+            ),
+            minlength=len(random_store),
+        )
+        for seed, draw in enumerate(("class", "image"))
+    ]
+    one, two = (count[sum(counts) > 0] for count in counts)
+    chi2, freedom = ((one - two) ** 2 / (one + two)).sum(), len(one) - 1
+    assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_classes_are_drawn_by_their_probabilities():
+    """Every image has one class here, so the images tell which class was drawn."""
+    sizes = np.array([900, 90, 9, 1])
+    index = ClassIndex.build(np.arange(1001), np.repeat(np.arange(4), sizes))
+    for lambda_ in LAMBDAS:
+        drawn = take(SoftBalanceTrainingSampler(index, 1, lambda_=lambda_), DRAWS)
+        classes = np.repeat(np.arange(4), sizes)[drawn]
+        assert fits(np.bincount(classes, minlength=4), soft_balance_probabilities(sizes, lambda_))
+
+
+def test_lambda_one_is_class_aware_sampling(index):
+    expected = take(ClassAwareTrainingSampler(index, 4), 1000)
+    assert take(SoftBalanceTrainingSampler(index, 4, lambda_=1.0), 1000) == expected
+    assert take(SoftBalanceTrainingSampler(index, 4, lambda_=1), 1000) == expected
+    assert take(SoftBalanceTrainingSampler(index, 4, lambda_=0.999), 1000) != expected
+
+
+def test_lambda_zero_counts_an_image_once_for_each_class(index, random_store):
+    distinct = np.bincount(index.images, minlength=len(random_store))
+    weights = soft_balance_image_weights(index, 0, len(random_store))
+    assert weights == pytest.approx(distinct / distinct.sum())
+    assert distinct.max() > 1  # not uniform
+
+
+@BOTH
+@pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0, 2.0])
+def test_start_ranks_and_blocks(index, draw, lambda_):
+    def make(**options):
+        return SoftBalanceTrainingSampler(index, 3, lambda_=lambda_, draw=draw, **options)
+
+    stream = take(make(), 140_000)
+    assert all(type(one) is int for one in stream[:10]) and make().epoch_indices(1).dtype == np.int32
+    assert take(SoftBalanceTrainingSampler(index, 4, lambda_=lambda_, draw=draw), 100) != stream[:100]
+    starts = np.random.default_rng(0).integers(0, 139_000, 8).tolist()
+    for start in [0, 1, 65_535, 65_536, 131_070, *starts]:
+        assert take(make(start=start), 50) == stream[start : start + 50]
+        for rank in range(3):
+            assert take(make(start=start, rank=rank, world_size=3), 20) == stream[start + rank :: 3][:20]
+
+
+@BOTH
+def test_two_ranks_with_two_workers_draw_the_stream_once(index, draw):
+    """As Detectron2 0.6 runs samplers: inside each worker, by ToIterableDataset."""
+    seen = Counter()
+    for rank in range(2):
+        sampler = SoftBalanceTrainingSampler(index, 9, lambda_=0.5, draw=draw, rank=rank, world_size=2)
+        stream = ToIterableDataset(MapDataset(range(200), _same), sampler)
+        loader = DataLoader(stream, batch_size=2, num_workers=2)
+        seen.update(int(one) for batch in itertools.islice(loader, 50) for one in batch)
+    assert seen == Counter(take(SoftBalanceTrainingSampler(index, 9, lambda_=0.5, draw=draw), 200))
+
+
+def _same(item):
+    return item
+
+
+@BOTH
+def test_counted_draws_are_the_stream(index, draw, random_store, monkeypatch):
+    monkeypatch.setattr("longtail_det2.data.samplers.base._COUNT_CHUNK", 70_000)  # several chunks
+    sampler = SoftBalanceTrainingSampler(index, 3, draw=draw, start=77, rank=1, world_size=2)
+    stream = take(SoftBalanceTrainingSampler(index, 3, draw=draw), 210_000)
+    for begin, end in [(0, 1), (0, 210_000), (65_530, 65_540), (65_536, 131_072), (100, 199_999), (5, 5)]:
+        expected = np.bincount(np.array(stream[begin:end], int), minlength=len(random_store))
+        assert np.array_equal(sampler.draw_counts(begin, end, len(random_store)), expected)
+
+
+@BOTH
+def test_classes_and_images_that_are_never_drawn(draw, make_store, picture, caplog):
+    box = (0, 0, 8, 8)
+    pictures = [
+        picture("a", 8, 8, [(box, [1], 0)]),
+        picture("b", 8, 8),
+        picture("c", 8, 8, [(box, [4, 1], 0)]),
+    ]
+    store = make_store(pictures)
+    with caplog.at_level(logging.WARNING, "longtail_det2"):
+        sampler = SoftBalanceTrainingSampler.from_dataset(
+            MultiLabelDataset(store), seed=0, lambda_=1.0, draw=draw
+        )
+    message = "4 of 6 classes have no image in the training data and are never drawn: animal, puppy, pet, car"
+    assert [record.getMessage() for record in caplog.records] == [message]
+    counts = np.bincount(take(sampler, 20_000), minlength=3)
+    assert counts[1] == 0 and counts[0] / counts.sum() == pytest.approx(1 / 4, abs=0.02)
+    filtered = MultiLabelDataset(store, filter_empty=True)
+    indices = take(SoftBalanceTrainingSampler.from_dataset(filtered, seed=0, lambda_=1.0, draw=draw), 20_000)
+    assert np.bincount(indices).tolist() == counts[[0, 2]].tolist()  # the same images, numbered without b
+
+
+def test_options_from_a_config(index, random_store, caplog):
+    cfg = get_cfg()
+    cfg.DATALOADER.SAMPLER_TRAIN = "SoftBalanceTrainingSampler"
+    assert repr(build_sampler(cfg, random_store, seed=1)) == "SoftBalanceTrainingSampler(lambda_=0.7)"
+    cfg.DATALOADER.SOFT_BALANCE.LAMBDA, cfg.DATALOADER.SOFT_BALANCE.DRAW = 0.25, "image"
+    sampler = build_sampler(cfg, random_store, seed=1, start=3)
+    assert repr(sampler) == "SoftBalanceTrainingSampler(lambda_=0.25, draw='image')"
+    expected = SoftBalanceTrainingSampler(index, 1, 3, lambda_=0.25, draw="image")
+    assert take(sampler, 100) == take(expected, 100)
+
+
+def test_lambda_between_one_and_two_warns(index, caplog):
+    with caplog.at_level(logging.WARNING, "longtail_det2"):
+        SoftBalanceTrainingSampler(index, 0, lambda_=1.0)
+        assert not caplog.records
+        SoftBalanceTrainingSampler(index, 0, lambda_=1.5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "soft-balance sampling with lambda 1.5, above 1, draws rare classes more often than frequent ones"
+    ]
+
+
+@pytest.mark.parametrize("lambda_", [-0.1, 2.01, float("nan"), float("inf"), "0.7", None, True])
+def test_lambda_out_of_range(index, lambda_):
+    with pytest.raises(ConfigError) as caught:
+        SoftBalanceTrainingSampler(index, 0, lambda_=lambda_)
+    assert str(caught.value) == (
+        f"DATALOADER.SOFT_BALANCE.LAMBDA (lambda_) is {lambda_!r}; it must be a number from 0 (classes as "
+        "often as in the data) to 1 (all classes equally often), or up to 2 (rare classes more often)"
+    )
+
+
+def test_other_errors(index, random_store, make_store, picture):
+    with pytest.raises(ConfigError, match=r"SOFT_BALANCE.DRAW \(draw\) is 'box'; known: 'class', 'image'"):
+        SoftBalanceTrainingSampler(index, 0, draw="box")
+    bare = make_store([picture("a", 8, 8)])
+    with pytest.raises(
+        DataError, match="SoftBalanceTrainingSampler needs objects, but no image of the training"
+    ):
+        SoftBalanceTrainingSampler.from_dataset(bare, seed=0)
+    for options in ({"lambda": 0.5}, {"threshold": 0.5}):
+        with pytest.raises(
+            ConfigError, match=f"SoftBalanceTrainingSampler has no option '{next(iter(options))}'"
+        ):
+            build_sampler("SoftBalanceTrainingSampler", random_store, seed=0, **options)
+    with pytest.raises(ConfigError, match="ClassAwareTrainingSampler has no option 'lambda_'"):
+        build_sampler("ClassAwareTrainingSampler", random_store, seed=0, lambda_=0.5)
+    with pytest.raises(ConfigError, match="RepeatFactorTrainingSampler has no option 'treshold'"):
+        options = {"sampler": "RepeatFactorTrainingSampler", "sampler_options": {"treshold": 0.5}}
+        build_train_loader(random_store, mapper=_same, total_batch_size=2, seed=0, **options)
+
+
+def long_tailed_index(num_images=1_740_000, num_classes=500):
+    """The size of Open Images: the most frequent class in 80 % of the images, 4.8 million pairs."""
+    generator = np.random.default_rng(0)
+    counts = (0.8 * num_images * np.arange(1, num_classes + 1) ** -1.3).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return ClassIndex(offsets, generator.integers(0, num_images, offsets[-1], dtype=np.int32))
+
+
+def test_an_epoch_of_open_images_is_quick():
+    index = long_tailed_index()
+    for draw, lambda_ in itertools.product(("class", "image"), (0.0, 0.7, 1.0)):
+        sampler = SoftBalanceTrainingSampler(index, 0, lambda_=lambda_, draw=draw)
+        blocks = -(-1_740_000 // sampler.epoch_size(0))
+        seconds = []
+        for _ in range(3):
+            begin = time.process_time()
+            for epoch in range(blocks):
+                sampler.epoch_indices(epoch)
+            seconds.append(time.process_time() - begin)
+        assert min(seconds) < 0.5, (draw, lambda_)

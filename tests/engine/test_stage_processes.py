@@ -1,0 +1,171 @@
+"""Stages with two processes of two workers each: who draws what, and a kill inside the second stage."""
+
+import importlib.util
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.samplers import StagedTrainingSampler
+from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
+
+pytestmark = pytest.mark.slow
+SECONDS = 240
+STAGES = [["UniformTrainingSampler", 11], ["SoftBalanceTrainingSampler", 9, {"lambda_": 0.5}]]
+BATCH = 8
+STARTS = [0, 3, 10, 11, 12, 17]
+"""Iterations done before, around the boundary too."""
+
+DRAW = """
+import itertools, json, sys
+import numpy as np
+from detectron2.utils import comm
+from longtail_det2.data.build import build_train_loader
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.engine.launch import launch
+
+STAGES, BATCH, STARTS = {stages!r}, {batch!r}, {starts!r}
+
+def mapper(record):
+    return record["image_id"], record["width"] > record["height"], np.random.random()
+
+def draw(store, output):
+    assert comm.get_world_size() == 2
+    found = {{}}
+    for grouping in (False, True):
+        for start in STARTS:
+            loader = build_train_loader(
+                MultiLabelDataset(store), mapper=mapper, sampler="StagedTrainingSampler", stages=STAGES,
+                total_batch_size=BATCH, aspect_ratio_grouping=grouping, num_workers=2, seed=4,
+                start=start * BATCH,
+            )
+            found[f"{{grouping}} {{start}}"] = list(itertools.islice(loader, 20 - start))
+    with open(f"{{output}}/{{comm.get_rank()}}.json", "w") as file:
+        json.dump(found, file)
+
+if __name__ == "__main__":
+    launch(draw, args=sys.argv[1:])
+"""
+
+
+def start_ranks(command, log):
+    """Two processes in the environment that torchrun makes, each with its workers in a group of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    size = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    with open(log, "ab") as output:
+        return [
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **quiet, **address, **size, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                start_new_session=True,
+            )
+            for rank in range(2)
+        ]
+
+
+def finish(processes, log):
+    """Waits for the end of both; a failure shows their output."""
+    try:
+        assert [process.wait(SECONDS) for process in processes] == [0, 0], log.read_text()
+    finally:
+        kill(processes)
+
+
+def kill(processes):
+    """SIGKILL to all that still run, with their workers."""
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def shaped_store(tmp_path, store_maker):
+    """The pictures of the other tests, a third of which claim to be landscape."""
+    path = store_maker(tmp_path / "many", images=60)
+    sizes = np.load(path / "image_size.npy")
+    sizes[::3, 1] = 96
+    np.save(path / "image_size.npy", sizes)
+    return path
+
+
+def test_two_ranks_with_two_workers(shaped_store, tmp_path):
+    script = tmp_path / "draw.py"
+    script.write_text(DRAW.format(stages=STAGES, batch=BATCH, starts=STARTS))
+    log = tmp_path / "output.txt"
+    finish(start_ranks([script, shaped_store, tmp_path], log), log)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    dataset = MultiLabelDataset(shaped_store)
+    sampler = StagedTrainingSampler.from_dataset(dataset, seed=4, stages=STAGES, batch_size=BATCH)
+    stream = [dataset[index]["image_id"] for index in itertools.islice(sampler, 20 * BATCH)]
+    for grouping in (False, True):
+        whole = [found[f"{grouping} 0"] for found in ranks]
+        for rank, start in itertools.product(range(2), STARTS):  # images, batches and augmentation
+            assert ranks[rank][f"{grouping} {start}"] == whole[rank][start:]
+        for begin, end in ((0, 11), (11, 20)):
+            drawn = [one[0] for part in whole for batch in part[begin:end] for one in batch]
+            assert sorted(drawn) == sorted(stream[begin * BATCH : end * BATCH])
+        mixed = [len({one[1] for one in batch}) == 2 for part in whole for batch in part]
+        if not grouping:
+            for rank in range(2):
+                assert [one[0] for batch in whole[rank] for one in batch] == stream[rank::2]
+        else:
+            last = {number % 20 for number, flag in enumerate(mixed) if flag}
+            assert last and last <= {10, 19}  # the last batches of the stages
+    randoms = {one[2] for found in ranks for batch in found["False 0"] for one in batch}
+    assert len(randoms) == 20 * BATCH  # no two draws share their random numbers
+
+
+@pytest.fixture
+def check_resume(repository):
+    """The script that kills runs, as a module."""
+    spec = importlib.util.spec_from_file_location("check_resume", repository / "scripts/check_resume.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["check_resume"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["check_resume"]
+
+
+def test_killed_inside_the_second_stage(check_resume, yaml_args, repository, tmp_path):
+    """Two processes of two workers, SIGKILL, resumed: all is equal to the bit, frequencies included."""
+    stages = "(('UniformTrainingSampler', 8), ('SoftBalanceTrainingSampler', 20, {'lambda_': 0.5}))"
+
+    def command(run, workers, *flags):
+        options = ("DATALOADER.SAMPLER_TRAIN", "StagedTrainingSampler", "DATALOADER.STAGES", stages)
+        options += ("SOLVER.STAGE_RESTART", "with_warmup", "SOLVER.STAGE_FACTOR", "0.3", "SEED", "2")
+        options += ("SOLVER.IMS_PER_BATCH", "4", "SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.BASE_LR", "0.002")
+        options += ("DATALOADER.ASPECT_RATIO_GROUPING", "True", "DATALOADER.NUM_WORKERS", str(workers))
+        args = yaml_args(*options, "DATASETS.TEST", "()", "OUTPUT_DIR", str(run), max_iter=28)
+        script = repository / "scripts/train_net.py"
+        return [script, *flags, "--config-file", args.config_file, *args.opts]
+
+    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "output.txt"
+    finish(start_ranks(command(whole, 0), log), log)
+    processes = start_ranks(command(killed, 2), log)
+    end = time.monotonic() + SECONDS
+    while not (killed / "model_0000011.pth").is_file():  # four iterations into the second stage
+        assert all(process.poll() is None for process in processes) and time.monotonic() < end
+        time.sleep(0.01)
+    kill(processes)
+    assert not (killed / "model_final.pth").is_file()
+    finish(start_ranks(command(killed, 2, "--resume"), log), log)
+    assert check_resume.compare(whole, killed) == []
+    assert (whole / SAMPLED_CLASSES_FILE).read_text() == (killed / SAMPLED_CLASSES_FILE).read_text()
+    stages = json.loads((whole / SAMPLED_CLASSES_FILE).read_text())["stages"]
+    assert [stage["images_drawn"] for stage in stages] == [32, 80]  # over both processes
+    lines = [json.loads(line) for line in (killed / "metrics.json").read_text().splitlines()]
+    assert {line["iteration"]: line["stage"] for line in lines if "stage" in line} == {19: 2, 27: 2}

@@ -1,0 +1,338 @@
+"""Training in stages: natural, then soft-balance sampling, in one run and in two; what the run writes."""
+
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine.train_loop import TrainerBase
+
+from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
+from longtail_det2.data.samplers import (
+    ClassIndex,
+    SoftBalanceTrainingSampler,
+    Stage,
+    StagedTrainingSampler,
+    UniformTrainingSampler,
+)
+from longtail_det2.engine import lazy, trainer
+from longtail_det2.engine.cli import run
+from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE, SamplingLog, describe, draws_by_class
+from longtail_det2.utils.errors import ConfigError
+
+YAML = [
+    *("DATALOADER.SAMPLER_TRAIN", "StagedTrainingSampler", "SEED", "5", "SOLVER.BASE_LR", "0.001"),
+    *(
+        "DATALOADER.STAGES",
+        "(('UniformTrainingSampler', 3), ('SoftBalanceTrainingSampler', 4, {'lambda_': 0.5}))",
+    ),
+    *("SOLVER.STAGE_RESTART", "with_warmup", "SOLVER.STAGE_FACTOR", "0.5", "SOLVER.CHECKPOINT_PERIOD", "1"),
+]
+LAZY = [
+    "dataloader.train.sampler=StagedTrainingSampler",
+    "dataloader.train.stages=[[UniformTrainingSampler,3],[SoftBalanceTrainingSampler,4,{lambda_:0.5}]]",
+    "lr_multiplier.stage_restart=with_warmup",
+    "lr_multiplier.stage_factor=0.5",
+    "lr_multiplier.end_factor=0.06",
+    "train.seed=5",
+    "train.checkpointer.period=1",
+    "optimizer.base_lr=0.001",
+]
+
+
+def train(form, make, options, **more):
+    """A run of seven iterations in one of the two forms."""
+    return form.main(make(*options, **{"max_iter": 7, **more}))
+
+
+@pytest.fixture
+def yaml_run(yaml_args):
+    return lambda *options, **more: train(trainer, yaml_args, [*YAML, *options], **more)
+
+
+@pytest.fixture
+def lazy_run(lazy_args):
+    return lambda *options, **more: train(lazy, lazy_args, [*LAZY, *options], **more)
+
+
+@pytest.fixture
+def log_every_step(monkeypatch):
+    """One line of metrics.json for each iteration."""
+    from longtail_det2.engine import training
+
+    original = training.default_hooks
+    for module in (trainer, lazy):
+        monkeypatch.setattr(module, "default_hooks", lambda **kw: original(**{**kw, "log_period": 1}))
+
+
+def metrics(folder):
+    """Lines of metrics.json without what clocks measured."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    clocks = ("time", "data_time", "eta_seconds", "rank_data_time")
+    return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
+
+
+def trained(folder):
+    """Weights, optimizer state and schedule at the end of a run."""
+    checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
+    state = checkpoint["trainer"].get("_trainer", checkpoint["trainer"])["optimizer"]["state"]
+    tensors = dict(checkpoint["model"])
+    tensors |= {f"{key}.{name}": value for key, part in state.items() for name, value in part.items()}
+    return tensors, checkpoint["trainer"]["hooks"]["LRScheduler"]
+
+
+def assert_equal_runs(one, two):
+    (tensors, schedule), (others, other_schedule) = trained(one), trained(two)
+    assert tensors.keys() == others.keys() and all(
+        torch.equal(tensors[name], others[name]) for name in tensors
+    )
+    assert schedule == other_schedule
+    assert metrics(one) == metrics(two)
+    assert (one / SAMPLED_CLASSES_FILE).read_text() == (two / SAMPLED_CLASSES_FILE).read_text()
+
+
+def test_a_staged_run_logs_its_stages_and_rates(yaml_run, tmp_path, log_every_step):
+    yaml_run()
+    lines = [line for line in metrics(tmp_path / "run") if "total_loss" in line]
+    assert [line["stage"] for line in lines] == [1, 1, 1, 2, 2, 2, 2]
+    text = (tmp_path / "run/log.txt").read_text()
+    first = text.index("Stage 1 of 2, iterations 0 to 2: UniformTrainingSampler")
+    drawn = text.index("Drawn in 3 iterations by UniformTrainingSampler: 6 images, ")
+    second = text.index("Stage 2 of 2, iterations 3 to 6: SoftBalanceTrainingSampler(lambda_=0.5)")
+    end = text.index("Drawn in 4 iterations by SoftBalanceTrainingSampler(lambda_=0.5): 8 images, ")
+    assert first < drawn < second < end and text.count("Stage ") == 2
+    # Cosines over three and over four iterations to 6 % (BASE_LR_END), each with one iteration of warm-up.
+    cosine = [0.06 + 0.94 * 0.5 * (1 + math.cos(math.pi * x)) for x in (1 / 3, 2 / 3, 1 / 4, 2 / 4, 3 / 4)]
+    expected = [0.02, *cosine[:2], 0.5 * 0.02, *(0.5 * value for value in cosine[2:])]
+    assert [line["lr"] for line in lines] == pytest.approx([0.001 * value for value in expected])
+
+
+def test_lazy_and_yaml_staged_training_are_the_same(yaml_run, lazy_run, tmp_path, log_every_step):
+    yaml_run()
+    (tmp_path / "run").rename(tmp_path / "yaml")
+    lazy_run()
+    assert_equal_runs(tmp_path / "yaml", tmp_path / "run")
+
+
+@pytest.mark.parametrize("form", ["yaml", "lazy"])
+def test_resume_inside_the_second_stage_is_exact(yaml_run, lazy_run, tmp_path, log_every_step, form):
+    start, key = (yaml_run, "OUTPUT_DIR ") if form == "yaml" else (lazy_run, "train.output_dir=")
+    start()
+    whole = tmp_path / "run"
+    for done in (2, 3, 5):  # before, at and after the boundary
+        resumed = tmp_path / f"resumed{done}"
+        resumed.mkdir()
+        for name in (f"model_{done - 1:07}.pth", "metrics.json"):
+            (resumed / name).write_bytes((whole / name).read_bytes())
+        (resumed / "last_checkpoint").write_text(f"model_{done - 1:07}.pth")
+        start(*f"{key}{resumed}".split(), flags=["--resume"])
+        assert_equal_runs(whole, resumed)
+        log = (resumed / "log.txt").read_text()
+        assert f"Continuing at iteration {done}" in log
+        assert log.count("Stage 1 of 2") == (done < 3) and log.count("Stage 2 of 2") == 1
+
+
+def test_the_first_stage_is_a_natural_run(yaml_run, yaml_args, tmp_path):
+    """The hybrid and the natural run it is compared with have the same first iterations."""
+    yaml_run("SOLVER.STAGE_RESTART", "none", "SOLVER.STAGE_FACTOR", "1.0")
+    checkpoint = torch.load(tmp_path / "run/model_0000002.pth", weights_only=True)["model"]
+    (tmp_path / "run").rename(tmp_path / "hybrid")
+    options = ["SEED", "5", "SOLVER.BASE_LR", "0.001", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    trainer.main(yaml_args(*options, max_iter=7))
+    natural = torch.load(tmp_path / "run/model_0000002.pth", weights_only=True)["model"]
+    assert all(torch.equal(natural[name], checkpoint[name]) for name in natural)
+    last = [torch.load(tmp_path / f"{name}/model_final.pth")["model"] for name in ("run", "hybrid")]
+    assert not all(torch.equal(last[0][name], last[1][name]) for name in natural)
+
+
+def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, lazy_args, tmp_path, log_every_step):
+    """Pre-train with natural sampling; a new run takes the weights alone, all else is new."""
+    trainer.main(yaml_args("SEED", "5", max_iter=3))
+    weights = tmp_path / "pretrained.pth"
+    (tmp_path / "run/model_final.pth").rename(weights)
+    pretrained = torch.load(weights, weights_only=True)["model"]
+    options = ["MODEL.WEIGHTS", str(weights), "DATALOADER.SAMPLER_TRAIN", "SoftBalanceTrainingSampler"]
+    options += ["DATALOADER.SOFT_BALANCE.LAMBDA", "0.5", "OUTPUT_DIR", str(tmp_path / "tuned"), "SEED", "6"]
+    cfg = trainer.setup(yaml_args(*options, max_iter=4))
+    second = trainer.Trainer(cfg)
+    second.resume_or_load(resume=False)
+    assert second.start_iter == 0 and not second._trainer.optimizer.state_dict()["state"]
+    assert all(torch.equal(value, pretrained[name]) for name, value in second.model.state_dict().items())
+    second.train()
+    lines = [line for line in metrics(tmp_path / "tuned") if "total_loss" in line]
+    assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
+    found = json.loads((tmp_path / "tuned" / SAMPLED_CLASSES_FILE).read_text())
+    assert [stage["sampler"] for stage in found["stages"]] == ["SoftBalanceTrainingSampler(lambda_=0.5)"]
+    lazy_options = [
+        f"train.init_checkpoint={weights}",
+        "dataloader.train.sampler=SoftBalanceTrainingSampler",
+        "+dataloader.train.sampler_options={lambda_: 0.5}",
+        f"train.output_dir={tmp_path / 'tuned_lazy'}",
+        "train.seed=6",
+    ]
+    lazy.main(lazy_args(*lazy_options, max_iter=4))
+    assert_equal_runs(tmp_path / "tuned", tmp_path / "tuned_lazy")
+
+
+def test_frequencies_are_those_of_the_images_that_training_saw(yaml_args, tmp_path, monkeypatch, pictures):
+    """The file is computed from the sampler; here images are counted as they reach the model."""
+    seen = []
+    original = trainer.build_train_loader_from_config
+
+    def spying(cfg, start=0):
+        loader = original(cfg, start)
+        mapper = loader.dataset._mapper
+        loader.dataset._mapper = lambda record: (seen.append(record), mapper(record))[1]
+        return loader
+
+    monkeypatch.setattr(trainer, "build_train_loader_from_config", spying)
+    options = [
+        *YAML,
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+        "False",
+        "DATALOADER.ASPECT_RATIO_GROUPING",
+        "True",
+    ]
+    trainer.main(yaml_args(*options, max_iter=7))
+    found = json.loads((tmp_path / "run" / SAMPLED_CLASSES_FILE).read_text())
+    assert found["class_ids"] == ["animal", "cat", "dog", "ball"]
+    assert found["images_by_class"] == [2, 2, 2, 1]
+    seen = [record for record in seen if "mini_test" not in record["file_name"]]
+    assert len(seen) == 14
+    for stage, part in zip(found["stages"], (seen[:6], seen[6:]), strict=True):
+        counts = np.zeros(4, int)
+        for record in part:
+            counts[sorted({c for one in record["annotations"] for c in one["category_ids"]})] += 1
+        assert stage["drawn_by_class"] == counts.tolist()
+        assert stage["images_drawn"] == len(part)
+        assert stage["distinct_images"] == len({record["image_id"] for record in part})
+    assert [stage["first_iteration"] for stage in found["stages"]] == [0, 3]
+
+
+def test_runs_without_stages_write_their_frequencies_too(yaml_args, tmp_path):
+    trainer.main(yaml_args("SEED", "5", max_iter=2))
+    found = json.loads((tmp_path / "run" / SAMPLED_CLASSES_FILE).read_text())
+    assert [(one["stage"], one["iterations"], one["images_drawn"]) for one in found["stages"]] == [(1, 2, 4)]
+    text = (tmp_path / "run/log.txt").read_text()
+    assert "Drawn in 2 iterations by UniformTrainingSampler" in text and "Stage 1" not in text
+    assert not any("stage" in line for line in metrics(tmp_path / "run"))
+
+
+class Loop(TrainerBase):
+    """A training loop that only draws."""
+
+    def __init__(self, log, loader):
+        super().__init__()
+        self.log, self.loader = log, loader
+        self.register_hooks([log])
+
+    def run_step(self):
+        if self.iter == self.start_iter:
+            self.log.watch(self.loader)
+
+
+def test_a_loader_of_ones_own(tmp_path, caplog):
+    log = SamplingLog(str(tmp_path), [Stage("UniformTrainingSampler", 2), Stage("Own", 2)], 4, 8)
+    with caplog.at_level(logging.INFO, "longtail_det2"):
+        Loop(log, [[]]).train(0, 4)
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("longtail_det2")]
+    assert messages == [
+        "no class frequencies are written: the training data come from a loader of one's own",
+        "Stage 1 of 2, iterations 0 to 1: UniformTrainingSampler",
+        "Stage 2 of 2, iterations 2 to 3: Own",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_does_not_stop_training(pictures, tmp_path, caplog):
+    from longtail_det2.data.build import build_train_loader
+
+    dataset = MultiLabelDataset(str(pictures / "train"))
+    loader = build_train_loader(dataset, mapper=str, total_batch_size=2, seed=0)
+    loop = Loop(SamplingLog(str(tmp_path / "missing"), (), 3, 2), loader)
+    loop.train(0, 3)
+    assert loop.iter == 3
+    assert f"{tmp_path}/missing/{SAMPLED_CLASSES_FILE} cannot be written: " in caplog.text
+
+
+def test_the_line_about_frequencies():
+    index = ClassIndex.build(np.array([0, 2, 3, 4, 4]), np.array([0, 1, 0, 0]), num_classes=3)
+    draws = np.array([2, 1, 0, 5])
+    assert draws_by_class(index, draws).tolist() == [3, 2, 0]
+    facts = {
+        "sampler": "S",
+        "iterations": 4,
+        "images_drawn": 8,
+        "distinct_images": 3,
+        "drawn_by_class": [3, 2, 0],
+    }
+    assert describe(facts, ["a", "b", "c"], index.counts) == (
+        "Drawn in 4 iterations by S: 8 images, 3 different ones; rarest to most frequent third of the "
+        "classes 40.0%/60.0% (in the data 25.0%/75.0%); a class 2 (b) to 3 (a) times"
+    )
+    assert describe({**facts, "drawn_by_class": [3, 0, 0]}, ["a", "b", "c"], index.counts).endswith(
+        "; a class 0 (b) to 3 (a) times, 1 of 2 never"
+    )
+    assert describe({**facts, "drawn_by_class": [0, 0, 0]}, ["a", "b", "c"], index.counts).endswith(
+        "different ones"
+    )
+
+
+def test_frequencies_of_a_long_tail_follow_the_sampler():
+    """With natural and then balanced draws, the rarest class goes from hardly ever to a third."""
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    index = ClassIndex.build(np.arange(1001), labels)
+    parts = [UniformTrainingSampler(1000, 0), SoftBalanceTrainingSampler(index, 0, lambda_=1.0)]
+    sampler = StagedTrainingSampler(parts, [9000, 9000], 0)
+    natural = draws_by_class(index, sampler.draw_counts(0, 9000, 1000))
+    balanced = draws_by_class(index, sampler.draw_counts(9000, 18000, 1000))
+    assert natural.tolist() == [8100, 810, 90]
+    assert balanced == pytest.approx([3000] * 3, abs=5 * math.sqrt(3000))
+
+
+def fails(main, args, capsys):
+    assert run(main, args) == 2
+    written = capsys.readouterr().err
+    return written[written.index("error: ") :].strip()
+
+
+def test_stages_that_do_not_cover_the_iterations(yaml_args, lazy_args, capsys, monkeypatch):
+    monkeypatch.setattr(trainer.Trainer, "build_model", lambda cfg: pytest.fail("a model was built before"))
+    expected = (
+        "error: DATALOADER.STAGES (dataloader.train.stages): the stages last 3 + 4 = 7 iterations, but "
+        "SOLVER.MAX_ITER (train.max_iter) is 9; both must be the same"
+    )
+    assert fails(trainer.main, yaml_args(*YAML, max_iter=9), capsys) == expected
+    assert fails(lazy.main, lazy_args(*LAZY, max_iter=9), capsys) == expected
+
+
+def test_stage_mistakes_in_configs(yaml_args, lazy_args, capsys):
+    without = ["DATALOADER.SAMPLER_TRAIN", "UniformTrainingSampler"]
+    message = fails(trainer.main, yaml_args(*YAML, *without, max_iter=7), capsys)
+    assert "to train in stages set it to 'StagedTrainingSampler'" in message
+    message = fails(lazy.main, lazy_args(*LAZY, "dataloader.train.sampler=UniformTrainingSampler"), capsys)
+    assert "to train in stages set it to 'StagedTrainingSampler'" in message
+    own = ["DATALOADER.STAGES", "(('Uniform', 7),)"]
+    assert "unknown training sampler 'Uniform'" in fails(trainer.main, yaml_args(*YAML, *own), capsys)
+    bad = ["DATALOADER.STAGES", "(('UniformTrainingSampler', 3), ('SoftBalanceTrainingSampler', 4))"]
+    bad += ["DATALOADER.SOFT_BALANCE.LAMBDA", "2.5"]
+    message = fails(trainer.main, yaml_args(*YAML, *bad, max_iter=7), capsys)
+    assert message.startswith(
+        "error: DATALOADER.SOFT_BALANCE.LAMBDA (lambda_) is 2.5; it must be a number from 0"
+    )
+    restart = ["SOLVER.STAGE_RESTART", "with_warmup"]
+    message = fails(trainer.main, yaml_args(*restart), capsys)
+    assert "there are no stages at which the schedule could begin anew" in message
+    message = fails(lazy.main, lazy_args("lr_multiplier.stage_restart=with_warmup"), capsys)
+    assert "there are no stages at which the schedule could begin anew" in message
+
+
+def test_labels_of_a_store_and_of_its_dataset_agree(pictures):
+    """What the log counts is what the samplers index."""
+    dataset = MultiLabelDataset(str(pictures / "train"))
+    index = ClassIndex.build(*labels_per_image(dataset))
+    assert index.counts.tolist() == [2, 2, 2, 1]
+    with pytest.raises(ConfigError):
+        SoftBalanceTrainingSampler(index, 0, lambda_=-1)
