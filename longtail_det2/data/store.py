@@ -52,7 +52,8 @@ from longtail_det2.utils.errors import DataError
 
 __all__ = ["AnnotationStore", "AnnotationStoreWriter", "ObjectFlag", "write_store"]
 
-_CHUNK_ROWS = 1 << 20
+_CHUNK_ROWS = 1 << 15
+"""Rows counted at once: their keys fit into a processor's cache."""
 
 
 class AnnotationStore:
@@ -230,13 +231,14 @@ class AnnotationStore:
     def _count_rows(self, offsets: np.ndarray, expanded: bool) -> np.ndarray:
         """Rows per class, where row i has the labels [offsets[i], offsets[i + 1]); repeats count once."""
         counts = np.zeros(self.num_classes, dtype=np.int64)
+        dtype = np.int32 if _CHUNK_ROWS * self.num_classes < 2**31 else np.int64
         for start in range(0, len(offsets) - 1, _CHUNK_ROWS):
             part = offsets[start : start + _CHUNK_ROWS + 1]
-            rows = np.repeat(np.arange(len(part) - 1), np.diff(part))
+            rows = np.repeat(np.arange(len(part) - 1, dtype=dtype), np.diff(part))
             classes = self.labels[part[0] : part[-1]]
             if expanded:
                 rows, classes = self.hierarchy.expand(rows, classes)
-            keys = rows.astype(np.int64) * self.num_classes + classes
+            keys = rows * dtype(self.num_classes) + classes
             keys.sort()
             first = np.ones(len(keys), dtype=bool)
             first[1:] = keys[1:] != keys[:-1]
