@@ -91,10 +91,10 @@ def load_detector(
     """
     from longtail_det2.engine.build import build_lazy_model, build_model
     from longtail_det2.engine.config_files import find_config_file, load_cfg, load_lazy
-    from longtail_det2.model_zoo.model_zoo import get_checkpoint, use_weights
+    from longtail_det2.model_zoo.model_zoo import get_checkpoint, name_of_config, use_weights
 
     lazy = str(config_file).endswith(".py")
-    find_config_file(config_file, ".py" if lazy else ".yaml")
+    found = find_config_file(config_file, ".py" if lazy else ".yaml")
     path = Path(weights or get_checkpoint(config_file))
     _refuse_saved_lazy(config_file)
     cfg: Any = load_lazy(config_file, options) if lazy else load_cfg(config_file, options)
@@ -111,7 +111,7 @@ def load_detector(
     return TrainedDetector(
         model=model.eval(),
         cfg=cfg,
-        config_name=str(config_file),
+        config_name=name_of_config(found) or found.name,
         weights=path,
         class_ids=class_ids,
         class_names=class_names_beside(path.parent, class_ids),

@@ -17,7 +17,7 @@ class Kind:
     """A kind of finding.
 
     Attributes:
-        title: what the entries have in common; follows their number.
+        title: what the entries have in common; their number follows.
         advice: what to do about it.
         option: argument of `prepare_coco` that lets such entries be left out ("skip"); "" if they cannot be.
         is_error: without that, no store is made.
@@ -167,7 +167,7 @@ class CocoFindings:
         if first.count > 1:
             message += f" ({first.count} {KINDS[kind].title}{_values(first.values)})"
         message += f"; {first.hint or _advice(KINDS[kind])}"
-        others = [f"{one.count} {KINDS[other].title}" for other, one in errors.items() if other != kind]
+        others = [f"{KINDS[other].title} ({one.count})" for other, one in errors.items() if other != kind]
         if others:
             message += f". Further errors: {'; '.join(others)}"
         raise DataError(message)
@@ -180,7 +180,7 @@ class CocoFindings:
             if KINDS[kind].is_error:
                 severity = "ERRORS" if self.is_error(kind) else "LEFT OUT"
             block = blocks[severity]
-            block.append(f"  {one.count} {KINDS[kind].title}{_values(one.values)}")
+            block.append(f"  {KINDS[kind].title} ({one.count}){_values(one.values)}")
             block += [f"      {example}" for example in one.examples]
             if len(one.examples) == _EXAMPLES < one.count:
                 block.append("      ...")
