@@ -198,6 +198,39 @@ def test_classes_and_images_that_are_never_drawn(draw, make_store, picture, capl
     assert np.bincount(indices).tolist() == counts[[0, 2]].tolist()  # the same images, numbered without b
 
 
+def test_ancestors(random_store):
+    """animal > dog > puppy, pet > dog, pet > fish, car alone."""
+    index = ClassIndex.build(*labels_per_image(random_store))
+    expanded = index.expanded(random_store.hierarchy)
+    assert expanded.counts.tolist() == random_store.image_counts(expanded=True).tolist()
+    assert expanded.counts.tolist() != index.counts.tolist() == random_store.image_counts().tolist()
+    below = [{0, 1, 2}, {1, 2}, {2}, {3, 1, 2, 4}, {4}, {5}]
+    for c, classes in enumerate(below):
+        union = sorted(set().union(*(images_of(index, one).tolist() for one in classes)))
+        assert images_of(expanded, c).tolist() == union
+    options = {"seed": 1, "lambda_": 0.7, "ancestors": True}
+    for draw in ("class", "image"):
+        sampler = SoftBalanceTrainingSampler.from_dataset(random_store, draw=draw, **options)
+        observed = np.bincount(take(sampler, DRAWS), minlength=len(random_store))
+        assert fits(observed, soft_balance_image_weights(expanded, 0.7, len(random_store)))
+        assert not fits(observed, soft_balance_image_weights(index, 0.7, len(random_store)))
+        assert repr(sampler).endswith(", ancestors=True)")
+
+
+def test_ancestors_of_flat_classes_and_of_records(make_store, picture):
+    flat = make_store([picture("a", 8, 8, [((0, 0, 8, 8), [1], 0)])], parents=None, name="flat")
+    index = ClassIndex.build(*labels_per_image(flat)).expanded(flat.hierarchy)
+    assert index.counts.tolist() == [0, 1, 0, 0, 0, 0] and index.images.tolist() == [0]
+    records = [{"annotations": [{"category_id": 0}]}]
+    with pytest.raises(ConfigError) as caught:
+        SoftBalanceTrainingSampler.from_dataset(records, seed=0, ancestors=True)
+    assert str(caught.value) == (
+        "DATALOADER.SOFT_BALANCE.ANCESTORS (ancestors) is set, but the training data are no annotation store "
+        "and have no hierarchy: leave it out, or make a store of them"
+    )
+    assert take(SoftBalanceTrainingSampler.from_dataset(records, seed=0), 3) == [0, 0, 0]
+
+
 def test_options_from_a_config(index, random_store, caplog):
     cfg = get_cfg()
     cfg.DATALOADER.SAMPLER_TRAIN = "SoftBalanceTrainingSampler"
@@ -207,6 +240,8 @@ def test_options_from_a_config(index, random_store, caplog):
     assert repr(sampler) == "SoftBalanceTrainingSampler(lambda_=0.25, draw='image')"
     expected = SoftBalanceTrainingSampler(index, 1, 3, lambda_=0.25, draw="image")
     assert take(sampler, 100) == take(expected, 100)
+    cfg.DATALOADER.SOFT_BALANCE.ANCESTORS = True
+    assert repr(build_sampler(cfg, random_store, seed=1)).endswith("draw='image', ancestors=True)")
 
 
 def test_lambda_between_one_and_two_warns(index, caplog):

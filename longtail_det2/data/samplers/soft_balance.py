@@ -68,8 +68,12 @@ class SoftBalanceTrainingSampler(TrainingSampler):
     lambda = 0 draws classes as often as they are in the images, which is not uniform sampling: an image
     counts once for each class that it has. lambda = 1 draws all classes equally often
     (`ClassAwareTrainingSampler`), lambda > 1 rare classes more often than frequent ones. Classes without
-    images are never drawn, nor are images without objects. Labels count as annotated: ancestors are not
-    added, so a hierarchy does not draw a frequent leaf class once more through each of its ancestors.
+    images are never drawn, nor are images without objects.
+
+    Labels count as annotated: ancestors are not added, so a hierarchy does not draw a frequent leaf class
+    once more through each of its ancestors. But then an inner class has those images alone that show it
+    without a more specific label, and is drawn like a rare class. With `ancestors`, its images are also those
+    of its descendants, as in the official expansion of Open Images.
 
     Attributes:
         lambda_: see above.
@@ -103,6 +107,7 @@ class SoftBalanceTrainingSampler(TrainingSampler):
         """
         super().__init__(seed=seed, start=start, **ranks)
         self.lambda_, self.draw = _checked_lambda(lambda_), draw
+        self._with_ancestors = index.with_ancestors
         if draw not in ("class", "image"):
             raise ConfigError(f"DATALOADER.SOFT_BALANCE.DRAW (draw) is {draw!r}; known: 'class', 'image'")
         occurring = np.flatnonzero(index.counts)
@@ -129,15 +134,27 @@ class SoftBalanceTrainingSampler(TrainingSampler):
         start: int = 0,
         lambda_: float = 0.7,
         draw: Literal["class", "image"] = "class",
+        ancestors: bool = False,
         **ranks: Any,
     ) -> Self:
-        """From a dataset or an annotation store; names classes without images in the log."""
-        return cls(index_classes(dataset), seed, start, lambda_=lambda_, draw=draw, **ranks)
+        """From a dataset or an annotation store; names classes without images in the log.
+
+        Args:
+            dataset: see `index_classes`.
+            seed: see `TrainingSampler`.
+            start: see `TrainingSampler`.
+            lambda_: see the constructor.
+            draw: see the constructor.
+            ancestors: an image of a class is also one of the class's ancestors.
+            **ranks: `rank` and `world_size` of `TrainingSampler`.
+        """
+        return cls(index_classes(dataset, ancestors), seed, start, lambda_=lambda_, draw=draw, **ranks)
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
-        """`lambda_` and `draw` from DATALOADER.SOFT_BALANCE."""
-        return {"lambda_": cfg.DATALOADER.SOFT_BALANCE.LAMBDA, "draw": cfg.DATALOADER.SOFT_BALANCE.DRAW}
+        """`lambda_`, `draw` and `ancestors` from DATALOADER.SOFT_BALANCE."""
+        keys = cfg.DATALOADER.SOFT_BALANCE
+        return {"lambda_": keys.LAMBDA, "draw": keys.DRAW, "ancestors": keys.ANCESTORS}
 
     def epoch_size(self, epoch: int) -> int:
         """A fixed number of draws."""
@@ -165,19 +182,31 @@ class SoftBalanceTrainingSampler(TrainingSampler):
         return images
 
     def __repr__(self) -> str:
-        drawn = "" if self.draw == "class" else f", draw={self.draw!r}"
-        return f"{type(self).__name__}(lambda_={self.lambda_:g}{drawn})"
+        others = "" if self.draw == "class" else f", draw={self.draw!r}"
+        others += ", ancestors=True" if self._with_ancestors else ""
+        return f"{type(self).__name__}(lambda_={self.lambda_:g}{others})"
 
 
-def index_classes(dataset: Any) -> ClassIndex:
+def index_classes(dataset: Any, ancestors: bool = False) -> ClassIndex:
     """Which images of a dataset contain which class; names classes without images in the log.
 
     Args:
         dataset: anything that `labels_per_image` takes. Only one with `class_ids` can tell which classes it
             should have.
+        ancestors: an image of a class is also one of the class's ancestors.
+
+    Raises:
+        ConfigError: ancestors are asked for and the dataset has no hierarchy.
     """
     names = getattr(dataset, "class_ids", ())
     index = ClassIndex.build(*labels_per_image(dataset), num_classes=len(names))
+    if ancestors:
+        if not hasattr(dataset, "hierarchy"):
+            raise ConfigError(
+                "DATALOADER.SOFT_BALANCE.ANCESTORS (ancestors) is set, but the training data are no "
+                "annotation store and have no hierarchy: leave it out, or make a store of them"
+            )
+        index = index.expanded(dataset.hierarchy)
     empty = np.flatnonzero(index.counts == 0)
     if names and 0 < len(empty) < len(names):
         first = ", ".join(str(names[c]) for c in empty[:_NAMED])
