@@ -105,6 +105,9 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.DATALOADER.SOFT_BALANCE.LAMBDA = 0.7
     # "class" draws a class and then an image of it, "image" images by their weights: equal probabilities.
     cfg.DATALOADER.SOFT_BALANCE.DRAW = "class"
+    # Whether an image of a class is also one of the class's ancestors. False: labels count as annotated, and
+    # an inner class that is seldom annotated itself counts as rare.
+    cfg.DATALOADER.SOFT_BALANCE.ANCESTORS = False
     # Samplers one after the other in one run, for "StagedTrainingSampler": [sampler, iterations] each, or
     # [sampler, iterations, {option: value}]; together SOLVER.MAX_ITER iterations. Natural, then balanced:
     # such as [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler", 90000, {"lambda_": 0.5}]].
