@@ -24,7 +24,11 @@ from longtail_det2.data.store import AnnotationStore  # noqa: E402
 from longtail_det2.export.source import TrainedDetector, load_detector  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 from longtail_det2.utils.wording import counted  # noqa: E402
-from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer, labels_metadata  # noqa: E402
+from longtail_det2.visualization.multi_label_visualizer import (  # noqa: E402
+    MultiLabelVisualizer,
+    labels_metadata,
+    room_for,
+)
 from longtail_det2.visualization.pictures import (  # noqa: E402
     PictureFile,
     PicturePredictions,
@@ -41,8 +45,9 @@ examples:
       --weights output/my_run/model_final.pth --store stores/my_train --input holidays/ --output drawn \\
       --predictions drawn/predictions.csv --score-threshold 0.3
 
-Predictions of several classes on one box are drawn as one object with several labels. The predictions file
-has all of them, whatever their score: .csv in the form of the Open Images challenge, .json as COCO results.
+Predictions of several classes on one box are drawn as one object with several labels, and with the mask of
+the most certain one if the detector has masks. The predictions file has all of them, whatever their score:
+.csv in the form of the Open Images challenge (boxes only), .json as COCO results (with the masks).
 """
 
 
@@ -91,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
     predictor = Predictor(detector, args.device or default_device(), args.max_pixels)
     targets = output_names(pictures)
     image_ids = choose_image_ids(pictures)
+    with_masks = args.predictions is not None and args.predictions.suffix.lower() == ".json"
     done: list[PicturePredictions] = []
     drawn = 0
     for picture, target, image_id in zip(pictures, targets, image_ids, strict=True):
@@ -101,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
                 raise
             print(f"passed over: {error}", file=sys.stderr)
             continue
-        done.append(PicturePredictions.of(image_id, instances))
+        done.append(PicturePredictions.of(image_id, instances, with_masks=with_masks))
         drawn += int((instances.scores >= args.score_threshold).sum())
         save_drawing(pixels, instances, metadata, args.score_threshold, args.output / target)
     if not done:
@@ -192,9 +198,9 @@ def choose_image_ids(pictures: Sequence[PictureFile]) -> list[str]:
 
 def save_drawing(pixels: np.ndarray, instances: Any, metadata: Any, threshold: float, target: Path) -> None:
     """Writes one drawn picture."""
-    drawing = MultiLabelVisualizer(pixels, metadata).draw_instance_predictions(
-        instances, score_threshold=threshold
-    )
+    room = room_for(int((instances.scores >= threshold).sum()))
+    visualizer = MultiLabelVisualizer(pixels, metadata, min_size=room)
+    drawing = visualizer.draw_instance_predictions(instances, score_threshold=threshold)
     target.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(drawing.get_image()).save(target, quality=92)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws annotated images of an annotation store or of any registered data set, several labels a box."""
+"""Draws annotated images of an annotation store or of any registered data set: boxes, all labels, masks."""
 
 import argparse
 import logging
@@ -23,7 +23,7 @@ from longtail_det2.engine.defaults import register_datasets  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 from longtail_det2.utils.wording import counted  # noqa: E402
 from longtail_det2.visualization.inputs import add_data_arguments, open_data, picture_names  # noqa: E402
-from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer  # noqa: E402
+from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer, room_for  # noqa: E402
 
 EPILOG = """\
 examples:
@@ -34,8 +34,9 @@ examples:
   python scripts/visualize_data.py --store datasets/shapes/stores/train --output pictures --augmented \\
       --config-file shapes/faster_rcnn_tiny_sigmoid_shapes.yaml
 
-Dashed boxes enclose groups. With --augmented the pictures show what the model is trained on: the image after
-augmentation, each object's labels with their ancestors, and how many classes are ignored for it.
+Dashed boxes enclose groups; masks are tinted. With --augmented the pictures show what the model is trained
+on: the image after augmentation, each object's labels with their ancestors, how many classes are ignored for
+it, and, if the config trains masks (MODEL.MASK_ON), the masks that it learns.
 """
 
 
@@ -115,7 +116,8 @@ def annotation_drawer(metadata: Any) -> Callable[[dict[str, Any]], Any]:
 
     def picture(record: dict[str, Any]) -> Any:
         pixels = read_image(record["file_name"], "RGB", image_id=record["image_id"])
-        return MultiLabelVisualizer(pixels, metadata).draw_dataset_dict(record)
+        room = room_for(len(record.get("annotations", ())))
+        return MultiLabelVisualizer(pixels, metadata, min_size=room).draw_dataset_dict(record)
 
     return picture
 
@@ -133,7 +135,8 @@ def augmented_drawer(
     def picture(record: dict[str, Any]) -> Any:
         result = mapper(record)
         pixels = convert_image_to_rgb(result["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
-        return MultiLabelVisualizer(pixels, metadata).draw_truth(result["instances"])
+        room = room_for(len(result["instances"]))
+        return MultiLabelVisualizer(pixels, metadata, min_size=room).draw_truth(result["instances"])
 
     return picture
 

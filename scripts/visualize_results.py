@@ -34,8 +34,12 @@ examples:
   python scripts/visualize_results.py --output pictures --predictions predictions.csv \\
       --dataset my_val DATASETS.STORES my_val=annotations/val.json:images/val
 
-Left the truth, right the predictions. Predictions of several classes on one box are drawn as one object.
+Left the truth, right the predictions, with the masks of COCO results that have "segmentation". Predictions of
+several classes on one box are drawn as one object, with the mask of the most certain one.
 """
+
+LARGEST_SIDE = 960
+"""Larger pictures are shrunk to so many pixels."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,7 +91,7 @@ def draw(args: argparse.Namespace) -> tuple[int, float]:
     args.output.mkdir(parents=True, exist_ok=True)
     chosen = choose(truth, args)
     for index, name in zip(chosen, picture_names([truth.image_ids[index] for index in chosen]), strict=True):
-        left, right = draw_pair(dataset, index, by_image[index], metadata)
+        left, right = draw_pair(dataset, index, by_image[index], metadata, largest_side=LARGEST_SIDE)
         assert right is not None
         gap = np.full((left.shape[0], 8, 3), 255, dtype=np.uint8)
         Image.fromarray(np.hstack([left, gap, right])).save(args.output / name)

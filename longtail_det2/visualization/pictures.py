@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as coco_mask
 import torch
 from detectron2.structures import Instances
 
@@ -89,7 +90,7 @@ class Predictor:
 
         Returns:
             The upright picture, (H, W, 3) uint8 RGB, and its predictions on the CPU: `pred_boxes` in pixels
-            of the picture, `pred_classes`, `scores`.
+            of the picture, `pred_classes`, `scores`, of a detector with masks `pred_masks` (n, H, W) bool.
 
         Raises:
             DataError: the file cannot be read as an image.
@@ -113,6 +114,8 @@ class PicturePredictions:
         boxes: (n, 4) XYXY in pixels.
         classes: (n,) class indices.
         scores: (n,).
+        masks: n compressed run lengths {"size": [height, width], "counts": bytes}; None of a detector without
+            masks.
     """
 
     image_id: str
@@ -120,17 +123,27 @@ class PicturePredictions:
     boxes: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
+    masks: Sequence[dict[str, Any]] | None = None
 
     @classmethod
-    def of(cls, image_id: str, instances: Instances) -> PicturePredictions:
-        """From a detector's output."""
+    def of(cls, image_id: str, instances: Instances, *, with_masks: bool = True) -> PicturePredictions:
+        """From a detector's output; without its masks where nobody wants them."""
+        masks = None
+        if with_masks and instances.has("pred_masks"):
+            masks = [_encode(mask) for mask in instances.pred_masks.numpy()]
         return cls(
             image_id,
             instances.image_size,
             instances.pred_boxes.tensor.numpy(),
             instances.pred_classes.numpy(),
             instances.scores.numpy(),
+            masks,
         )
+
+
+def _encode(mask: np.ndarray) -> dict[str, Any]:
+    runs: Any = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"]}
 
 
 def write_predictions(
@@ -140,7 +153,8 @@ def write_predictions(
 
     Args:
         path: `.csv` for the form of the Open Images challenge (boxes as shares of the picture), `.json` for
-            COCO results (boxes [x, y, width, height] in pixels) with the name of the class beside its id.
+            COCO results (boxes [x, y, width, height] in pixels, masks as compressed run lengths with the
+            counts as text) with the name of the class beside its id.
         predictions: of each picture.
         class_ids: K identifiers.
         names: K display names.
@@ -178,13 +192,17 @@ def _join(predictions: Sequence[PicturePredictions]) -> Detections:
 def _coco_rows(
     one: PicturePredictions, class_ids: Sequence[str], names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    rows = zip(one.boxes.tolist(), one.classes.tolist(), one.scores.tolist(), strict=True)
-    for (x0, y0, x1, y1), label, score in rows:
+    masks = [None] * len(one.scores) if one.masks is None else one.masks
+    rows = zip(one.boxes.tolist(), one.classes.tolist(), one.scores.tolist(), masks, strict=True)
+    for (x0, y0, x1, y1), label, score, mask in rows:
         class_id = str(class_ids[label])
-        yield {
+        row = {
             "image_id": one.image_id,
             "category_id": int(class_id) if class_id.isdecimal() else class_id,
             "category": names[label],
             "bbox": [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)],
             "score": round(score, 6),
         }
+        if mask is not None:
+            row["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
+        yield row

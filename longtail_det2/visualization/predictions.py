@@ -18,10 +18,11 @@ from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.openimages_io import read_detections
 from longtail_det2.evaluation.openimages_matching import Detections
 from longtail_det2.utils.errors import DataError
+from longtail_det2.visualization.mask_drawing import check_runs, decode_runs
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["TruthIndex", "read_predictions"]
+__all__ = ["MaskedDetections", "TruthIndex", "read_predictions", "select_rows"]
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,76 @@ class TruthIndex:
         return cls(name, image_ids, sizes.reshape(-1, 2), ids, names, None, num_labels)
 
 
+@dataclass(frozen=True)
+class MaskedDetections(Detections):
+    """Detections with the masks that a results file has beside them.
+
+    Attributes:
+        runs: D masks as `longtail_det2.visualization.mask_drawing.check_runs` returns them, at the size of
+            their image; None where an entry has none. They are decoded when they are drawn.
+        entry: (D,) place of each detection in the file.
+        source: the file.
+
+    Raises:
+        DataError: columns of different lengths.
+    """
+
+    runs: Sequence[dict[str, Any] | None]
+    entry: np.ndarray
+    source: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not len(self.runs) == len(self.entry) == len(self):
+            raise DataError(f"{len(self)} detections cannot have {len(self.runs)} masks")
+
+    def bitmaps(self) -> list[np.ndarray | None]:
+        """The masks as (height, width) bool.
+
+        Raises:
+            DataError: counts that are no run lengths of the image's size, with file and entry.
+        """
+        masks = []
+        for runs, entry in zip(self.runs, self.entry.tolist(), strict=True):
+            try:
+                masks.append(None if runs is None else decode_runs(runs))
+            except ValueError as error:
+                raise DataError(f"{self.source}: entry {entry} has a segmentation {error}") from None
+        return masks
+
+
+def select_rows(detections: Detections, rows: np.ndarray) -> Detections:
+    """Some of the detections, with their masks if they have any.
+
+    Args:
+        detections: D of them.
+        rows: integer places in [0, D).
+    """
+    every = detections
+    chosen = Detections(every.image[rows], every.cls[rows], every.score[rows], every.box[rows])
+    if not isinstance(every, MaskedDetections):
+        return chosen
+    runs = [every.runs[row] for row in rows.tolist()]
+    return MaskedDetections(**vars(chosen), runs=runs, entry=every.entry[rows], source=every.source)
+
+
 def read_predictions(path: str | Path, truth: AnnotationStore | TruthIndex) -> Detections:
     """Reads predictions for the images of a store or data set.
 
     Args:
         path: `.csv` with ImageID, LabelName, Score, XMin, XMax, YMin, YMax (normalised), or `.json` as
             Detectron2's COCO evaluator writes it: a list of {"image_id", "category_id", "bbox", "score"} with
-            bbox XYWH in pixels.
+            bbox XYWH in pixels, and perhaps "segmentation": {"size": [height, width], "counts": text}, COCO's
+            compressed run lengths.
         truth: gives the order of images and classes; its class ids are the labels, as text.
 
     Returns:
-        Detections with normalised boxes. Those of images that are not in the data set are left out, with a
-        warning.
+        Detections with normalised boxes, `MaskedDetections` if there are masks. Those of images that are not
+        in the data set are left out, with a warning.
 
     Raises:
-        DataError: the file is unreadable or malformed, or names an unknown class.
+        DataError: the file is unreadable or malformed, names an unknown class, or has a mask that is not of
+            its image's size. (Whether a mask's counts are sound is found when it is drawn.)
     """
     path = Path(path)
     index = TruthIndex.of_store(truth) if isinstance(truth, AnnotationStore) else truth
@@ -110,7 +166,7 @@ def _read_json(path: Path, index: TruthIndex) -> tuple[Detections, int]:
     rows = _json_rows(path)
     image_of = {name: place for place, name in enumerate(index.image_ids)}
     class_of = {name: place for place, name in enumerate(index.class_ids)}
-    images, classes, scores, boxes = [], [], [], []
+    images, classes, scores, boxes, runs = [], [], [], [], []
     for number, row in enumerate(rows):
         try:
             label = str(row["category_id"])
@@ -130,15 +186,32 @@ def _read_json(path: Path, index: TruthIndex) -> tuple[Detections, int]:
         classes.append(class_of[label])
         scores.append(score)
         boxes.append((x, y, x + width, y + height))
+        runs.append(_read_runs(path, number, row, None if image < 0 else index.image_sizes[image].tolist()))
     image = np.array(images, dtype=np.int64)
-    known = image >= 0
+    known = np.flatnonzero(image >= 0)
     height, width = index.image_sizes[image[known]].reshape(-1, 2).T.astype(np.float64)
     box = np.array(boxes, dtype=np.float64).reshape(-1, 4)[known]
     box /= np.maximum(np.stack([width, height, width, height], axis=1), 1)
-    detections = Detections(
-        image[known], np.array(classes, dtype=np.int32)[known], np.array(scores)[known], box
-    )
-    return detections, int((~known).sum())
+    columns = image[known], np.array(classes, dtype=np.int32)[known], np.array(scores)[known], box
+    masks = [runs[row] for row in known.tolist()]
+    unknown = len(rows) - len(known)
+    if any(one is not None for one in masks):
+        return MaskedDetections(*columns, masks, known, str(path)), unknown
+    return Detections(*columns), unknown
+
+
+def _read_runs(path: Path, number: int, row: Any, size: Sequence[int] | None) -> dict[str, Any] | None:
+    """The mask of an entry; None without one, or in an image that is not known (no size)."""
+    value = row.get("segmentation")
+    if value is None or size is None:
+        return None
+    try:
+        return check_runs(value, *size)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: entry {number} has a segmentation {error}; expected COCO's compressed run lengths, "
+            '{"size": [height, width], "counts": text}'
+        ) from None
 
 
 def _json_rows(path: Path) -> list[Any]:

@@ -64,7 +64,7 @@ def build_report(
         `output`.
 
     Raises:
-        DataError: there is no folder `run`, a store is unusable, or predictions.csv does not fit `val_store`.
+        DataError: there is no folder `run`, a store is unusable, or the predictions do not fit `val_store`.
     """
     run, output, options = Path(run), Path(output), options or ReportOptions()
     if not run.is_dir():
@@ -76,7 +76,7 @@ def build_report(
     parts = [sections.header(title, data.log, evaluation)]
     parts += [f'<p class="note">{escape(problem)}</p>' for problem in data.problems]
     if evaluation is not None:
-        parts += [sections.cards(evaluation), sections.results(evaluation)]
+        parts += [sections.cards(evaluation), sections.results(evaluation), sections.coco_results(evaluation)]
     parts.append(sections.run_facts(data, train, validation, options.steps))
     if evaluation is not None:
         parts += [sections.ap_by_frequency(evaluation), sections.long_tail(evaluation)]

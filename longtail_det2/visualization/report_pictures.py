@@ -20,11 +20,14 @@ from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.openimages_matching import Detections
 from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.multi_label_visualizer import (
+    DrawnObject,
     MultiLabelVisualizer,
     labels_metadata,
     merge_predictions,
+    room_for,
 )
 from longtail_det2.visualization.picture_choice import Tally, choose, tally_image
+from longtail_det2.visualization.predictions import MaskedDetections, select_rows
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +70,9 @@ class DetectionsByImage:
         self._all = detections
 
     def __getitem__(self, image: int) -> Detections:
-        """The detections of an image of the store; possibly none."""
+        """The detections of an image of the store, with their masks if they have any; possibly none."""
         first, last = np.searchsorted(self._images, (image, image + 1))
-        rows = self._rows[first:last]
-        every = self._all
-        return Detections(every.image[rows], every.cls[rows], every.score[rows], every.box[rows])
+        return select_rows(self._all, self._rows[first:last])
 
 
 def draw_pictures(
@@ -122,38 +123,53 @@ def draw_pictures(
 
 
 def draw_pair(
-    dataset: Any, index: int, predictions: Detections | None, metadata: Metadata | None = None
+    dataset: Any,
+    index: int,
+    predictions: Detections | None,
+    metadata: Metadata | None = None,
+    *,
+    largest_side: int = _LARGEST_SIDE,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Draws the truth and, if given, the predictions (normalised boxes) of an image.
+    """Draws the truth and, if given, the predictions (normalised boxes, perhaps masks) of an image.
 
     Args:
         dataset: records by index.
         index: of the record.
         predictions: for this image.
         metadata: for the visualizer; None takes the names and the hierarchy of the dataset's store.
+        largest_side: larger pictures are shrunk to so many pixels.
 
     Returns:
         Two (H, W, 3) uint8 RGB pictures; the second is None without predictions.
 
     Raises:
-        DataError: the image cannot be read.
+        DataError: the image cannot be read, or a mask is malformed or does not fit it.
     """
     if metadata is None:
         metadata = labels_metadata(dataset.store.class_names, dataset.store.hierarchy)
-    record = dict(dataset[index])
-    pixels, scale = _shrunk(read_image(record["file_name"], "RGB", image_id=record["image_id"]))
-    truth = MultiLabelVisualizer(pixels, metadata, min_size=_SMALLEST_SIDE)
-    record["annotations"] = [
-        {**one, "bbox": [value * scale for value in one["bbox"]]} for one in record.get("annotations", ())
-    ]
-    drawn_truth = truth.draw_dataset_dict(record).get_image()
-    if predictions is None:
-        return drawn_truth, None
-    visualizer = MultiLabelVisualizer(pixels, metadata, min_size=_SMALLEST_SIDE)
-    height, width = pixels.shape[:2]
+    record = dataset[index]
+    pixels = read_image(record["file_name"], "RGB", image_id=record["image_id"])
+    objects = [] if predictions is None else _merged(predictions, pixels.shape, record["image_id"])
+    room = room_for(max(len(record.get("annotations", ())), len(objects)), _SMALLEST_SIDE)
+
+    def canvas() -> MultiLabelVisualizer:
+        return MultiLabelVisualizer(pixels, metadata, min_size=room, max_size=largest_side)
+
+    drawn_truth = canvas().draw_dataset_dict(record).get_image()
+    return drawn_truth, None if predictions is None else canvas().draw_predictions(objects).get_image()
+
+
+def _merged(predictions: Detections, shape: tuple[int, ...], image_id: object) -> list[DrawnObject]:
+    height, width = shape[:2]
     boxes = predictions.box * np.array([width, height, width, height])
-    visualizer.draw_predictions(merge_predictions(boxes, predictions.cls, predictions.score))
-    return drawn_truth, visualizer.output.get_image()
+    masks = predictions.bitmaps() if isinstance(predictions, MaskedDetections) else None
+    for mask in masks or ():
+        if mask is not None and mask.shape != (height, width):
+            raise DataError(
+                f"image {image_id!r}: masks are of {mask.shape} pixels (height, width), the file has "
+                f"{(height, width)}; is it another image than the one that was annotated?"
+            )
+    return merge_predictions(boxes, predictions.cls, predictions.score, masks=masks)
 
 
 def default_threshold(num_labels: int, detections: Detections | None) -> float:
@@ -182,16 +198,6 @@ def _names(store: AnnotationStore, classes: Sequence[int], most: int = 6) -> str
     words = [store.class_names[label] + (f" × {n}" if n > 1 else "") for label, n in counts.items()]
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more
-
-
-def _shrunk(pixels: np.ndarray) -> tuple[np.ndarray, float]:
-    """The picture with its longer side at most _LARGEST_SIDE px, and the scale applied."""
-    longest = max(pixels.shape[:2])
-    if longest <= _LARGEST_SIDE:
-        return pixels, 1.0
-    scale = _LARGEST_SIDE / longest
-    size = max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1)
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)), scale
 
 
 def _data_uri(pixels: np.ndarray | None) -> str:

@@ -27,6 +27,19 @@ from longtail_det2.visualization.report_plots import (
 from longtail_det2.visualization.run_data import ClassResult, Evaluation, RunData, TrainingLog
 
 _GROUPS = ("head", "medium", "tail")
+_COCO_TASKS = {"coco_bbox": "boxes", "coco_segm": "masks"}
+_COCO_MEANS = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "APs": "AP small objects",
+    "APm": "AP medium objects",
+    "APl": "AP large objects",
+    "AP_leaves": "AP leaf classes",
+    "AP_head": "AP head classes",
+    "AP_medium": "AP medium classes",
+    "AP_tail": "AP tail classes",
+}
 
 
 def header(title: str, log: TrainingLog | None, evaluation: Evaluation | None) -> str:
@@ -36,7 +49,8 @@ def header(title: str, log: TrainingLog | None, evaluation: Evaluation | None) -
         sentences.append(f"Trained for {int(log.iteration[-1]) + 1:,} iterations.")
     if evaluation is not None:
         images = f"{evaluation.num_images:,} images of " if evaluation.num_images else ""
-        sentences.append(f"Evaluated on {images}{evaluation.dataset} by the Open Images challenge metric.")
+        metric = "the Open Images challenge metric" + (" and by COCO's" if evaluation.coco else "")
+        sentences.append(f"Evaluated on {images}{evaluation.dataset} by {metric}.")
     return f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(" ".join(sentences))}</p>'
 
 
@@ -73,6 +87,28 @@ def results(evaluation: Evaluation) -> str:
     columns = ("Mean over", f"mAP@{iou:g}, %", "classes with ground truth", "training images a class")
     means = f'<div class="wide">{table(columns, rows, "Mean average precision of groups of classes.")}</div>'
     return section("Results", means, "<h3>How to read this</h3>", *_paragraphs(_reading(evaluation)))
+
+
+def coco_results(evaluation: Evaluation) -> str:
+    """The table of COCO's metric; empty if it was not computed."""
+    if not evaluation.coco:
+        return ""
+    rows = []
+    for task, means in evaluation.coco.items():
+        cells = [Cell(_percent(means.get(name, math.nan)), numeric=True) for name in _COCO_MEANS]
+        rows.append([Cell(escape(_COCO_TASKS.get(task, task))), *cells])
+    columns = ("Of", *(f"{name}, %" for name in _COCO_MEANS.values()))
+    text = (
+        "COCO's AP is the mean over the overlaps (IoU) 0.5, 0.55, ..., 0.95 and over the classes; AP50 and "
+        "AP75 are at one overlap; small, medium and large objects have areas up to 32², up to 96², and above "
+        "96² pixels. Head, medium and tail classes are those of the table above. An object counts for each "
+        "of its labels and their ancestors; boxes around groups, and objects without a mask where masks are "
+        "evaluated, count neither way."
+    )
+    caption = "Means of COCO's metric, computed by longtail_det2's COCOStoreEvaluator."
+    return section(
+        "COCO's metric", f'<div class="wide">{table(columns, rows, caption)}</div>', *_paragraphs([text])
+    )
 
 
 def run_facts(
@@ -149,9 +185,10 @@ def pictures(
     drawn, threshold = draw_pictures(store, detections, groups, count=count, score_threshold=score_threshold)
     if not drawn:
         return ""
+    masks = " Masks are tinted in the colour of the class." if store.has_masks else ""
     text = [
         "One text block belongs to one box and lists all its labels, the most specific first. Dashed boxes "
-        "enclose groups of objects. A class has the same colour everywhere."
+        f"enclose groups of objects.{masks} A class has the same colour everywhere."
     ]
     if detections is not None:
         text.append(
@@ -169,8 +206,10 @@ def per_class(evaluation: Evaluation) -> str:
     def order(one: ClassResult) -> tuple[int, int, str]:
         return int(not one.is_leaf), -(one.train_images or 0), one.name
 
-    rows = [_class_row(one) for one in sorted(evaluation.classes, key=order)]
-    columns = ("Class", "Group", "AP, %", "AP expanded, %", "training images", "boxes to find")
+    tasks = list(evaluation.coco)
+    rows = [_class_row(one, tasks) for one in sorted(evaluation.classes, key=order)]
+    coco = [f"COCO's AP, {_COCO_TASKS.get(task, task)}, %" for task in tasks]
+    columns = ("Class", "Group", "AP, %", "AP expanded, %", *coco, "training images", "boxes to find")
     caption = "AP expanded: predictions count for the ancestors of their class too. Click a heading to sort."
     return (
         section("All classes", f'<div class="scroll">{table(columns, rows, caption, sortable=True)}</div>')
@@ -226,8 +265,8 @@ def _reading(evaluation: Evaluation) -> list[str]:
         f"an image are judged there; a group-of box weighs {weight:g}; AP is the area under the "
         "precision-recall curve at all its points, and mAP the plain mean over the classes that have "
         "ground truth.",
-        "They are not COCO's AP, and other evaluators of Open Images give other numbers: compare only "
-        "numbers of the same evaluator and the same expansion.",
+        f"They are not COCO's AP{' (below)' if evaluation.coco else ''}, and other evaluators of Open Images "
+        "give other numbers: compare only numbers of the same evaluator and the same expansion.",
     ]
     if not math.isnan(_summary(evaluation, "expanded")):
         sentences.append(
@@ -257,7 +296,7 @@ def _picture(one: Picture) -> str:
     return f'<div class="picture{"" if one.predictions else " single"}">{images}{text}</div>'
 
 
-def _class_row(one: ClassResult) -> list[Cell]:
+def _class_row(one: ClassResult, tasks: Sequence[str]) -> list[Cell]:
     group = group_of_class(one)
     hollow = " hollow" if group == "inner" else ""
     color = "s1" if group == "leaf" else group
@@ -269,6 +308,10 @@ def _class_row(one: ClassResult) -> list[Cell]:
         Cell(f"{dot}{group}", key=group),
         Cell(_percent(one.ap), key=_key(one.ap), bar=bar),
         Cell(_percent(one.ap_expanded), numeric=True, key=_key(one.ap_expanded)),
+        *(
+            Cell(_percent(ap), numeric=True, key=_key(ap))
+            for ap in (one.coco.get(t, math.nan) for t in tasks)
+        ),
         Cell(count, numeric=True, key=str(-1 if one.train_images is None else one.train_images)),
         Cell(f"{one.num_gt:,.10g}", numeric=True, key=_key(one.num_gt)),
     ]

@@ -37,6 +37,8 @@ class ClassResult:
         train_images: training images with the class; None if unknown.
         is_leaf: no class is below it in the hierarchy.
         group: "head", "medium", "tail", or None (inner classes, or training counts unknown).
+        coco: COCO's AP in [0, 1] by what was evaluated ("coco_bbox", "coco_segm"); NaN without ground truth;
+            empty if COCO's metric was not computed.
     """
 
     id: str
@@ -47,6 +49,7 @@ class ClassResult:
     train_images: int | None
     is_leaf: bool
     group: str | None
+    coco: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class Evaluation:
         classes: one entry per class in class-index order.
         options: options of the metric (`iou_threshold`, `group_of_weight`, ...).
         num_images: images that the metric read; None if unknown.
-        predictions: predictions.csv, or None.
+        predictions: coco_instances_results.json if it has masks, else predictions.csv, or None.
+        coco: means of COCO's metric in [0, 1] by what was evaluated ("coco_bbox", "coco_segm") and by name
+            ("AP", "AP50", ...); empty if it was not computed.
     """
 
     dataset: str
@@ -70,6 +75,7 @@ class Evaluation:
     options: dict[str, Any]
     num_images: int | None
     predictions: Path | None
+    coco: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,9 +208,12 @@ def _read_evaluation(folder: Path) -> Evaluation | None:
     path = folder / "metrics.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        classes = tuple(_class_result(row) for row in document.get("classes", ()))
+        coco, of_class = _read_coco(folder / "coco_metrics.json")
+        classes = tuple(
+            _class_result(row, of_class.get(str(row["id"]), {})) for row in document.get("classes", ())
+        )
         summary = {str(name): _number(value) for name, value in document.get("summary", {}).items()}
-        predictions = folder / "predictions.csv"
+        names = ["coco_instances_results.json"] * ("coco_segm" in coco) + ["predictions.csv"]
         return Evaluation(
             dataset=folder.name,
             metric=str(document.get("metric", "")),
@@ -212,7 +221,8 @@ def _read_evaluation(folder: Path) -> Evaluation | None:
             classes=classes,
             options=dict(document.get("options", {})),
             num_images=document.get("num_images"),
-            predictions=predictions if predictions.is_file() else None,
+            predictions=next((folder / name for name in names if (folder / name).is_file()), None),
+            coco=coco,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(
@@ -221,7 +231,27 @@ def _read_evaluation(folder: Path) -> Evaluation | None:
         return None
 
 
-def _class_result(row: Mapping[str, Any]) -> ClassResult:
+def _read_coco(path: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """COCO's metric: means by task and name, and AP of each class by its id and task; both may be empty."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        means = {
+            str(task): {str(name): _number(value) for name, value in values.items()}
+            for task, values in document["summary"].items()
+        }
+        rows = document["classes"]
+        classes = {str(row["id"]): {task: _number(row.get(task)) for task in means} for row in rows}
+    except FileNotFoundError:
+        return {}, {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning(
+            "%s cannot be read (%s: %s): the report goes without it", path, type(error).__name__, error
+        )
+        return {}, {}
+    return means, classes
+
+
+def _class_result(row: Mapping[str, Any], coco: Mapping[str, float]) -> ClassResult:
     count = row.get("train_images")
     return ClassResult(
         id=str(row["id"]),
@@ -232,6 +262,7 @@ def _class_result(row: Mapping[str, Any]) -> ClassResult:
         train_images=None if count is None else int(count),
         is_leaf=bool(row.get("is_leaf", True)),
         group=row.get("group"),
+        coco=coco,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -10,7 +11,9 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.masks import encode_masks
 from longtail_det2.data.store import AnnotationStore, ObjectFlag, write_store
+from longtail_det2.evaluation.build import StoreEvaluators
 from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
 
 CLASS_IDS = ("rc", "gc", "rs", "circle", "red")
@@ -23,10 +26,23 @@ OBJECTS = [
     [((0.1, 0.2, 0.4, 0.6), (2,), 0), ((0.5, 0.5, 0.9, 0.9), (4,), 0)],
     [],
 ]
+GROUP_MASK = np.zeros((48, 64), dtype=np.uint8, order="F")
+GROUP_MASK[12:36, 16:48] = 1
+# The mask of each object: a triangle, none, run lengths of a part of the box, a square, two parts
+MASKS = [
+    [np.array([6.5, 4.75, 32, 4.75, 32, 24], dtype=np.float32)],
+    None,
+    coco_mask.encode(GROUP_MASK),
+    [np.array([8, 12, 24, 12, 24, 28, 8, 28], dtype=np.float32)],
+    [
+        np.array([32, 24, 40, 24, 40, 43, 32, 43], dtype=np.float32),
+        np.array([48, 24, 57, 24, 57, 43, 48, 43], dtype=np.float32),
+    ],
+]
 
 
-def make_store(path, images):
-    """A store of OBJECTS with 64 x 48 images."""
+def make_store(path, images, masks=None):
+    """A store of OBJECTS with 64 x 48 images, and with masks of the objects if there are any."""
     images.mkdir()
     rng = np.random.default_rng(0)
     for index in range(len(OBJECTS)):
@@ -34,6 +50,7 @@ def make_store(path, images):
         Image.fromarray(pixels).save(images / f"im{index}.png")
     objects = [one for image in OBJECTS for one in image]
     columns = {
+        **({} if masks is None else encode_masks(masks)),
         "image_id": np.array([f"im{i}".encode() for i in range(len(OBJECTS))]),
         "file_name": np.array([f"im{i}.png".encode() for i in range(len(OBJECTS))]),
         "image_size": np.tile(np.array([[48, 64]], dtype=np.int32), (len(OBJECTS), 1)),
@@ -63,9 +80,23 @@ def make_instances(record):
     )
 
 
+def fill_boxes(instances):
+    """The same instances with masks that fill their boxes."""
+    height, width = instances.image_size
+    x0, y0, x1, y1 = instances.pred_boxes.tensor.round()[:, :, None, None].unbind(1)
+    x, y = torch.arange(width)[None, None, :], torch.arange(height)[None, :, None]
+    instances.pred_masks = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    return instances
+
+
 @pytest.fixture
 def store(tmp_path) -> AnnotationStore:
     return make_store(tmp_path / "store", tmp_path / "images")
+
+
+@pytest.fixture
+def masked_store(tmp_path) -> AnnotationStore:
+    return make_store(tmp_path / "masked_store", tmp_path / "masked_images", MASKS)
 
 
 @pytest.fixture(name="write_log")
@@ -99,6 +130,22 @@ def run(tmp_path, store):
     for record in MultiLabelDataset(store):
         evaluator.process([record], [{"instances": make_instances(record)}])
     evaluator.evaluate()
+    return folder
+
+
+@pytest.fixture
+def masked_run(tmp_path, masked_store):
+    """Output folder of a run whose detector has masks, evaluated by both metrics."""
+    folder = tmp_path / "masked_run"
+    results = folder / "inference" / "masked"
+    counts = masked_store.image_counts(expanded=True)
+    evaluators = StoreEvaluators(
+        masked_store.path, output_dir=results, train_counts=counts, coco_tasks=("bbox", "segm")
+    )
+    evaluators.reset()
+    for record in MultiLabelDataset(masked_store):
+        evaluators.process([record], [{"instances": fill_boxes(make_instances(record))}])
+    evaluators.evaluate()
     return folder
 
 

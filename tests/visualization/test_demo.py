@@ -6,6 +6,7 @@ import json
 import shutil
 
 import numpy as np
+import pycocotools.mask as coco_mask
 import pytest
 import torch
 from PIL import Image
@@ -16,17 +17,30 @@ from longtail_det2.engine.build import build_model
 from longtail_det2.engine.config_files import load_cfg
 from longtail_det2.export.source import load_detector
 from longtail_det2.utils.errors import DataError
-from longtail_det2.visualization.pictures import PicturePredictions, find_pictures, write_predictions
+from longtail_det2.visualization.pictures import (
+    PicturePredictions,
+    Predictor,
+    find_pictures,
+    write_predictions,
+)
+from longtail_det2.visualization.predictions import MaskedDetections, read_predictions
 
 OPTIONS = ["MODEL.ROI_HEADS.NUM_CLASSES", "5", "INPUT.MIN_SIZE_TEST", "48", "MODEL.DEVICE", "cpu"]
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
+MASK_CONFIG = "shapes/mask_rcnn_tiny_sigmoid_shapes.yaml"
 
 
 @pytest.fixture
-def weights(tmp_path, store):
+def config(request):
+    """CONFIG, or what a test is parametrized with."""
+    return getattr(request, "param", CONFIG)
+
+
+@pytest.fixture
+def weights(tmp_path, store, config):
     """A checkpoint with random weights, whose scores are spread."""
     torch.manual_seed(0)
-    model = build_model(load_cfg(CONFIG, OPTIONS))
+    model = build_model(load_cfg(config, OPTIONS))
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.5)
         model.roi_heads.box_predictor.cls_score.bias.zero_()
@@ -45,11 +59,11 @@ def script(repository):
 
 
 @pytest.fixture
-def demo(script, weights, tmp_path):
+def demo(script, weights, tmp_path, config):
     def call(*arguments, output=tmp_path / "out"):
         command = [
             "--config-file",
-            CONFIG,
+            config,
             "--weights",
             str(weights),
             "--output",
@@ -195,3 +209,38 @@ def test_drawing_is_upright(demo, store, tmp_path):
     assert demo("--input", path, "--store", store.path) == 0
     with Image.open(tmp_path / "out" / "turned.jpg") as drawn:
         assert drawn.height > drawn.width
+
+
+@pytest.mark.parametrize("config", [MASK_CONFIG], indirect=True)
+def test_masks_are_drawn_and_written(demo, store, weights, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    path = store.image_root / "im2.png"
+    command = ["--input", path, "--store", store.path, "--score-threshold", 0.3]
+    assert demo(*command, "--predictions", out / "p.json") == 0
+    _, instances = Predictor(load_detector(MASK_CONFIG, str(weights), OPTIONS))(path)
+    masks = instances.pred_masks.numpy()
+    assert masks.shape == (len(instances), 48, 64) and masks.any() and not masks.all()
+    rows = json.loads((out / "p.json").read_text())
+    assert len(rows) == len(instances)
+    for row, mask in zip(rows, masks, strict=True):
+        assert row["segmentation"]["size"] == [48, 64] and type(row["segmentation"]["counts"]) is str
+        assert (coco_mask.decode(row["segmentation"]).astype(bool) == mask).all()
+    found = read_predictions(out / "p.json", store)
+    assert isinstance(found, MaskedDetections) and (np.stack(found.bitmaps()) == masks).all()
+    with Image.open(out / "im2.jpg") as drawn:
+        with_masks = np.asarray(drawn).astype(int)
+
+    # Without its masks the same detector's drawing differs, and the CSV file has as many predictions.
+    monkeypatch.setattr("longtail_det2.visualization.multi_label_visualizer.paint", lambda pixels, *_: pixels)
+    monkeypatch.setattr("longtail_det2.visualization.multi_label_visualizer.outline", lambda mask: None)
+    assert demo(*command, "--predictions", out / "p.csv") == 0
+    with Image.open(out / "im2.jpg") as drawn:
+        assert (np.abs(np.asarray(drawn) - with_masks) > 20).any(axis=2).mean() > 0.01
+    with open(out / "p.csv") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+
+
+def test_predictions_without_masks_have_no_segmentation(tmp_path):
+    one = PicturePredictions("a", (4, 6), np.ones((1, 4), np.float32), np.zeros(1, np.int64), np.ones(1))
+    write_predictions(tmp_path / "p.json", [one], ["x"], ["X"])
+    assert "segmentation" not in json.loads((tmp_path / "p.json").read_text())[0]

@@ -1,10 +1,12 @@
 import json
 
 import numpy as np
+import pycocotools.mask as coco_mask
 import pytest
 
 from longtail_det2.utils.errors import DataError
-from longtail_det2.visualization.predictions import read_predictions
+from longtail_det2.visualization.predictions import MaskedDetections, read_predictions
+from longtail_det2.visualization.report_pictures import DetectionsByImage
 
 
 def write_json(path, rows):
@@ -55,3 +57,73 @@ def test_unreadable_files(store, tmp_path):
     (tmp_path / "bad.json").write_text("[")
     with pytest.raises(DataError, match="not JSON"):
         read_predictions(tmp_path / "bad.json", store)
+
+
+def result(image, **more):
+    return {"image_id": image, "category_id": "rc", "bbox": [0, 0, 32, 24], "score": 0.5, **more}
+
+
+def runs_of(mask):
+    runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": runs["counts"].decode()}
+
+
+def test_masks_stay_with_their_detections(store, tmp_path):
+    rng = np.random.default_rng(0)
+    masks = [rng.random((48, 64)) < 0.5 for _ in range(3)]
+    rows = [
+        result("im1", segmentation=runs_of(masks[0]), score=0.9),
+        result("elsewhere", segmentation={"size": [1, 1], "counts": "01"}),
+        result("im0", segmentation=runs_of(masks[1]), score=0.8),
+        result("im1", segmentation=runs_of(masks[2]), score=0.1),
+        result("im1", score=0.7),
+        result("im1", segmentation=None, score=0.6),
+    ]
+    found = read_predictions(write_json(tmp_path / "results.json", rows), store)
+    assert isinstance(found, MaskedDetections) and len(found) == 5
+    by_image = DetectionsByImage(found, 0.2)
+    one = by_image[1]
+    assert one.score.tolist() == [0.9, 0.7, 0.6]
+    bitmaps = one.bitmaps()
+    assert (bitmaps[0] == masks[0]).all() and bitmaps[1:] == [None, None]
+    assert (by_image[0].bitmaps()[0] == masks[1]).all()
+    assert by_image[3].bitmaps() == []
+    plain = read_predictions(write_json(tmp_path / "results.json", rows[4:]), store)
+    assert not isinstance(plain, MaskedDetections)
+    assert not isinstance(DetectionsByImage(plain)[1], MaskedDetections)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[1, 2, 3, 4, 5, 6]], "that is not {size"),
+        ("abc", "that is not {size"),
+        ({"counts": "0"}, "of the size None in an image of"),
+        ({"size": [64, 48], "counts": "0"}, r"of the size \[64, 48\] in an image of \[48, 64\]"),
+        ({"size": {}, "counts": "0"}, "of the size {}"),
+        ({"size": [48, 64], "counts": [3072]}, "no compressed run lengths"),
+        ({"size": [48, 64], "counts": None}, "no compressed run lengths"),
+    ],
+)
+def test_masks_of_another_form_name_the_entry(store, tmp_path, mask, message):
+    path = write_json(tmp_path / "results.json", [result("im0"), result("im0", segmentation=mask)])
+    with pytest.raises(DataError, match=f"results.json: entry 1 has a segmentation .*{message}"):
+        read_predictions(path, store)
+
+
+@pytest.mark.parametrize("counts", ["", "04", "0" * 5000, "~", "\ud800", "\0", "oooooooo0", "0O"])
+def test_damaged_counts_name_the_entry_when_they_are_drawn(store, tmp_path, counts):
+    mask = {"size": [48, 64], "counts": counts}
+    path = write_json(
+        tmp_path / "results.json", [result("elsewhere"), result("im0"), result("im0", segmentation=mask)]
+    )
+    found = read_predictions(path, store)
+    with pytest.raises(DataError, match=r"results\.json: entry 2 has a segmentation"):
+        DetectionsByImage(found)[0].bitmaps()
+
+
+def test_columns_of_different_lengths(store, tmp_path):
+    mask = runs_of(np.ones((48, 64)))
+    found = read_predictions(write_json(tmp_path / "results.json", [result("im0", segmentation=mask)]), store)
+    with pytest.raises(DataError, match="1 detections cannot have 0 masks"):
+        MaskedDetections(found.image, found.cls, found.score, found.box, [], found.entry, found.source)

@@ -71,6 +71,53 @@ def test_full_report(run, store, tmp_path):
     assert [path for path in output.parent.iterdir() if path != output] == []
 
 
+def test_report_of_a_run_with_masks(masked_run, masked_store, tmp_path):
+    build_report(masked_run, tmp_path / "report.html", train_store=masked_store, val_store=masked_store)
+    html, text, page = read(tmp_path / "report.html")
+    evaluation = read_run(masked_run).evaluation
+    table = html[html.index("COCO&#x27;s metric</h2>") :]
+    table = table[: table.index("</table>")]
+    for task, name in (("coco_bbox", "boxes"), ("coco_segm", "masks")):
+        row = table[table.index(f">{name}</th>") :].split("</tr>")[0]
+        cells = re.findall(r">([^<>]*)</td>", row)
+        means = [evaluation.coco[task][key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
+        assert cells[:6] == ["–" if np.isnan(mean) else f"{100 * mean:.1f}" for mean in means]
+        assert len(cells) == 10 and not np.isnan(means[0])
+    assert "by the Open Images challenge metric and by COCO's" in text
+    assert "COCO's AP, boxes, %" in text and "COCO's AP, masks, %" in text
+    assert "Masks are tinted" in text and page.images == 6
+    pictures = re.findall(r'base64,[^"]+', html)
+    results = masked_run / "inference" / "masked" / "coco_instances_results.json"
+    rows = json.loads(results.read_text())
+    for row in rows:
+        del row["segmentation"]
+    results.write_text(json.dumps(rows))
+    build_report(masked_run, tmp_path / "plain.html", val_store=masked_store)
+    plain = re.findall(r'base64,[^"]+', read(tmp_path / "plain.html")[0])
+    same = [one == other for one, other in zip(pictures, plain, strict=True)]
+    assert same == [True, False] * 3  # truth and predictions of each picture
+
+
+def test_damaged_masks_pass_a_picture_over(masked_run, masked_store, tmp_path, caplog):
+    results = masked_run / "inference" / "masked" / "coco_instances_results.json"
+    rows = json.loads(results.read_text())
+    rows[0]["segmentation"]["counts"] = "04"
+    results.write_text(json.dumps(rows))
+    build_report(masked_run, tmp_path / "report.html", val_store=masked_store)
+    assert read(tmp_path / "report.html")[2].images == 4
+    assert "picture passed over: " in caplog.text and "entry 0 has a segmentation whose run" in caplog.text
+    rows[0]["segmentation"]["size"] = [3, 4]
+    results.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="entry 0 has a segmentation of the size"):
+        build_report(masked_run, tmp_path / "report.html", val_store=masked_store)
+
+
+def test_report_without_coco_metric_does_not_speak_of_it(run, store, tmp_path):
+    build_report(run, tmp_path / "report.html", val_store=store)
+    _, text, _ = read(tmp_path / "report.html")
+    assert "COCO's metric" not in text and "COCO's AP, boxes" not in text and "Masks are" not in text
+
+
 def test_report_is_the_same_every_time(run, store, tmp_path):
     pages = []
     for name in ("one.html", "two.html"):

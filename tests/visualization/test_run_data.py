@@ -20,6 +20,41 @@ def test_reads_a_run(run):
     assert data.setting("SOLVER.NOTHING", 3) == 3
 
 
+def test_reads_coco_metric_and_masks(masked_run, caplog):
+    evaluation = read_run(masked_run).evaluation
+    folder = masked_run / "inference" / "masked"
+    document = json.loads((folder / "coco_metrics.json").read_text())
+    assert set(evaluation.coco) == {"coco_bbox", "coco_segm"}
+    for task, means in evaluation.coco.items():
+        for name, value in means.items():
+            written = document["summary"][task][name]
+            assert math.isnan(value) if written is None else value == written
+    (first, *_) = document["classes"]
+    assert evaluation.classes[0].id == str(first["id"])
+    assert evaluation.classes[0].coco == {task: first[task] for task in evaluation.coco}
+    assert evaluation.predictions == folder / "coco_instances_results.json"
+    (folder / "coco_instances_results.json").unlink()
+    assert read_run(masked_run).evaluation.predictions == folder / "predictions.csv"
+    for damage in ("{", "[]", '{"summary": 3, "classes": []}', '{"summary": {}, "classes": [{}]}'):
+        (folder / "coco_metrics.json").write_text(damage)
+        damaged = read_run(masked_run).evaluation
+        assert damaged is not None and damaged.coco == {} and damaged.classes[0].coco == {}
+    assert caplog.text.count("coco_metrics.json cannot be read") == 4
+    (folder / "coco_metrics.json").unlink()
+    assert read_run(masked_run).evaluation.coco == {}
+    assert caplog.text.count("coco_metrics.json") == 4
+
+
+def test_coco_metric_of_boxes_only(masked_run):
+    path = masked_run / "inference" / "masked" / "coco_metrics.json"
+    document = json.loads(path.read_text())
+    del document["summary"]["coco_segm"]
+    path.write_text(json.dumps(document))
+    evaluation = read_run(masked_run).evaluation
+    assert set(evaluation.coco) == {"coco_bbox"} == set(evaluation.classes[0].coco)
+    assert evaluation.predictions.name == "predictions.csv"
+
+
 def test_resumed_runs_replace_what_they_repeat(tmp_path, write_log):
     write_log(tmp_path / "metrics.json", [19, 39, 59, 79])
     with open(tmp_path / "metrics.json", "a") as stream:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -100,3 +101,69 @@ def test_data_set_of_the_command_line(script, store, tmp_path):
 
 def test_picture_names():
     assert picture_names(["a/b", "a_b", 7]) == ["a_b.png", "a_b-2.png", "7.png"]
+
+
+def test_masks_of_the_mapper(script, masked_store, tmp_path):
+    main = script("visualize_data").main
+    options = ["INPUT.MIN_SIZE_TRAIN", "96,", "INPUT.MAX_SIZE_TRAIN", "640", "INPUT.RANDOM_FLIP", "none"]
+    command = ["--store", str(masked_store.path), "--number", "4", "--augmented"]
+    for name, more in (("boxes", []), ("masks", ["MODEL.MASK_ON", "True", "INPUT.MASK_FORMAT", "bitmask"])):
+        assert main([*command, "--output", str(tmp_path / name), *options, *more]) == 0
+    differ = {}
+    for path in (tmp_path / "masks").iterdir():
+        with Image.open(path) as one, Image.open(tmp_path / "boxes" / path.name) as other:
+            differ[path.stem] = bool((np.asarray(one) != np.asarray(other)).any())
+    assert differ == {
+        "im0": True,
+        "im1": False,
+        "im2": True,
+        "im3": False,
+    }  # im1: nobody learns a group's mask
+
+
+def test_results_with_masks(script, masked_run, masked_store, tmp_path, capsys):
+    main = script("visualize_results").main
+    results = masked_run / "inference" / "masked" / "coco_instances_results.json"
+    rows = json.loads(results.read_text())
+    assert all("segmentation" in row for row in rows)
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps([{**row, "segmentation": None} for row in rows]))
+    pictures = []
+    for path in (results, plain):
+        out = tmp_path / path.stem
+        command = ["--predictions", str(path), "--store", str(masked_store.path), "--output", str(out)]
+        assert main([*command, "--image-id", "im0"]) == 0
+        with Image.open(out / "im0.png") as picture:
+            pictures.append(np.asarray(picture).astype(int))
+    with_masks, without = pictures
+    assert (with_masks[:, :480] == without[:, :480]).all()  # the truth
+    inside = (slice(260, 300), slice(488 + 310, 488 + 400))  # in the second object, away from its box
+    assert (with_masks[inside] != without[inside]).any(axis=2).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"size": [48, 64], "counts": "04"}, "entry 1 has a segmentation whose run lengths cover 4 of 3072"),
+        ({"size": [64, 48], "counts": "04"}, "entry 1 has a segmentation of the size [64, 48]"),
+        (17, "entry 1 has a segmentation that is not"),
+    ],
+)
+def test_malformed_masks_end_in_one_line(script, masked_run, masked_store, tmp_path, capsys, mask, message):
+    results = masked_run / "inference" / "masked" / "coco_instances_results.json"
+    rows = json.loads(results.read_text())
+    rows[1]["segmentation"] = mask
+    results.write_text(json.dumps(rows))
+    command = ["--predictions", str(results), "--store", str(masked_store.path)]
+    assert script("visualize_results").main([*command, "--output", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {results}: ") and message in line
+
+
+def test_another_image_than_the_one_of_the_masks(script, masked_run, masked_store, tmp_path, capsys):
+    Image.new("RGB", (60, 50)).save(masked_store.image_root / "im0.png")
+    results = masked_run / "inference" / "masked" / "coco_instances_results.json"
+    command = ["--predictions", str(results), "--store", str(masked_store.path), "--image-id", "im0"]
+    assert script("visualize_results").main([*command, "--output", str(tmp_path / "out")]) == 2
+    message = "image 'im0': masks are of (48, 64) pixels (height, width), the file has (50, 60)"
+    assert message in capsys.readouterr().err

@@ -1,0 +1,179 @@
+"""Masks in pictures: reading them in the forms that data sets and results have, filling, outlining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as coco_mask
+from matplotlib.path import Path as Outline
+
+from longtail_det2.data.masks import run_lengths, to_bitmap
+from longtail_det2.utils.errors import DataError
+
+__all__ = ["check_runs", "decode_runs", "fit_mask", "outline", "paint", "read_segmentation"]
+
+_OPACITY = 0.38
+"""Share of the class's colour in the pixels of a mask; the object itself has to be seen."""
+
+
+def read_segmentation(value: Any, height: int, width: int) -> np.ndarray | None:
+    """A mask in one of Detectron2's forms as pixels.
+
+    Args:
+        value: list of polygons (x0, y0, x1, y1, ...) in pixels, dict of COCO's run lengths (compressed or
+            not), (height, width) array, or nothing. Vertices outside the image are moved to its border.
+        height: of the image.
+        width: of the image.
+
+    Returns:
+        (height, width) bool; None where there is no mask.
+
+    Raises:
+        ValueError: what is wrong, to follow "has a segmentation".
+    """
+    if isinstance(value, np.ndarray):
+        if value.shape != (height, width):
+            raise ValueError(f"of the shape {value.shape} in a picture of {(height, width)} (height, width)")
+        return value.astype(bool)
+    if not value:
+        return None
+    if isinstance(value, dict):
+        if isinstance(value.get("counts"), list):
+            return _decode_counts(value, height, width)
+        return decode_runs(check_runs(value, height, width))
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise ValueError("that is neither a list of polygons nor run lengths")
+    polygons = [_read_polygon(one, height, width) for one in value]
+    polygons = [one for one in polygons if one.size]
+    return to_bitmap(polygons, height, width) if polygons else None
+
+
+def _read_polygon(value: Any, height: int, width: int) -> np.ndarray:
+    try:
+        vertices = np.asarray(value, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("with a polygon of something else than numbers") from None
+    if 0 < vertices.size < 6 or vertices.size % 2:
+        raise ValueError(f"with a polygon of {vertices.size} numbers; three (x, y) pairs are the least")
+    if not np.isfinite(vertices).all():
+        raise ValueError("with a coordinate that is not finite")
+    return np.clip(vertices.reshape(-1, 2), 0, (width, height)).reshape(-1)
+
+
+def check_runs(value: Any, height: int, width: int) -> dict[str, Any]:
+    """Compressed run lengths of an image's size, with the counts as bytes; `decode_runs` checks the counts.
+
+    Raises:
+        ValueError: what is wrong, to follow "has a segmentation".
+    """
+    if not isinstance(value, dict):
+        raise ValueError("that is not {size: [height, width], counts: run lengths}")
+    size, counts = value.get("size"), value.get("counts")
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
+        raise ValueError(f"of the size {size!r} in an image of {[height, width]} (height, width)")
+    if isinstance(counts, str):
+        counts = counts.encode("utf-8", "replace")
+    if not isinstance(counts, bytes):
+        raise ValueError("whose counts are no compressed run lengths")
+    return {"size": [height, width], "counts": counts}
+
+
+def decode_runs(runs: dict[str, Any]) -> np.ndarray:
+    """Pixels of what `check_runs` returned, (height, width) bool.
+
+    Raises:
+        ValueError: what is wrong with the counts, to follow "has a segmentation".
+    """
+    height, width = runs["size"]
+    try:
+        lengths = run_lengths(runs["counts"])
+    except ValueError:
+        raise ValueError("whose counts are no compressed run lengths") from None
+    _check_lengths(lengths, height, width)
+    return to_bitmap(runs, height, width)
+
+
+def _decode_counts(value: dict[str, Any], height: int, width: int) -> np.ndarray:
+    lengths = value["counts"]
+    if not all(type(length) is int for length in lengths):
+        raise ValueError("whose counts are neither a text nor a list of integers")
+    runs = check_runs({**value, "counts": b""}, height, width)
+    _check_lengths(lengths, height, width)
+    packed: Any = coco_mask.frPyObjects({**runs, "counts": lengths}, height, width)  # type: ignore[arg-type]
+    return to_bitmap(packed, height, width)
+
+
+def _check_lengths(lengths: Sequence[int], height: int, width: int) -> None:
+    if min(lengths, default=0) < 0:
+        raise ValueError("with a negative run length")
+    if sum(lengths) != height * width:
+        raise ValueError(f"whose run lengths cover {sum(lengths)} of {height * width} pixels")
+
+
+def fit_mask(mask: np.ndarray, given: tuple[int, int], drawn: tuple[int, int]) -> np.ndarray:
+    """A mask of a picture at the size that the picture is drawn in.
+
+    Args:
+        mask: (H, W) bool.
+        given: (H, W) of the picture.
+        drawn: (h, w) of the drawing.
+
+    Raises:
+        DataError: the mask is not of the picture's size.
+    """
+    if mask.shape != given:
+        raise DataError(
+            f"a mask of {mask.shape} pixels (height, width) does not fit a picture of {given}: "
+            "masks are wanted in pixels of the picture"
+        )
+    if given == drawn:
+        return mask.astype(bool, copy=False)
+    larger = drawn[0] >= given[0]
+    # Interpolating gives enlarged masks the smooth edge that the enlarged picture has.
+    way = cv2.INTER_LINEAR if larger else cv2.INTER_AREA
+    return cv2.resize(mask.astype(np.float32), (drawn[1], drawn[0]), interpolation=way) >= 0.5
+
+
+def paint(
+    pixels: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[tuple[float, float, float]]
+) -> np.ndarray:
+    """Tints the pixels of masks.
+
+    Each pixel is tinted once, by the last mask that covers it: where masks lie on each other, the picture
+    stays as visible as under a single one.
+
+    Args:
+        pixels: (h, w, 3) uint8 RGB.
+        masks: n masks, (h, w) bool.
+        colors: n RGB values in [0, 1].
+
+    Returns:
+        A new (h, w, 3) uint8 picture.
+    """
+    owner = np.full(pixels.shape[:2], -1, dtype=np.int32)
+    for place, mask in enumerate(masks):
+        owner[mask] = place
+    tinted = owner >= 0
+    tint = 255 * np.array(colors, dtype=np.float32).reshape(-1, 3)[owner[tinted]]
+    result = pixels.copy()
+    result[tinted] = ((1 - _OPACITY) * pixels[tinted] + _OPACITY * tint).round().astype(np.uint8)
+    return result
+
+
+def outline(mask: np.ndarray) -> Outline | None:
+    """The borders of a mask, those of its holes too, through the middles of its outermost pixels.
+
+    Args:
+        mask: (h, w) bool.
+
+    Returns:
+        A path in pixels; None for an empty mask.
+    """
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if not contours:
+        return None
+    rings = [np.concatenate([one[:, 0], one[:1, 0]]) + 0.5 for one in contours]
+    return Outline.make_compound_path(*(Outline(ring, closed=True) for ring in rings))
