@@ -4,9 +4,11 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import detection_utils
+from omegaconf import OmegaConf
 
 from longtail_det2 import model_zoo
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+from longtail_det2.data.samplers import parse_stages
 from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.engine.solver import (
     build_lr_multiplier,
@@ -143,6 +145,7 @@ def test_twins_train_alike(name):
     cfg, lazy = pair(name)
     assert lazy.train.max_iter == cfg.SOLVER.MAX_ITER
     assert lazy.train.checkpointer.period == cfg.SOLVER.CHECKPOINT_PERIOD
+    assert lazy.train.checkpointer.max_to_keep == cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
     assert lazy.train.init_checkpoint == cfg.MODEL.WEIGHTS
     assert lazy.train.eval_period == cfg.TEST.EVAL_PERIOD
     assert lazy.train.seed == cfg.SEED
@@ -173,6 +176,9 @@ def test_twins_read_the_same_data(name):
     assert (test.dataset.names,) == tuple(cfg.DATASETS.TEST) == (lazy.dataloader.evaluator.dataset,)
     assert train.dataset.filter_empty == cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     assert train.sampler == cfg.DATALOADER.SAMPLER_TRAIN
+    assert parse(train.get("stages", ())) == parse(cfg.DATALOADER.STAGES)
+    if train.sampler == "SoftBalanceTrainingSampler":
+        assert train.sampler_options["lambda_"] == cfg.DATALOADER.SOFT_BALANCE.LAMBDA
     assert train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
     assert train.aspect_ratio_grouping == cfg.DATALOADER.ASPECT_RATIO_GROUPING
     assert train.num_workers == test.num_workers == cfg.DATALOADER.NUM_WORKERS
@@ -188,6 +194,10 @@ def test_twins_read_the_same_data(name):
         assert node.mapper.is_train is is_train and node.mapper._target_ is MultiLabelDatasetMapper
         found = [attributes(one) for one in instantiate(node.mapper.augmentations)]
         assert found == [attributes(one) for one in detection_utils.build_augmentation(cfg, is_train)]
+
+
+def parse(stages):
+    return parse_stages(OmegaConf.to_container(OmegaConf.create(list(stages)))) if len(stages) else ()
 
 
 def attributes(augmentation):

@@ -100,7 +100,7 @@ def random_pictures(count=200, num_classes=6, seed=0, size=(8, 8)):
             k = int(generator.integers(1, 3))
             labels = generator.choice(num_classes, size=k, replace=False, p=weights / weights.sum()).tolist()
             objects.append(((0, 0, 4, 4), labels, 0))
-        height, width = size if index % 3 else (size[0] + 4, size[1])
+        height, width = size if index % 3 else (size[0], size[1] + 4)  # a third is landscape
         pictures.append(Picture(f"{index:05d}", height, width, objects))
     return pictures
 
