@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.json_files import read_json
 
 _LARGEST_COUNT = 2**53
 """Above it a count would not be exact as a float."""
@@ -148,14 +149,7 @@ def shorten(value: object) -> str:
 
 
 def _read_json(path: Path, command: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; make it with {command}") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}): make it again with {command}") from None
+    content = read_json(path, f"make it with {command}")
     if not isinstance(content, dict):
         raise DataError(f"{path} is not a JSON object: make it again with {command}")
     return content

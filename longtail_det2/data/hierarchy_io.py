@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.json_files import read_json
 
 Node = TypeVar("Node", bound=Hashable)
 
@@ -45,7 +45,7 @@ def read_parents(source: str | Path | Mapping[str, Any]) -> ParsedHierarchy:
         HierarchyError: the file is absent or no JSON, or its content has neither form.
     """
     if isinstance(source, (str, Path)):
-        name, content = str(source), _load_json(Path(source))
+        name, content = str(source), read_json(Path(source), error=HierarchyError)
     else:
         name, content = "hierarchy", source
     if not isinstance(content, Mapping):
@@ -77,17 +77,6 @@ def class_parents(mapping: Mapping[str, Any], name: str) -> dict[str, list[str]]
         for parent in names:
             parents.setdefault(parent, [])
     return parents
-
-
-def _load_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HierarchyError(f"{path}: hierarchy file not found") from None
-    except OSError as error:
-        raise HierarchyError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise HierarchyError(f"{path}: not a JSON file, or only a part of one ({error})") from None
 
 
 def _walk_tree(tree: Mapping[str, Any], name: str) -> ParsedHierarchy:

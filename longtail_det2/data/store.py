@@ -28,7 +28,6 @@ A store is written into a temporary sibling directory and renamed when complete,
 nothing that `AnnotationStore.open` would accept.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -49,6 +48,7 @@ from longtail_det2.data.store_writer import (
     ObjectFlag,
 )
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.json_files import read_json
 
 __all__ = ["AnnotationStore", "AnnotationStoreWriter", "ObjectFlag", "write_store"]
 
@@ -291,19 +291,24 @@ def _map_column(path: Path, name: str, column: Column, counts: Mapping[str, int]
     return values.view(np.ndarray)
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
+def _names_in(path: Path) -> list[str]:
+    """Names of a folder's files; none where there is no such folder."""
     try:
-        content = json.loads((path / name).read_text(encoding="utf-8"))
+        return os.listdir(path)
     except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    if name not in _names_in(path):
         state = "an incomplete annotation store" if path.is_dir() else "no annotation store"
         raise DataError(
-            f"{path}: {state} ({name} is missing); make it with scripts/prepare_openimages.py "
-            "or longtail_det2.data.datasets"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path / name} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path / name} is not JSON ({error}): prepare the store again") from None
+            f"{path}: {state} ({name} is missing); make it with scripts/prepare_openimages.py, "
+            "scripts/prepare_coco.py or longtail_det2.data.datasets"
+        )
+    content = read_json(path / name, "prepare the store again")
     if not isinstance(content, dict):
         raise DataError(f"{path / name} is not a JSON object: prepare the store again")
     return content

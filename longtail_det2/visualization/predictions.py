@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.openimages_io import read_detections
 from longtail_det2.evaluation.openimages_matching import Detections
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.json_files import read_json
 from longtail_det2.visualization.mask_drawing import check_runs, decode_runs
 
 logger = logging.getLogger(__name__)
@@ -215,12 +215,7 @@ def _read_runs(path: Path, number: int, row: Any, size: Sequence[int] | None) ->
 
 
 def _json_rows(path: Path) -> list[Any]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a list of results, got {type(rows).__name__}")
     return rows

@@ -311,11 +311,11 @@ def changed(*keys_and_value):
 
 
 HOSTILE = {
-    "empty": ("", "is not JSON"),
-    "no JSON": ("{'a': 1}", "is not JSON"),
-    "cut off": (json.dumps(document())[:-9], "is not JSON"),
-    "deep": ("[" * 100_000, "is not JSON"),
-    "long number": ('{"version": ' + "9" * 5000 + "}", "is not JSON"),
+    "empty": ("", "not a JSON file"),
+    "no JSON": ("{'a': 1}", "not a JSON file"),
+    "cut off": (json.dumps(document())[:-9], "not a JSON file"),
+    "deep": ("[" * 100_000, "not a JSON file"),
+    "long number": ('{"version": ' + "9" * 5000 + "}", "not a JSON file"),
     "list": ("[]", "is not a JSON object"),
     "format": (changed("format", "something"), "format 'something' is not 'longtail_det2.concurrent_rates'"),
     "no format": ("{}", "format None"),
@@ -373,7 +373,7 @@ def test_hostile_files(case, tmp_path):
 def test_files_that_are_no_text(tmp_path):
     path = tmp_path / "rates.json"
     path.write_bytes(b"\x80\xff\x00")
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match="not a JSON file"):
         ConcurrentRates.load(path)
     with pytest.raises(DataError, match=r"no such file; make it with scripts/category_statistics\.py"):
         ConcurrentRates.load(tmp_path / "absent.json")

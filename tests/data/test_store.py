@@ -157,7 +157,7 @@ def test_open_errors_say_what_to_do(tmp_path):
     with pytest.raises(DataError, match="store version 99"):
         AnnotationStore.open(path)
     (path / "header.json").write_text("{")
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match="not a JSON file"):
         AnnotationStore.open(path)
     (path / "header.json").unlink()
     with pytest.raises(DataError, match=r"incomplete annotation store.*header\.json"):

@@ -64,7 +64,7 @@ def test_damaged_files(data):
     for file, content, message in (
         ("box.npy", b"", r"box\.npy is damaged .*prepare the store again"),
         ("box.npy", None, r"box\.npy is missing: the store is incomplete"),
-        ("classes.json", b"{", r"classes\.json is not JSON .*prepare the store again"),
+        ("classes.json", b"{", r"classes\.json: not a JSON file.*prepare the store again"),
         ("header.json", None, r"an incomplete annotation store \(header\.json is missing\)"),
     ):
         path = store.path / file

@@ -52,10 +52,10 @@ def test_errors_name_the_entry(store, tmp_path, rows, message):
 
 
 def test_unreadable_files(store, tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no such file"):
         read_predictions(tmp_path / "absent.json", store)
     (tmp_path / "bad.json").write_text("[")
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="not a JSON file"):
         read_predictions(tmp_path / "bad.json", store)
 
 

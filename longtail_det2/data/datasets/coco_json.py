@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from longtail_det2.data.datasets.coco_findings import CocoFindings
 from longtail_det2.data.store import ObjectFlag
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.json_files import read_json
 
 Policy = Literal["error", "skip"]
 _MOST_PIXELS = 2**31 - 1
@@ -295,15 +295,7 @@ def _describe_box(rows: CocoRows, images: CocoImages, row: int) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON file, or only a part of one ({error})") from None
+    content = read_json(path)
     return content if isinstance(content, dict) else {}
 
 
