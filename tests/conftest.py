@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -26,3 +27,13 @@ def shared_dir() -> Path:
 def golden_dir() -> Path:
     """Reference values that are part of the repository."""
     return REPOSITORY / "tests" / "golden"
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogs():
+    """Forgets the data sets that a test registers, the built-in names too."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)

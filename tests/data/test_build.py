@@ -30,15 +30,6 @@ from longtail_det2.data.training_stream import TrainingStream
 from longtail_det2.utils.errors import ConfigError, DataError
 
 
-@pytest.fixture(autouse=True)
-def clean_catalog():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
 @pytest.fixture
 def dataset(random_store):
     return MultiLabelDataset(random_store, filter_empty=True)

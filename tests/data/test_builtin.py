@@ -7,15 +7,6 @@ from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
 
 
-@pytest.fixture(autouse=True)
-def clean_catalog():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
 def test_register_store(store):
     register_store("tiny", store.path)
     register_store("tiny", store.path)

@@ -288,17 +288,7 @@ def test_parents_that_are_no_categories_become_classes(prepare):
         prepare(hierarchy={"dog": [""]})
 
 
-@pytest.fixture
-def clean_catalog():
-    """Forgets what the test registers, the built-in names too."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-def test_json_files_as_data_sets(prepare, images, tmp_path, monkeypatch, clean_catalog):
+def test_json_files_as_data_sets(prepare, images, tmp_path, monkeypatch):
     prepare()
     (tmp_path / "tree.json").write_text('{"dog": ["animal"]}')
     monkeypatch.chdir(tmp_path / "images")

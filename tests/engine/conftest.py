@@ -4,7 +4,6 @@ import logging
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
@@ -54,16 +53,6 @@ def make_store(path, *, classes=CLASSES, parents=PARENTS, images=8, seed=0):
 def store_maker():
     """The function that makes a store of noise pictures."""
     return make_store
-
-
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    """Forgets the data sets that a test registers."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 @pytest.fixture(autouse=True)

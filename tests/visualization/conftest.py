@@ -6,7 +6,6 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -147,13 +146,3 @@ def masked_run(tmp_path, masked_store):
         evaluators.process([record], [{"instances": fill_boxes(make_instances(record))}])
     evaluators.evaluate()
     return folder
-
-
-@pytest.fixture(autouse=True)
-def clean_catalog():
-    """Forgets what a test registers, the built-in names too."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
