@@ -10,12 +10,18 @@ from longtail_det2 import model_zoo
 from .snippets import read_snippets
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
+DOCUMENTS = sorted(
+    [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("projects/*/README.md")]
+)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
-_TOP = ("configs", "docs", "longtail_det2", "scripts", "tests", ".ci")
+_TOP = ("configs", "docs", "longtail_det2", "projects", "scripts", "tests", ".ci")
 _IN_PACKAGE = ("data", "engine", "evaluation", "export", "modeling", "structures", "visualization")
+
+
+def name_of(document):
+    return document.relative_to(REPOSITORY).as_posix()
 
 
 def prose(document):
@@ -28,7 +34,7 @@ def anchors(document):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_links_lead_to_files_and_headings(document):
     for link in _LINK.findall(prose(document)):
         if "://" in link:
@@ -39,7 +45,7 @@ def test_links_lead_to_files_and_headings(document):
         assert not anchor or anchor in anchors(target), f"{document.name}: {link}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_paths_in_the_text_exist(document):
     for word in (word for code in _CODE.findall(prose(document)) for word in code.split()):
         if not re.fullmatch(r"[\w.\-*/]+", word) or "/" not in word:
@@ -51,7 +57,7 @@ def test_paths_in_the_text_exist(document):
             assert list((REPOSITORY / "longtail_det2").glob(word.rstrip("/"))), f"{document.name}: {word}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_configs_and_scripts_in_commands_exist(document):
     for snippet in read_snippets(document):
         for name in re.findall(r"--config-file[= ](\S+)", snippet.code):
