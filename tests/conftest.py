@@ -1,9 +1,14 @@
 """Fixtures shared by the whole suite."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+# Built-in data sets that somebody has prepared in the checkout's folder "datasets" are not for tests to find.
+os.environ["DETECTRON2_DATASETS"] = str(Path(tempfile.gettempdir()) / "no_such_datasets")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

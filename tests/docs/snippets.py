@@ -91,6 +91,7 @@ def run_snippet(snippet: Snippet, folder: Path) -> None:
         script.write_text(snippet.code, encoding="utf-8")
         command = [sys.executable, str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("DETECTRON2_DATASETS", None)  # the blocks' data sets are below their own folder
     environment["PATH"] = os.path.dirname(sys.executable) + os.pathsep + environment["PATH"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     where = f"{snippet.document.name}, line {snippet.line}"
