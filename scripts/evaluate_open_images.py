@@ -20,7 +20,6 @@ from typing import Any
 import longtail_det2
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.evaluation.openimages_io import (
-    atomic_text_writer,
     read_classes,
     read_detections,
     read_ground_truth,
@@ -32,6 +31,7 @@ from longtail_det2.evaluation.openimages_metric import (
     expand_ground_truth,
 )
 from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.files import atomic_text_writer
 
 EXAMPLE = """example:
   python scripts/evaluate_open_images.py \\

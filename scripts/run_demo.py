@@ -29,13 +29,13 @@ from longtail_det2.data.store import AnnotationStore
 from longtail_det2.engine.cli import USER_ERROR, parse_args
 from longtail_det2.engine.trainer import main as train_main
 from longtail_det2.evaluation.openimages_io import (
-    atomic_text_writer,
     read_classes,
     read_detections,
     read_ground_truth,
 )
 from longtail_det2.evaluation.openimages_metric import evaluate_detections, expand_ground_truth
 from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.files import atomic_text_writer
 from longtail_det2.visualization.report import ReportOptions, build_report
 from longtail_det2.visualization.report_facts import duration
 from longtail_det2.visualization.run_data import Evaluation, read_run

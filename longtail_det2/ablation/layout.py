@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from longtail_det2.evaluation.openimages_io import atomic_text_writer
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.files import atomic_text_writer
 
 from .jobs import FINAL_WEIGHTS, Job
 from .specification import DataSpec

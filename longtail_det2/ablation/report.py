@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from longtail_det2.evaluation.openimages_io import atomic_text_writer
+from longtail_det2.utils.files import atomic_text_writer
 
 from .jobs import Job
 from .layout import Layout

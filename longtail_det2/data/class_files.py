@@ -19,16 +19,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.json_files import read_json
+from longtail_det2.utils.files import atomic_text_writer, read_json
 
 _LARGEST_COUNT = 2**53
 """Above it a count would not be exact as a float."""
@@ -51,20 +49,15 @@ def write_class_file(
     lines = [f" {_dump(key)}: {_dump(value)},\n" for key, value in head.items()]
     body = ",\n".join("  " + _dump(one) for one in classes)
     text = "{\n" + "".join(lines) + ' "classes": [\n' + body + "\n ]\n}\n"
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("wb") as file:
-            file.write(text.encode("utf-8"))
+        with atomic_text_writer(path) as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except UnicodeEncodeError as error:
         raise DataError(f"{path} cannot be written: a class id or name is no text ({error.reason})") from None
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror})") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def read_class_file(

@@ -156,8 +156,8 @@ class MultiLabelDatasetMapper:
         result["image"] = torch.as_tensor(np.ascontiguousarray(augmented.transpose(2, 0, 1)))
         if self.makes_truth:
             annotations = record.get("annotations", ())
-            name = f"{record['file_name']} (image {record.get('image_id')!r})"
-            result["instances"] = self._make_instances(annotations, transforms, (before, image_size), name)
+            sizes = before, image_size
+            result["instances"] = self._make_instances(annotations, transforms, sizes, _name_of(record))
             result["image_labels"] = self._make_image_labels(record, annotations)
         return result
 
@@ -170,10 +170,10 @@ class MultiLabelDatasetMapper:
         height, width = image.shape[:2]
         expected = (record.setdefault("height", height), record.setdefault("width", width))
         if expected != (height, width):
-            name = f"{path} (image {record.get('image_id')!r})"
             raise DataError(
-                f"{name}: annotated as {expected[1]} x {expected[0]} pixels (width x height), but the file "
-                f"has {width} x {height}; was it resized after the data set was prepared? Prepare it again"
+                f"{_name_of(record)}: annotated as {expected[1]} x {expected[0]} pixels (width x height), "
+                f"but the file has {width} x {height}; was it resized after the data set was prepared? "
+                "Prepare it again"
             )
         return image
 
@@ -228,6 +228,11 @@ class MultiLabelDatasetMapper:
         present.update(record.get("pos_category_ids", ()))
         absent = list(record.get("neg_category_ids", ()))
         return torch.from_numpy(self.hierarchy.encode_image_labels(sorted(present), absent))
+
+
+def _name_of(record: Mapping[str, Any]) -> str:
+    """What messages call an image."""
+    return f"{record['file_name']} (image {record.get('image_id')!r})"
 
 
 def _tight_boxes(boxes: Boxes, masks: Any, which: torch.Tensor) -> Boxes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.json_files import read_json
+from longtail_det2.utils.files import read_json
 
 Node = TypeVar("Node", bound=Hashable)
 

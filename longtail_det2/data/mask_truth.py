@@ -51,17 +51,15 @@ def make_masks(
     Raises:
         DataError: run lengths where polygons are wanted.
     """
-    known = [bool(one.get("segmentation")) and not one.get("is_group_of", False) for one in objects]
+    found = [None if one.get("is_group_of", False) else one.get("segmentation") or None for one in objects]
+    known = [mask is not None for mask in found]
+    if mask_format == "polygon" and any(isinstance(mask, dict) for mask in found):
+        raise DataError(
+            f"{image_name}: an object has run lengths for a mask, which INPUT.MASK_FORMAT 'polygon' "
+            "cannot use: set it to 'bitmask' (lazy configs: dataloader.train.mapper.mask_format)"
+        )
     make = _polygons if mask_format == "polygon" else _bitmap
-    masks = []
-    for one, box, is_known in zip(objects, boxes, known, strict=True):
-        try:
-            masks.append(make(one["segmentation"] if is_known else None, box, transforms, sizes))
-        except _NoPolygonsError:
-            raise DataError(
-                f"{image_name}: an object has run lengths for a mask, which INPUT.MASK_FORMAT 'polygon' "
-                "cannot use: set it to 'bitmask' (lazy configs: dataloader.train.mapper.mask_format)"
-            ) from None
+    masks: Any = [make(mask, box, transforms, sizes) for mask, box in zip(found, boxes, strict=True)]
     result: PolygonMasks | BitMasks
     if mask_format == "polygon":
         result = PolygonMasks(masks)
@@ -70,18 +68,12 @@ def make_masks(
     return result, torch.tensor(known, dtype=torch.bool)
 
 
-class _NoPolygonsError(Exception):
-    pass
-
-
 def _polygons(
     mask: Any, box: np.ndarray, transforms: T.Transform, sizes: tuple[tuple[int, int], tuple[int, int]]
 ) -> list[np.ndarray]:
     if mask is None:
         x0, y0, x1, y1 = box
         return [np.array([x0, y0, x1, y0, x1, y1, x0, y1], dtype=np.float64)]
-    if isinstance(mask, dict):
-        raise _NoPolygonsError
     moved = transforms.apply_polygons(_vertices(mask))
     return [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in moved]
 

@@ -48,7 +48,7 @@ from longtail_det2.data.store_writer import (
     ObjectFlag,
 )
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.json_files import read_json
+from longtail_det2.utils.files import read_json
 
 __all__ = ["AnnotationStore", "AnnotationStoreWriter", "ObjectFlag", "write_store"]
 

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from longtail_det2.data.datasets.dataset import labels_per_image
 from longtail_det2.data.samplers import ClassIndex, Stage, TrainingSampler
 from longtail_det2.data.training_stream import TrainingStream
+from longtail_det2.utils.files import atomic_text_writer
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,12 @@ class SamplingLog(HookBase):
         logger.info("%s", describe(self._found[-1], names, index.counts))
         path = os.path.join(self._output_dir, SAMPLED_CLASSES_FILE)
         content = {"class_ids": names, "images_by_class": index.counts.tolist(), "stages": self._found}
-        _write_json(path, content)
+        try:
+            with atomic_text_writer(path) as file:
+                json.dump(content, file)
+                file.write("\n")
+        except OSError as error:  # training goes on
+            logger.error("%s cannot be written: %s", path, error)
 
 
 def draws_by_class(index: ClassIndex, draws: np.ndarray) -> np.ndarray:
@@ -164,15 +170,3 @@ def describe(stage: dict[str, Any], names: Sequence[str], images_by_class: np.nd
         f"{drawn[least]} ({names[least]}) to {drawn[most]} ({names[most]}) times"
         + (f", {never} of {len(occurring)} never" if never else "")
     )
-
-
-def _write_json(path: str, content: dict[str, Any]) -> None:
-    """Writes beside the target, then moves it there; training goes on where that fails."""
-    temporary = f"{path}.partial-{os.getpid()}"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.write("\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        logger.error("%s cannot be written: %s", path, error)

@@ -22,8 +22,8 @@ from tabulate import tabulate
 from longtail_det2.data.masks import decode_masks, to_runs
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
 from longtail_det2.evaluation.openimages_evaluation import class_groups, name_of_dataset, open_store
-from longtail_det2.evaluation.openimages_io import atomic_text_writer
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.files import atomic_text_writer
 
 Task = Literal["bbox", "segm"]
 

@@ -21,7 +21,6 @@ import longtail_det2
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.frequency_groups import FREQUENCY_GROUPS, split_by_frequency
 from longtail_det2.evaluation.openimages_io import (
-    atomic_text_writer,
     ground_truth_from_store,
     write_detections,
 )
@@ -32,6 +31,7 @@ from longtail_det2.evaluation.openimages_metric import (
     expand_ground_truth,
 )
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.files import atomic_text_writer
 
 logger = logging.getLogger(__name__)
 

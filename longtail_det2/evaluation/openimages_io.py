@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +21,9 @@ import pyarrow.csv
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
 from longtail_det2.evaluation.openimages_metric import Detections, GroundTruth
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.files import atomic_path
 
 __all__ = [
-    "atomic_text_writer",
     "ground_truth_from_store",
     "read_classes",
     "read_detections",
@@ -177,7 +174,7 @@ def write_detections(
     """
     images, labels = pa.array(image_ids, pa.string()), pa.array(class_ids, pa.string())
     options = pyarrow.csv.WriteOptions(include_header=False)
-    with _atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
+    with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
         stream.write((",".join(PREDICTION_COLUMNS) + "\n").encode())
         for start in range(0, len(detections), _ROWS_PER_WRITE):
             rows = slice(start, start + _ROWS_PER_WRITE)
@@ -188,28 +185,6 @@ def write_detections(
                 *(pa.array(column) for column in (detections.score[rows], x0, x1, y0, y1)),
             ]
             pyarrow.csv.write_csv(pa.table(columns, names=list(PREDICTION_COLUMNS)), stream, options)
-
-
-@contextmanager
-def atomic_text_writer(path: str | Path) -> Iterator[IO[str]]:
-    """A text stream whose file appears under its name only when the block ends without an error."""
-    with _atomic_path(Path(path)) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        yield stream
-
-
-@contextmanager
-def _atomic_path(path: Path) -> Iterator[Path]:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Codes:

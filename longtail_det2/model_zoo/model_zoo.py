@@ -47,7 +47,7 @@ def config_root() -> Path:
 def list_configs() -> list[str]:
     """Names of all configs, YAML and lazy, without the parts that they are made of."""
     return sorted(
-        str(_name_of(path))
+        _name_in(folder, path)
         for folder in _folders()
         for path in folder.rglob("*")
         if path.suffix in (".yaml", ".py")
@@ -65,10 +65,13 @@ def _folders() -> Iterator[Path]:
 
 def _name_of(path: Path) -> str | None:
     """The name of a file in one of the folders; None elsewhere."""
-    for folder in _folders():
-        if folder in path.parents:
-            return path.relative_to(folder if folder == config_root() else folder.parents[2]).as_posix()
-    return None
+    return next((_name_in(folder, path) for folder in _folders() if folder in path.parents), None)
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    """The name of a file of one of the folders; only those of projects are named from the root."""
+    of_project = folder.parents[1].name == _PROJECTS
+    return path.relative_to(folder.parents[2] if of_project else folder).as_posix()
 
 
 def get_config_file(name: str) -> str:

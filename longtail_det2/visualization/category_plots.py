@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ from longtail_det2.data.category_statistics import LongTail
 from longtail_det2.data.concurrent_rates import ConcurrentRates
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.files import atomic_path
+from longtail_det2.utils.wording import counted
 
 __all__ = ["draw_heat_map", "draw_long_tail", "most_concurrent", "ratio_text", "related_classes"]
 
@@ -160,7 +160,7 @@ def draw_long_tail(path: Path, tail: LongTail, unit: str, annotated: np.ndarray 
                 width=1.0 if len(order) > 150 else 0.82,
                 color=_GROUP_COLORS[group],
                 linewidth=0,
-                label=f"{name}: {_classes(size)}, {share:.1%}",
+                label=f"{name}: {counted(size, 'class', 'classes')}, {share:.1%}",
             )
         handles = axes.get_legend_handles_labels()[0]
         if annotated is not None and not np.array_equal(annotated, tail.counts):
@@ -184,13 +184,11 @@ def draw_long_tail(path: Path, tail: LongTail, unit: str, annotated: np.ndarray 
 
 
 def _tail_title(tail: LongTail, unit: str) -> str:
+    classes = counted(len(tail.counts), "class", "classes")
     if tail.most == 0:
-        return f"{_classes(len(tail.counts))} without {unit}"
+        return f"{classes} without {unit}"
     empty = f", {tail.num_empty} without {unit}" if tail.num_empty else ""
-    return (
-        f"{_classes(len(tail.counts))}{empty}; most frequent : rarest = {ratio_text(tail.imbalance)}, "
-        f"Gini {tail.gini:.2f}"
-    )
+    return f"{classes}{empty}; most frequent : rarest = {ratio_text(tail.imbalance)}, Gini {tail.gini:.2f}"
 
 
 def ratio_text(value: float) -> str:
@@ -199,7 +197,7 @@ def ratio_text(value: float) -> str:
 
 
 def _classes(number: int) -> str:
-    return f"{number:,} class" if number == 1 else f"{number:,} classes"
+    return counted(number, "class", "classes")
 
 
 def _write_cells(axes: Axes, shown: np.ma.MaskedArray) -> None:
@@ -220,18 +218,13 @@ def _label(name: str) -> str:
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of `width` x `height` inches that is saved as `path` when the block ends."""
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+        with atomic_path(path) as temporary, mpl.rc_context(_SETTINGS), warnings.catch_warnings():
             # Names in scripts that the font lacks are drawn as boxes, which nobody here can mend.
             warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
             figure = Figure(figsize=(width, height), layout="constrained")
             yield figure
             metadata = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(temporary, dpi=150, metadata=metadata)
-        os.replace(temporary, path)
+            figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror})") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

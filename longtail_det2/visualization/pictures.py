@@ -16,10 +16,11 @@ from detectron2.structures import Instances
 
 from longtail_det2.data.image_reading import read_image
 from longtail_det2.data.image_sizes import MAX_PIXELS, SUFFIXES
-from longtail_det2.evaluation.openimages_io import atomic_text_writer, write_detections
+from longtail_det2.evaluation.openimages_io import write_detections
 from longtail_det2.evaluation.openimages_matching import Detections
 from longtail_det2.export.source import TrainedDetector, to_input
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.files import atomic_text_writer
 
 
 @dataclass(frozen=True)

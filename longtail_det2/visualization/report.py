@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.evaluation.openimages_io import atomic_text_writer
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.files import atomic_text_writer
 from longtail_det2.visualization import report_sections as sections
 from longtail_det2.visualization.report_html import page
 from longtail_det2.visualization.run_data import Evaluation, read_run

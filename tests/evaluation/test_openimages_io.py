@@ -6,13 +6,13 @@ import pytest
 
 from longtail_det2.evaluation import Detections
 from longtail_det2.evaluation.openimages_io import (
-    atomic_text_writer,
     read_classes,
     read_detections,
     read_ground_truth,
     write_detections,
 )
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.files import atomic_text_writer
 
 BOXES = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\n"
 LABELS = "ImageID,LabelName,Confidence\n"

@@ -13,7 +13,7 @@ import numpy as np
 from longtail_det2.data.datasets.coco_findings import CocoFindings
 from longtail_det2.data.store import ObjectFlag
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.json_files import read_json
+from longtail_det2.utils.files import read_json
 
 Policy = Literal["error", "skip"]
 _MOST_PIXELS = 2**31 - 1
