@@ -3,7 +3,8 @@
 Layout (n images, m objects, l object labels, q image labels; little-endian `.npy` files)::
 
     header.json              format, version, counts, sources (path, size, sha256), options, summary
-    classes.json             {"ids": [...], "names": [...], "hierarchy": {"child": ["parent", ...]} or null}
+    classes.json             {"ids": [...], "names": [...], "hierarchy": {"child": ["parent", ...]} or null,
+                             "frequency": ["r", "c", "f", ...] of each class, or null or absent}
     image_id                 (n,)   bytes, UTF-8, ascending
     file_name                (n,)   bytes, UTF-8, relative path below the image root
     image_size               (n, 2) int32, (height, width) in pixels after EXIF orientation; 0 = unknown
@@ -14,7 +15,8 @@ Layout (n images, m objects, l object labels, q image labels; little-endian `.np
     label                    (l,)   int16 or int32 class indices as annotated, most specific first
     image_label_offsets      (n+1,) int64
     image_label              (q,)   int16 or int32 class indices verified for the whole image
-    image_label_positive     (q,)   uint8, 1 = verified present, 0 = verified absent
+    image_label_positive     (q,)   uint8 of `ImageLabel`: 0 = verified absent, 1 = verified present, 2 = the
+                                    same, but not all objects of the class have a box
 
 A store with masks has also (p polygons with v vertices together; an object has polygons or runs or neither)::
 
@@ -45,12 +47,14 @@ from longtail_det2.data.store_writer import (
     VERSION,
     AnnotationStoreWriter,
     Column,
+    ImageLabel,
     ObjectFlag,
+    frequency_problem,
 )
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.files import read_json
 
-__all__ = ["AnnotationStore", "AnnotationStoreWriter", "ObjectFlag", "write_store"]
+__all__ = ["AnnotationStore", "AnnotationStoreWriter", "ImageLabel", "ObjectFlag", "write_store"]
 
 _CHUNK_ROWS = 1 << 15
 """Rows counted at once: their keys fit into a processor's cache."""
@@ -63,6 +67,8 @@ class AnnotationStore:
         path: directory of the store.
         header: content of header.json.
         class_ids, class_names: K identifiers (for example "/m/01g317") and names, in class-index order.
+        class_frequencies: K letters "r" (rare), "c" (common) or "f" (frequent), LVIS's groups of classes;
+            None where the data have none.
         image_ids, file_names, image_sizes, object_offsets, boxes, flags, label_offsets, labels,
         image_label_offsets, image_labels, image_label_positive: the columns (see the module's docstring).
         polygon_offsets, vertex_offsets, vertices, run_offsets, runs: those of the masks, only where
@@ -98,6 +104,8 @@ class AnnotationStore:
         self.header = header
         self.class_ids: tuple[str, ...] = tuple(classes["ids"])
         self.class_names: tuple[str, ...] = tuple(classes["names"])
+        frequency = classes.get("frequency")
+        self.class_frequencies: tuple[str, ...] | None = None if frequency is None else tuple(frequency)
         self._parents: dict[str, list[str]] | None = classes["hierarchy"]
         self._image_root = Path(image_root) if image_root is not None else None
         for name, column in _columns_of(header).items():
@@ -133,6 +141,10 @@ class AnnotationStore:
             }
             if not len(classes["ids"]) == len(classes["names"]) == header["counts"]["classes"]:
                 raise DataError(f"{path / 'classes.json'} does not fit header.json: prepare the store again")
+            frequency = classes.get("frequency")
+            problem = "" if frequency is None else frequency_problem(frequency, len(classes["ids"]))
+            if problem:
+                raise DataError(f"{path / 'classes.json'}: frequency {problem}; prepare the store again")
             return cls(path, header, classes, columns, image_root)
         except KeyError as error:
             raise DataError(
@@ -260,7 +272,8 @@ def write_store(
         columns: {column name: array}, every column of the module's docstring; those of the masks all or none.
         class_ids: K identifiers in class-index order.
         class_names: K names; the ids if None.
-        **header: `parents`, `image_root`, `sources`, `options`, `summary` of `AnnotationStoreWriter.finish`.
+        **header: `parents`, `frequency`, `image_root`, `sources`, `options`, `summary` of
+            `AnnotationStoreWriter.finish`.
 
     Raises:
         DataError: columns that are missing or disagree.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from longtail_det2.utils.errors import DataError
 
 FORMAT = "longtail_det2.annotations"
 VERSION = 1
+FREQUENCIES = ("r", "c", "f")
+"""LVIS's groups of classes: rare, common, frequent."""
 _STALE_SECONDS = 24 * 3600
 
 
@@ -32,6 +34,15 @@ class ObjectFlag(IntFlag):
     GROUP_OF = 4
     DEPICTION = 8
     INSIDE = 16
+
+
+class ImageLabel(IntEnum):
+    """What is verified about a class in a whole image."""
+
+    ABSENT = 0
+    PRESENT = 1
+    NOT_EXHAUSTIVE = 2
+    """Present, but not all objects of the class have a box (LVIS's `not_exhaustive_category_ids`)."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,11 @@ class AnnotationStoreWriter:
             self._sizes_known = bool((values > 0).all())
         elif name == "image_id" and values.size and np.any(values[1:] <= values[:-1]):
             raise DataError("column 'image_id' must ascend, each id once")
+        elif name == "image_label_positive" and values.size:
+            lowest, highest = int(values.min()), int(values.max())
+            if lowest < 0 or highest > max(ImageLabel):
+                wrong = lowest if lowest < 0 else highest
+                raise DataError(f"column {name!r} has the value {wrong}; 0, 1 and 2 have a meaning")
 
     def finish(
         self,
@@ -168,6 +184,7 @@ class AnnotationStoreWriter:
         class_names: Sequence[str] | None = None,
         *,
         parents: Mapping[str, Sequence[str]] | None = None,
+        frequency: Sequence[str] | None = None,
         image_root: str | os.PathLike[str] | None = None,
         sources: Sequence[Mapping[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
@@ -179,13 +196,14 @@ class AnnotationStoreWriter:
             class_ids: K identifiers in class-index order.
             class_names: K names; the ids if None.
             parents: {"child id": ["parent id", ...]}; None means no hierarchy.
+            frequency: K letters of `FREQUENCIES`; None means that the classes have no such groups.
             image_root: folder that the file names are relative to.
             sources: one {"path", "size", "sha256", ...} per source file.
             options: what else the content depends on (JSON values).
             summary: counts worth keeping (JSON values).
 
         Raises:
-            DataError: a column is missing, the columns disagree, or the disk is full.
+            DataError: a column is missing, the columns or the class lists disagree, or the disk is full.
         """
         if self._directory is None:
             raise DataError("use AnnotationStoreWriter as a context manager")
@@ -193,12 +211,19 @@ class AnnotationStoreWriter:
         names = list(class_names) if class_names is not None else class_ids
         if len(set(class_ids)) != len(class_ids) or len(names) != len(class_ids):
             raise DataError("class ids must be distinct and have one name each")
+        if frequency is not None:
+            frequency = list(frequency)
+            problem = frequency_problem(frequency, len(class_ids))
+            if problem:
+                raise DataError(f"frequency {problem}")
         counts = self._counts(len(class_ids))
         classes = {
             "ids": class_ids,
             "names": names,
             "hierarchy": None if parents is None else {child: list(ids) for child, ids in parents.items()},
         }
+        if frequency is not None:
+            classes["frequency"] = frequency
         header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "counts": counts}
         if image_root is not None:
             root = os.path.abspath(image_root)
@@ -270,6 +295,17 @@ class AnnotationStoreWriter:
             raise DataError(
                 f"{self.path}: cannot write the store: {_reason(self.path, error, size)}{kept}"
             ) from error
+
+
+def frequency_problem(frequency: object, num_classes: int) -> str:
+    """What is wrong with a list of frequencies, to follow its name; "" if nothing is."""
+    if not isinstance(frequency, list) or len(frequency) != num_classes:
+        found = f"has {len(frequency)} entries" if isinstance(frequency, list) else "is no list"
+        return f"{found}, but there are {num_classes} classes"
+    for index, one in enumerate(frequency):
+        if one not in FREQUENCIES:
+            return f"of class {index} is {one!r}; it must be one of {', '.join(map(repr, FREQUENCIES))}"
+    return ""
 
 
 def _reason(path: Path, error: OSError, size: int) -> str:

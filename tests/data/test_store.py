@@ -30,7 +30,7 @@ def columns() -> dict[str, np.ndarray]:
         "label": np.array([1, 2, 1, 2]),
         "image_label_offsets": np.array([0, 1, 3, 3]),
         "image_label": np.array([1, 2, 0]),
-        "image_label_positive": np.array([1, 1, 0]),
+        "image_label_positive": np.array([1, 2, 0]),
     }
 
 
@@ -85,6 +85,24 @@ def test_hierarchy_and_flat_store(tmp_path):
     np.testing.assert_array_equal(flat.image_counts(expanded=True), flat.image_counts())
 
 
+def test_frequencies(tmp_path):
+    assert write(tmp_path / "none").class_frequencies is None
+    store = write(tmp_path / "store", header={"frequency": ["r", "c", "f", "r"]})
+    assert store.class_frequencies == ("r", "c", "f", "r")
+    assert pickle.loads(pickle.dumps(store)).class_frequencies == store.class_frequencies
+    classes = json.loads((store.path / "classes.json").read_text())
+    for frequency, message in (
+        (["r", "c", "f", "x"], "frequency of class 3 is 'x'; it must be one of 'r', 'c', 'f'"),
+        (["r"], "frequency has 1 entries, but there are 4 classes"),
+        ("rcfr", "frequency is no list, but there are 4 classes"),
+    ):
+        (store.path / "classes.json").write_text(json.dumps({**classes, "frequency": frequency}))
+        with pytest.raises(DataError, match=rf"classes\.json: {message}; prepare the store again"):
+            AnnotationStore.open(store.path)
+    (store.path / "classes.json").write_text(json.dumps({**classes, "frequency": None}))
+    assert AnnotationStore.open(store.path).class_frequencies is None
+
+
 def test_empty_store(tmp_path):
     empty = {name: values[:0] for name, values in columns().items()}
     for name in ("object_offsets", "label_offsets", "image_label_offsets"):
@@ -123,6 +141,10 @@ def test_image_root_moves_with_the_store(tmp_path):
         ({"box": np.zeros((3, 5))}, r"'box' has shape \(3, 5\)"),
         ({"image_id": np.array(["a", "a", "c"])}, "must ascend"),
         ({"other": np.zeros(3)}, "unknown column 'other'"),
+        ({"image_label_positive": np.array([1, 3, 0])}, "'image_label_positive' has the value 3; 0, 1 and 2"),
+        ({"image_label_positive": np.array([1, -1, 0])}, "'image_label_positive' has the value -1"),
+        ({"header": {"frequency": ["r", "c", "f"]}}, "frequency has 3 entries, but there are 4 classes"),
+        ({"header": {"frequency": ["r", "c", "f", None]}}, "frequency of class 3 is None; it must be one of"),
     ],
 )
 def test_columns_that_disagree_are_refused(tmp_path, changes, message):

@@ -229,7 +229,7 @@ def _make_columns(content: _Content) -> dict[str, np.ndarray]:
         "label": objects.label,
         "image_label_offsets": np.cumsum([0, *map(len, labels)]),
         "image_label": np.array([label for one in labels for label in one], dtype=np.int32),
-        "image_label_positive": np.array([yes for one in labels for yes in one.values()], dtype=np.uint8),
+        "image_label_positive": np.array([said for one in labels for said in one.values()], dtype=np.uint8),
     }
 
 

@@ -11,12 +11,18 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from longtail_det2.data.datasets.coco_findings import CocoFindings
-from longtail_det2.data.store import ObjectFlag
+from longtail_det2.data.store import ImageLabel, ObjectFlag
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.files import read_json
 
 Policy = Literal["error", "skip"]
 _MOST_PIXELS = 2**31 - 1
+_IMAGE_LABELS = {
+    "neg_category_ids": int(ImageLabel.ABSENT),
+    "pos_category_ids": int(ImageLabel.PRESENT),
+    "not_exhaustive_category_ids": int(ImageLabel.NOT_EXHAUSTIVE),
+}
+"""Lists of an image's classes; where one is in several of them, the last counts."""
 
 
 @dataclass
@@ -27,13 +33,13 @@ class CocoImages:
         ids: identifiers as strings.
         file_names: paths relative to the image root.
         sizes: (n, 2) int32, (height, width); 0 where the file does not say.
-        labels: for each image {class index: verified present (True) or absent (False)}.
+        labels: for each image {class index: what is verified about it, an `ImageLabel`}.
     """
 
     ids: list[str]
     file_names: list[str]
     sizes: np.ndarray
-    labels: list[dict[int, bool]]
+    labels: list[dict[int, int]]
 
 
 @dataclass
@@ -100,8 +106,8 @@ class CocoFile:
     def read_images(self) -> CocoImages:
         """The images, sorted by id, with their image-level labels.
 
-        `neg_category_ids` are verified absent; `pos_category_ids` and `not_exhaustive_category_ids` (some,
-        but perhaps not all objects have a box) verified present.
+        `neg_category_ids` are verified absent, `pos_category_ids` verified present, and
+        `not_exhaustive_category_ids` present with some, but not all objects in boxes.
         """
         images = self._unique("images", "image")
         keys = sorted(images, key=lambda key: str(key).encode())
@@ -195,15 +201,11 @@ class CocoFile:
             return ""
         return name
 
-    def _image_labels(self, image: Mapping[str, Any], key: Any) -> dict[int, bool]:
-        labels: dict[int, bool] = {}
-        for field, present in (
-            ("neg_category_ids", False),
-            ("not_exhaustive_category_ids", True),
-            ("pos_category_ids", True),
-        ):
+    def _image_labels(self, image: Mapping[str, Any], key: Any) -> dict[int, int]:
+        labels: dict[int, int] = {}
+        for field, verified in _IMAGE_LABELS.items():
             for label in self._classes(image.get(field) or [], f"image {key!r}, {field}"):
-                labels[label] = present
+                labels[label] = verified
         return labels
 
     def _annotation_name(self, one: Mapping[str, Any], place: int, seen: set[Any]) -> str:

@@ -115,7 +115,7 @@ class MultiLabelDataset(Dataset[Record]):
             of `bbox` [x0, y0, x1, y1] in pixels, `bbox_mode`, `category_id` the most specific label,
             `category_ids` all labels as annotated, `iscrowd` 0, `is_group_of`, and for objects with a mask
             `segmentation`, see `longtail_det2.data.masks`), and the classes verified for the whole image:
-            `pos_category_ids` present, `neg_category_ids` absent.
+            `pos_category_ids` present (perhaps not with all objects), `neg_category_ids` absent.
 
         Raises:
             IndexError: `index` is not in [-len(self), len(self)).
@@ -177,7 +177,7 @@ class MultiLabelDataset(Dataset[Record]):
         sides: tuple[list[int], list[int]] = ([], [])
         labels = store.image_labels[first:last].tolist()
         for label, present in zip(labels, store.image_label_positive[first:last].tolist(), strict=True):
-            sides[present].append(label)
+            sides[present != 0].append(label)
         return sides[1], sides[0]
 
     def __repr__(self) -> str:
