@@ -121,8 +121,12 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # 1000 proposals meet hundreds of classes and a low threshold. 0: all that pass SCORE_THRESH_TEST.
     cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST = 0
     # Name in CLASSIFICATION_LOSS_REGISTRY: "SoftmaxCrossEntropyLoss", "SigmoidBCELoss",
-    # "SigmoidFocalLoss", "ConcurrentSoftmaxLoss".
+    # "SigmoidFocalLoss", "ConcurrentSoftmaxLoss", "SeesawLoss".
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = "SoftmaxCrossEntropyLoss"
+    # Layer that makes the logits: "Linear", or "NormalizedLinear", which compares directions only.
+    cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "Linear"
+    # What the normalised layer multiplies the cosines with.
+    cfg.MODEL.ROI_BOX_HEAD.TEMPERATURE = 20.0
     # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To
     # fine-tune a detector on other classes: ("roi_heads.box_predictor",)
     cfg.MODEL.RESET_WEIGHTS = ()
@@ -147,11 +151,30 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.TRAIN = "concurrent"
     # Scores: "concurrent" or "softmax".
     cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.TEST = "concurrent"
+    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW = CN()
+    # Frequent classes suppress rarer ones less, the more the higher this exponent; 0: not so.
+    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.P = 0.8
+    # But not classes that are mistaken for the true one, the less the higher this exponent; 0: not so.
+    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.Q = 2.0
+    # Least score of the true class that the latter reckons with.
+    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.EPS = 0.01
+    # Foreground and background have logits of their own, and classes compete among themselves only.
+    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.OBJECTNESS = True
+    # Labels of a region that are learned: "all", or "most_specific", the one that the published loss knows.
+    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS = "all"
+    # The classes' loss is divided by the number of all sampled "regions", or is the "mean" over foreground.
+    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.REDUCTION = "regions"
+    # Regions are counted over all processes; False: each process goes by its own.
+    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.SYNC_COUNTS = True
     # Keys of a loss of your own (docs/own_loss.md): the one node that takes keys which are not listed here.
     cfg.MODEL.CLASSIFICATION_LOSS.OWN = CN(new_allowed=True)
 
     # The mask head of MODEL.MASK_ON; Detectron2's own learns masks of an object's most specific label only.
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MultiLabelMaskHead"
+    # Its last layer: "Conv2d", or "NormalizedConv2d", which compares directions only.
+    cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "Conv2d"
+    # What the normalised layer multiplies the cosines with.
+    cfg.MODEL.ROI_MASK_HEAD.TEMPERATURE = 20.0
 
     # Small backbone for training from scratch on CPUs ("build_tiny_backbone"): one level "p3" of stride 8.
     cfg.MODEL.TINY_BACKBONE = CN()
@@ -173,7 +196,8 @@ def _add_dense_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DENSE_HEAD = CN()
     # Loss of "MultiLabelRetinaNet" and "MultiLabelFCOS": a name in CLASSIFICATION_LOSS_REGISTRY that can
     # serve dense heads: "SigmoidFocalLoss" (its keys are MODEL.RETINANET.FOCAL_LOSS_ALPHA, FOCAL_LOSS_GAMMA
-    # and PRIOR_PROB), "SigmoidBCELoss", "SoftmaxCrossEntropyLoss", "ConcurrentSoftmaxLoss".
+    # and PRIOR_PROB), "SigmoidBCELoss", "SoftmaxCrossEntropyLoss", "ConcurrentSoftmaxLoss",
+    # "SeesawLoss" (whose objectness takes the same keys).
     cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS = "SigmoidFocalLoss"
 
     # Detectron2 has FCOS in lazy configs only; the defaults are those of its class.

@@ -1,9 +1,21 @@
-"""Pure functions on tensors; what keeps state, and heads and losses made of them, is in `modeling`."""
+"""Functions on tensors and layers; what keeps state, and heads and losses made of them, is in `modeling`."""
 
 from .concurrent_softmax import (
     concurrent_softmax_loss,
     concurrent_softmax_scores,
     multi_label_softmax_loss,
 )
+from .normalized import NormalizedConv2d, NormalizedLinear, normalize
+from .seesaw import multi_label_seesaw_loss, seesaw_log_factors, seesaw_loss
 
-__all__ = ["concurrent_softmax_loss", "concurrent_softmax_scores", "multi_label_softmax_loss"]
+__all__ = [
+    "NormalizedConv2d",
+    "NormalizedLinear",
+    "concurrent_softmax_loss",
+    "concurrent_softmax_scores",
+    "multi_label_seesaw_loss",
+    "multi_label_softmax_loss",
+    "normalize",
+    "seesaw_log_factors",
+    "seesaw_loss",
+]

@@ -3,22 +3,18 @@
 import importlib.util
 import itertools
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+from rank_processes import SECONDS, finish, kill, start_ranks
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.samplers import StagedTrainingSampler
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
 
 pytestmark = pytest.mark.slow
-SECONDS = 240
 STAGES = [["UniformTrainingSampler", 11], ["SoftBalanceTrainingSampler", 9, {"lambda_": 0.5}]]
 BATCH = 8
 STARTS = [0, 3, 10, 11, 12, 17]
@@ -54,42 +50,6 @@ def draw(store, output):
 if __name__ == "__main__":
     launch(draw, args=sys.argv[1:])
 """
-
-
-def start_ranks(command, log):
-    """Two processes in the environment that torchrun makes, each with its workers in a group of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    size = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    with open(log, "ab") as output:
-        return [
-            subprocess.Popen(
-                [sys.executable, *map(str, command)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **quiet, **address, **size, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                start_new_session=True,
-            )
-            for rank in range(2)
-        ]
-
-
-def finish(processes, log):
-    """Waits for the end of both; a failure shows their output."""
-    try:
-        assert [process.wait(SECONDS) for process in processes] == [0, 0], log.read_text()
-    finally:
-        kill(processes)
-
-
-def kill(processes):
-    """SIGKILL to all that still run, with their workers."""
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 @pytest.fixture

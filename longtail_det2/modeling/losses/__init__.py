@@ -8,6 +8,7 @@ from .base import (
 )
 from .concurrent_softmax import ConcurrentSoftmaxLoss
 from .rates_of_run import RatesOfRun
+from .seesaw import SeesawLoss
 from .sigmoid_bce import SigmoidBCELoss
 from .sigmoid_focal import SigmoidFocalLoss
 from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
@@ -17,6 +18,7 @@ __all__ = [
     "ClassificationLoss",
     "ConcurrentSoftmaxLoss",
     "RatesOfRun",
+    "SeesawLoss",
     "SigmoidBCELoss",
     "SigmoidFocalLoss",
     "SoftmaxCrossEntropyLoss",

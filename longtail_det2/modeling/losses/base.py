@@ -47,7 +47,13 @@ class ClassificationLoss(nn.Module, ABC):
     it. A subclass computes in at least float32 whatever the logits' type (:func:`at_least_float32`),
     synchronises nothing with the host, returns the same keys for every batch, and keeps its results attached
     to the graph also when there are no regions or no positives.
+
+    Attributes:
+        counting: False while a forward pass is repeated for the gradient of the first one (activation
+            checkpointing): what the loss keeps of the batches that it saw must not change then.
     """
+
+    counting: bool = True
 
     @abstractmethod
     def num_logits(self, num_classes: int) -> int:

@@ -1,6 +1,7 @@
 """ROI heads whose regions carry several labels."""
 
 from .cascade import MultiLabelCascadeROIHeads
+from .classifiers import classifier_named, mask_predictor_named
 from .fast_rcnn import MultiLabelFastRCNNOutputLayers
 from .mask_head import MultiLabelMaskHead, multi_label_mask_loss
 from .roi_heads import MultiLabelROIHeads
@@ -10,5 +11,7 @@ __all__ = [
     "MultiLabelFastRCNNOutputLayers",
     "MultiLabelMaskHead",
     "MultiLabelROIHeads",
+    "classifier_named",
+    "mask_predictor_named",
     "multi_label_mask_loss",
 ]

@@ -10,7 +10,6 @@ Shape shorthand in this module:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
 from .box_regression import keep_top_candidates, multi_label_box_loss
+from .classifiers import MakeLayer, classifier_named
 
 LOG_PERIOD = 20
 """Iterations between two readings of the accuracy; reading it waits for the device."""
@@ -46,7 +46,7 @@ class MultiLabelFastRCNNOutputLayers(FastRCNNOutputLayers):
         *,
         classification_loss: ClassificationLoss,
         num_classes: int,
-        classifier: Callable[[int, int], nn.Module] = nn.Linear,
+        classifier: MakeLayer = nn.Linear,
         test_pre_nms_topk: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -56,7 +56,8 @@ class MultiLabelFastRCNNOutputLayers(FastRCNNOutputLayers):
             input_shape: of one region's features, (channels,) or (channels, height, width).
             classification_loss: see :class:`ClassificationLoss`.
             num_classes: K.
-            classifier: called with (number of features, L), gives the layer that makes the logits.
+            classifier: called with (number of features, L), gives the layer that makes the logits; see
+                :func:`classifier_named`.
             test_pre_nms_topk: at most so many (box, class) pairs of an image go into non-maximum suppression;
                 0 for no limit.
             kwargs: the other arguments of Detectron2's :class:`FastRCNNOutputLayers`.
@@ -86,8 +87,10 @@ class MultiLabelFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Detectron2's keys, the classification loss, and ``MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST``."""
+        """Detectron2's keys, the loss and the classifier, and ``MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST``."""
         arguments = super().from_config(cfg, input_shape)
+        keys = cfg.MODEL.ROI_BOX_HEAD
+        arguments["classifier"] = classifier_named(keys.CLASSIFIER, keys.TEMPERATURE)
         arguments["classification_loss"] = build_classification_loss(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         arguments["test_pre_nms_topk"] = cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST
         return arguments

@@ -11,9 +11,11 @@ Shape shorthand in this module:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from detectron2.layers import cat
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads.mask_head import (
     ROI_MASK_HEAD_REGISTRY,
     MaskRCNNConvUpsampleHead,
@@ -26,6 +28,7 @@ from torch.nn import functional as F
 from longtail_det2.modeling.events import event_storage
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 
+from .classifiers import MakeLayer, mask_predictor_named
 from .fast_rcnn import LOG_PERIOD
 
 
@@ -37,6 +40,39 @@ class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
     object's second label or an ancestor ("vehicle") must have learned masks too. Regions whose object has no
     mask (``gt_has_mask`` False) have no mask loss.
     """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        conv_dims: Sequence[int],
+        predictor: MakeLayer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Makes the layers.
+
+        Args:
+            input_shape: of a region's features.
+            num_classes: C.
+            conv_dims: channels of the convolutions, the last ones those of the deconvolution.
+            predictor: called with (channels, C), gives the last layer, see :func:`mask_predictor_named`;
+                None leaves Detectron2's own.
+            kwargs: the other arguments of Detectron2's class.
+        """
+        super().__init__(input_shape, conv_dims=list(conv_dims), num_classes=num_classes, **kwargs)
+        if predictor is not None:
+            self.predictor = predictor(conv_dims[-1], num_classes)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Detectron2's keys, and ``PREDICTOR`` and ``TEMPERATURE`` of ``MODEL.ROI_MASK_HEAD``."""
+        keys = cfg.MODEL.ROI_MASK_HEAD
+        arguments = super().from_config(cfg, input_shape)
+        if keys.PREDICTOR != "Conv2d":
+            arguments["predictor"] = mask_predictor_named(keys.PREDICTOR, keys.TEMPERATURE)
+        return arguments
 
     def forward(
         self,
