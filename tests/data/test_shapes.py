@@ -22,7 +22,7 @@ from longtail_det2.data.datasets.shapes import generate_shapes
 from longtail_det2.data.datasets.shapes_drawing import draw_image
 from longtail_det2.data.datasets.shapes_plan import PlannedImage, PlannedObject
 from longtail_det2.data.datasets.shapes_vocabulary import ShapesVocabulary
-from longtail_det2.data.datasets.shapes_writers import BOX_COLUMNS, lvis_frequencies
+from longtail_det2.data.datasets.shapes_writers import BOX_COLUMNS
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
 
@@ -150,49 +150,6 @@ def test_the_stores_of_both_forms_are_the_same(dataset, tmp_path):
     assert ours.object_counts().tolist() == rows
 
 
-def test_lvis_files(dataset, vocabulary):
-    train = read_json(dataset / "lvis" / "train.json")
-    images = collections.defaultdict(set)
-    instances = collections.Counter()
-    present = collections.defaultdict(set)
-    for annotation in train["annotations"]:
-        images[annotation["category_id"]].add(annotation["image_id"])
-        present[annotation["image_id"]].add(annotation["category_id"])
-        instances[annotation["category_id"]] += 1
-        assert annotation["area"] > 0
-        assert all(len(polygon) >= 8 and len(polygon) % 2 == 0 for polygon in annotation["segmentation"])
-        mask = polygons_to_mask(annotation["segmentation"], 96)
-        x, y, width, height = annotation["bbox"]
-        assert mask.sum() == annotation["area"] == mask[y : y + height, x : x + width].sum()
-    assert [category["id"] for category in train["categories"]] == list(range(1, vocabulary.num_leaves + 1))
-    for category in train["categories"]:
-        assert category["image_count"] == len(images[category["id"]])
-        assert category["instance_count"] == instances[category["id"]] >= 4
-        assert category["frequency"] == ("r" if category["image_count"] <= 10 else "c")
-    partial = 0
-    for image in train["images"]:
-        assert not present[image["id"]] & set(image["neg_category_ids"])
-        assert not set(image["neg_category_ids"]) & set(image["not_exhaustive_category_ids"])
-        assert image["coco_url"].split("/")[-2:] == ["train", image["file_name"]]
-        partial += bool(image["not_exhaustive_category_ids"])
-    assert partial > 0
-    validation = read_json(dataset / "lvis" / "validation.json")
-    assert validation["categories"] == train["categories"]
-    assert lvis_frequencies([0, 10, 11, 100, 101], (10, 100)) == ["r", "r", "c", "c", "f"]
-
-
-def test_lvis_negatives_of_an_inner_class_are_its_leaves(dataset, vocabulary):
-    labels = read_csv(dataset / "annotations" / "train-human-imagelabels.csv")
-    train = read_json(dataset / "lvis" / "train.json")
-    index = {class_id: i for i, class_id in enumerate(vocabulary.class_ids)}
-    absent = collections.defaultdict(set)
-    for row in labels:
-        if row["Confidence"] == "0":
-            absent[row["ImageID"]] |= set(vocabulary.leaves_below(index[row["LabelName"]]))
-    for image in train["images"]:
-        assert set(image["neg_category_ids"]) == {leaf + 1 for leaf in absent[Path(image["file_name"]).stem]}
-
-
 def test_generation_file_counts_what_was_written(dataset, vocabulary):
     generation = read_json(dataset / "generation.json")
     assert generation["options"] == OPTIONS.to_json() and generation["seed"] == 3
@@ -302,6 +259,10 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path):
         ({"formats": ("voc",)}, "formats"),
         ({"formats": ()}, "formats"),
         ({"lvis_thresholds": (100, 10)}, "lvis_thresholds"),
+        ({"lvis_labels": "parent"}, "lvis_labels must be one of .*got 'parent'"),
+        ({"not_exhaustive_rate": 1.1}, r"not_exhaustive_rate must be in \[0, 1\], got 1.1"),
+        ({"nested_rate": -1}, "nested_rate must be in"),
+        ({"nested_rate": 1.0}, "room for .* lower nested_rate"),
         ({"missing_leaf_rate": 0.6, "confusion_rate": 0.5}, "lower the rates"),
         ({"co_label_rate": 1.0}, "lower co_label_rate"),
     ],
@@ -335,13 +296,16 @@ def test_the_command_line(repository, tmp_path):
     arguments = ["--output", tmp_path / "s", "--quiet", "--num-leaves", 12, "--imbalance", 2]
     arguments += ["--train-images", 20, "--validation-images", 8, "--image-size", 64, "--format", "png"]
     arguments += ["--group-of-rate", 0, "--lvis-thresholds", 1, 5, "--formats", "openimages,lvis"]
+    arguments += ["--nested-rate", 0.1, "--not-exhaustive-rate", 0.5, "--lvis-labels", "written"]
     process = run_script(repository, *arguments)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "train: 20 images" in out
+    assert "train: 20 images" in out and ", nested " in out
     options = read_json(tmp_path / "s" / "generation.json")["options"]
     assert options["num_leaves"] == 12 and options["lvis_thresholds"] == [1, 5]
     assert options["formats"] == ["openimages", "lvis"] and options["image_format"] == "png"
+    assert options["nested_rate"] == 0.1 and options["not_exhaustive_rate"] == 0.5
+    assert options["lvis_labels"] == "written"
     process = run_script(repository, "--output", tmp_path / "t", "--co-label-rate", 2)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2 and err.startswith("error: co_label_rate") and "Traceback" not in err

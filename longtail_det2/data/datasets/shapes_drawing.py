@@ -22,6 +22,14 @@ OBJECT_SIZE = (0.125, 0.34)
 MIN_VISIBLE = (0.55, 0.75)
 """Visible fraction that an object of one or of two colours keeps (unless an image is hopelessly full)."""
 
+OUTER_SIZE = (0.2, 0.34)
+"""The same of an object with another inside, of whose rim enough must be seen."""
+
+NESTED_SCALE = (0.79, 0.85)
+"""Size of an object over that of the one around it: an IoU of the boxes of 0.62 to 0.72."""
+
+_MIN_OUTER = 20
+_KEPT_NESTED = 0.97
 _OCCLUDED_BELOW = 0.95
 _TRUNCATED_BELOW = 0.99
 _ATTEMPTS = 60
@@ -53,6 +61,7 @@ class _Placed:
     """An object on the canvas.
 
     Attributes:
+        figure: its first part.
         layers: the canvas layers of its parts.
         part_areas: whole areas of its parts, px.
         box: before occlusion, XYXY.
@@ -61,6 +70,7 @@ class _Placed:
         needed: the fraction of `area` that must stay visible.
     """
 
+    figure: Part
     layers: range
     part_areas: list[float]
     box: np.ndarray
@@ -79,14 +89,22 @@ def draw_image(
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), 2, index])
     canvas = _Canvas(background(size, rng), rng)
-    # Groups need room, so they come first; others lie in front of them.
-    order = sorted(range(len(planned.objects)), key=lambda k: not planned.objects[k].group)
+    # Groups need room, so they come first; others lie in front of them. An object and the one inside it come
+    # last, one after the other, so that little can hide parts of them and change the overlap of their boxes.
+    order = sorted(range(len(planned.objects)), key=lambda k: _turn(planned.objects[k]))
     placed = {k: canvas.place(planned.objects[k], vocabulary) for k in order}
     if rng.random() < 0.2:
         canvas.add_occluder(list(placed.values()))
     drawn = [canvas.measure(placed[k], planned.objects[k].group) for k in range(len(planned.objects))]
     noise = rng.standard_normal(canvas.pixels.shape, dtype=np.float32) * np.float32(rng.uniform(2, 8))
     return np.clip(canvas.pixels + noise + 0.5, 0, 255).astype(np.uint8), drawn
+
+
+def _turn(planned: PlannedObject) -> int:
+    """When to draw an object: a smaller number is earlier."""
+    if planned.group:
+        return 0
+    return 2 if planned.within or planned.inner is not None else 1
 
 
 class _Canvas:
@@ -105,16 +123,19 @@ class _Canvas:
         """Finds room for an object and paints it.
 
         Early attempts keep boxes apart (four of five objects) or allow a moderate overlap; later ones shrink
-        the object. Where nothing fits, the attempt that hides least is taken.
+        the object. Where nothing fits, the attempt that hides least is taken. An object within another needs
+        no room: it lies within the last one.
         """
+        if planned.within:
+            return self._place_within(self.placed[-1], vocabulary.leaves[planned.leaves[0]][1])
         shape = vocabulary.leaves[planned.leaves[0]][0]
         needed = MIN_VISIBLE[len(planned.leaves) - 1]
         strict = self.rng.random() < 0.8
-        # Both colours must be seen, so two-coloured objects stay within the image.
-        may_leave = len(planned.leaves) == 1 and self.rng.random() < 0.12
+        # Both colours must be seen, so two-coloured objects stay within the image; so do pairs of objects.
+        may_leave = len(planned.leaves) == 1 and planned.inner is None and self.rng.random() < 0.12
         best: tuple[float, list[Part], np.ndarray] | None = None
         for attempt in range(_ATTEMPTS):
-            parts, box = self._propose(shape, planned.group, may_leave, attempt)
+            parts, box = self._propose(shape, planned, may_leave, attempt)
             fits = self._box_overlap(box) <= (0.02 if strict and attempt < _FULL_ATTEMPTS else 0.25)
             if not fits and attempt < _PICKY_ATTEMPTS:
                 continue
@@ -127,23 +148,39 @@ class _Canvas:
         colours = [vocabulary.leaves[leaf][1] for leaf in planned.leaves]
         return self._paint(best[1], best[2], colours, needed)
 
+    def _place_within(self, outer: _Placed, colour: str) -> _Placed:
+        """Paints a smaller copy of a figure, in another colour, in the middle of it.
+
+        What is seen of both then has to stay visible.
+        """
+        scale, middle = self.rng.uniform(*NESTED_SCALE), np.array(outer.figure.centre)
+        outline = tuple(((points - middle) * scale + middle, fill) for points, fill in outer.figure.outline)
+        part = rasterise(outline, self.size)
+        placed = self._paint([part], _box_of([part]), [colour], _KEPT_NESTED)
+        outer.needed = _KEPT_NESTED * float(self.layers[outer.layers[0]].sum()) / outer.area
+        return placed
+
     def _propose(
-        self, shape: str, group: bool, may_leave: bool, attempt: int
+        self, shape: str, planned: PlannedObject, may_leave: bool, attempt: int
     ) -> tuple[list[Part], np.ndarray]:
         """Figures of an object of random size, place and turn, and their box before occlusion (XYXY)."""
         shrink = 0.97 ** max(attempt - _FULL_ATTEMPTS, 0)
-        if group:
+        if planned.group:
             parts = self._propose_group(shape, self.rng.uniform(0.062, 0.072) * self.size * max(shrink, 0.75))
         else:
-            low, high = (side * self.size / 2 for side in OBJECT_SIZE)
+            low, high = self._radii(planned)
             radius = max(float(np.exp(self.rng.uniform(np.log(low), np.log(high)))) * shrink, low)
             margin = -0.45 * radius if may_leave else 1.02 * radius
             centre = self.rng.uniform(margin, self.size - margin, size=2)
             parts = [self._figure(shape, centre, radius)]
-        corners = np.array(
-            [[w[1].start, w[0].start, w[1].stop, w[0].stop] for w in (p.window for p in parts)]
-        )
-        return parts, np.concatenate([corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)])
+        return parts, _box_of(parts)
+
+    def _radii(self, planned: PlannedObject) -> tuple[float, float]:
+        """Smallest and largest radius of an object, px."""
+        low, high = (side * self.size / 2 for side in (OBJECT_SIZE if planned.inner is None else OUTER_SIZE))
+        if planned.inner is not None:
+            low = max(low, _MIN_OUTER / 2)
+        return low, max(low, high)
 
     def _propose_group(self, shape: str, radius: float) -> list[Part]:
         """Six to nine touching figures on a jittered triangular grid, wholly inside the image."""
@@ -214,7 +251,7 @@ class _Canvas:
         inside = float(sum(self.layers[layer].sum() for layer in layers))
         # Parts of a group hide one another: its whole area is that of their union.
         area = parts[0].area if len(parts) == 1 else inside
-        placed = _Placed(layers, [part.area for part in parts], box, area, inside, needed)
+        placed = _Placed(parts[0], layers, [part.area for part in parts], box, area, inside, needed)
         self.placed.append(placed)
         return placed
 
@@ -276,3 +313,9 @@ class _Canvas:
             truncated=placed.inside < _TRUNCATED_BELOW * placed.area,
             members=tuple(members),
         )
+
+
+def _box_of(parts: list[Part]) -> np.ndarray:
+    """The box around the windows of some figures, (4,) XYXY."""
+    corners = np.array([[w[1].start, w[0].start, w[1].stop, w[0].stop] for w in (p.window for p in parts)])
+    return np.concatenate([corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)])

@@ -18,6 +18,8 @@ _SAMPLES = 4
 class Part:
     """A rasterised polygon figure; `cover` is cropped to the image at `window` (rows, columns)."""
 
+    outline: Outline
+
     cover: np.ndarray
     window: tuple[slice, slice]
     area: float
@@ -39,6 +41,7 @@ def rasterise(outline: Outline, size: int) -> Part:
     x1, y1 = (min(max(edge, 0), size) for edge in (left + width, top + height))
     centre = points.mean(axis=0)
     return Part(
+        outline=outline,
         cover=cover[y0 - top : y1 - top, x0 - left : x1 - left],
         window=(slice(y0, y1), slice(x0, x1)),
         area=float(cover.sum()),

@@ -14,6 +14,7 @@ from longtail_det2.utils.errors import ConfigError
 
 FORMATS = ("openimages", "lvis", "coco")
 IMAGE_FORMATS = ("jpg", "png")
+LVIS_LABELS = ("leaf", "written")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ShapesOptions:
         min_objects: training objects that every leaf has at least, and whose annotation is correct.
         max_objects: an image has 1 to this many objects, uniformly.
         missing_leaf_rate, co_label_rate, confusion_rate, group_of_rate: fractions of the objects, in [0, 1].
+        nested_rate: objects with another object inside, of the partner class and nearly as large, so that
+            their boxes overlap with an IoU above 0.5; a fraction of the objects, those inside not counted.
         negatives_per_image: classes verified to be absent from each image; a number above that of the
             leaves verifies all that are absent.
         noisy_validation: missing and confused labels in validation, too.
@@ -36,6 +39,10 @@ class ShapesOptions:
         formats: annotation formats to write, of "openimages", "lvis" and "coco".
         lvis_thresholds: LVIS calls a class rare up to the first number of training images, common up to the
             second.
+        lvis_labels: "leaf" gives each object one annotation in LVIS form, of its true leaf; "written" gives
+            it the leaves that its annotators wrote, as in the other forms.
+        not_exhaustive_rate: of the classes with several instances in an image, the fraction that LVIS form
+            annotates only in part there.
         seed: a non-negative integer.
     """
 
@@ -50,11 +57,14 @@ class ShapesOptions:
     co_label_rate: float = 0.1
     confusion_rate: float = 0.02
     group_of_rate: float = 0.02
+    nested_rate: float = 0.0
     negatives_per_image: int = 8
     noisy_validation: bool = False
     image_format: str = "jpg"
     formats: tuple[str, ...] = FORMATS
     lvis_thresholds: tuple[int, int] = (10, 100)
+    lvis_labels: str = "leaf"
+    not_exhaustive_rate: float = 0.0
     seed: int = 0
 
     def validate(self) -> None:
@@ -77,7 +87,7 @@ class ShapesOptions:
         for name, low in lowest.items():
             if not getattr(self, name) >= low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("missing_leaf_rate", "co_label_rate", "confusion_rate", "group_of_rate"):
+        for name in _RATES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not np.isfinite(self.imbalance):
@@ -89,6 +99,8 @@ class ShapesOptions:
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown or not self.formats:
             raise ConfigError(f"formats must be some of {FORMATS}, got {self.formats}")
+        if self.lvis_labels not in LVIS_LABELS:
+            raise ConfigError(f"lvis_labels must be one of {LVIS_LABELS}, got {self.lvis_labels!r}")
         rare, common = self.lvis_thresholds
         if not 0 <= rare <= common:
             raise ConfigError(
@@ -96,5 +108,24 @@ class ShapesOptions:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as they stand in generation.json."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain values, as they stand in generation.json.
+
+        Options that came later are left out where they change nothing, so that the data sets (and results)
+        that were made before still count as made with the same options.
+        """
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        if not self.nested_rate:
+            del values["nested_rate"]
+        if "lvis" not in self.formats:
+            del values["lvis_labels"], values["not_exhaustive_rate"]
+        return values
+
+
+_RATES = (
+    "missing_leaf_rate",
+    "co_label_rate",
+    "confusion_rate",
+    "group_of_rate",
+    "nested_rate",
+    "not_exhaustive_rate",
+)

@@ -26,11 +26,21 @@ class PlannedObject:
         leaves: what it truly is: one leaf, or two for a two-coloured object.
         labels: the class indices its annotators write, one row each.
         group: a cluster of more than five touching instances under one box.
+        inner: leaf of the object that lies within this one; it is the next object of the image.
+        within: it lies within the object before it.
     """
 
     leaves: tuple[int, ...]
     labels: tuple[int, ...]
     group: bool = False
+    inner: int | None = None
+    within: bool = False
+
+    def with_inner(self) -> tuple[PlannedObject, ...]:
+        """This object, and the one that lies within it, if any."""
+        if self.inner is None:
+            return (self,)
+        return (self, PlannedObject((self.inner,), (self.inner,), within=True))
 
 
 @dataclass(frozen=True)
@@ -90,18 +100,20 @@ def plan_split(
     per_image = rng.integers(1, options.max_objects + 1, size=num_images)
     num_objects = int(per_image.sum())
     num_pairs = round(options.co_label_rate * num_objects)
-    tokens = num_objects + num_pairs
+    num_nested = round(options.nested_rate * num_objects)
+    tokens = num_objects + num_pairs + num_nested
     floor = options.min_objects if training else 1
     counts = geometric_counts(tokens, vocabulary.num_leaves, options.imbalance if training else 1.0, floor)
     counts = counts[rng.permutation(vocabulary.num_leaves)]
     pairs = _draw_pairs(counts, num_pairs, vocabulary, rng)
+    nested = _draw_nested(counts - _occurrences(pairs, len(counts)), num_nested, vocabulary, rng)
     noisy = training or options.noisy_validation
-    objects = _annotate(counts, pairs, floor, options, vocabulary, rng, noisy=noisy)
+    objects = _annotate(counts, pairs, nested, floor, options, vocabulary, rng, noisy=noisy)
     order = rng.permutation(num_objects)
     ends = np.cumsum(per_image)
     images = []
     for stop, size in zip(ends.tolist(), per_image.tolist(), strict=True):
-        members = tuple(objects[k] for k in order[stop - size : stop].tolist())
+        members = tuple(one for k in order[stop - size : stop].tolist() for one in objects[k].with_inner())
         negatives = _draw_negatives(members, options.negatives_per_image, vocabulary, rng)
         images.append(PlannedImage(members, negatives))
     return images, counts
@@ -131,9 +143,35 @@ def _draw_pairs(
     return drawn
 
 
+def _draw_nested(
+    left: np.ndarray, number: int, vocabulary: ShapesVocabulary, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Leaves (outer, inner) of the objects with another inside, taken out of `left`, what is not yet used."""
+    left = left.copy()
+    edges = vocabulary.nested_pairs()
+    drawn: list[tuple[int, int]] = []
+    while len(drawn) < number:
+        weights = left[edges].min(axis=1).astype(np.float64)
+        if not weights.any():
+            raise ConfigError(
+                f"nested_rate asks for {number} objects with another inside, but the class frequencies leave "
+                f"room for {len(drawn)}; lower nested_rate, co_label_rate or imbalance, or use more leaves"
+            )
+        edge = edges[np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right")]
+        left[edge] -= 1
+        drawn.append((int(edge[0]), int(edge[1])))
+    return drawn
+
+
+def _occurrences(pairs: Sequence[tuple[int, int]], num_leaves: int) -> np.ndarray:
+    """(L,) int64: how often each leaf is in a pair."""
+    return np.bincount(np.array(pairs, dtype=np.int64).reshape(-1), minlength=num_leaves)
+
+
 def _annotate(
     counts: np.ndarray,
     pairs: Sequence[tuple[int, int]],
+    nested: Sequence[tuple[int, int]],
     floor: int,
     options: ShapesOptions,
     vocabulary: ShapesVocabulary,
@@ -143,14 +181,16 @@ def _annotate(
 ) -> list[PlannedObject]:
     """All objects of a split with what is written for each, in no particular order.
 
-    The phenomena are disjoint (an object is two-coloured, or a group, or lacks its leaf, or is confused),
-    so that each rate is met to the nearest object. `floor` objects of every leaf are spared.
+    The phenomena are disjoint (an object is two-coloured, or has another inside, or is a group, or lacks its
+    leaf, or is confused), so that each rate is met to the nearest object. `floor` objects of every leaf are
+    spared. An object within another is part of that one here.
     """
-    in_pairs = np.bincount(np.array(pairs, dtype=np.int64).reshape(-1), minlength=len(counts))
-    num_objects = int(counts.sum()) - len(pairs)
+    in_pairs = _occurrences([*pairs, *nested], len(counts))
+    num_objects = int(counts.sum()) - len(pairs) - len(nested)
     spared = np.maximum(floor - in_pairs, 0)
     singles = counts - in_pairs
     objects = [PlannedObject(pair, pair) for pair in pairs]
+    objects += [PlannedObject((outer,), (outer,), inner=inner) for outer, inner in nested]
     free: list[int] = []
     for leaf, (number, keep) in enumerate(zip(singles.tolist(), spared.tolist(), strict=True)):
         objects += [PlannedObject((leaf,), (leaf,))] * min(number, keep)

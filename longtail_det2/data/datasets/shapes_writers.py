@@ -1,12 +1,9 @@
-"""Writes the annotations of the shapes data set as Open Images CSVs, LVIS JSON and COCO JSON.
+"""Writes the annotations of the shapes data set as Open Images CSVs and COCO JSON.
 
-All three tell of the same objects; what each format cannot say is left out as that format's own annotators
-would:
+Both, and LVIS JSON of `shapes_lvis`, tell of the same objects; what each format cannot say is left out as
+that format's own annotators would:
 
 - Open Images: one row per (object, written label); a two-coloured object has two rows with one box.
-- LVIS: leaves only, one annotation per (object, written leaf), visible masks as polygons. An object whose
-  leaf was not written has no annotation; of a group only the members that stand free have one. In both cases
-  the class is in the image's `not_exhaustive_category_ids`.
 - COCO: one annotation per object with `category_ids` (all written labels) and `category_id` (the most
   specific, the first of several); groups have `iscrowd` 1 and run-length masks. Images have the verified
   classes as `pos_category_ids` and `neg_category_ids`.
@@ -20,8 +17,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from longtail_det2.data.datasets.shapes_drawing import DrawnObject
 from longtail_det2.data.datasets.shapes_masks import VisibleRegion
@@ -127,7 +122,7 @@ def write_coco(path: Path, records: Sequence[ImageRecord], vocabulary: ShapesVoc
                     "category_ids": [label + 1 for label in planned.labels],
                     "iscrowd": int(planned.group),
                     "segmentation": region.runs if planned.group else region.polygons,
-                    **_box_and_area(region),
+                    **box_and_area(region),
                 }
             )
     categories = []
@@ -146,8 +141,8 @@ def write_coco(path: Path, records: Sequence[ImageRecord], vocabulary: ShapesVoc
     for number, record in enumerate(records, start=1):
         verified = {"pos_category_ids": record.positives(), "neg_category_ids": record.planned.negatives}
         one_based = {name: [label + 1 for label in labels] for name, labels in verified.items()}
-        images.append({**_image_entry(number, record), **one_based})
-    _write_json(path, {"images": images, "annotations": annotations, "categories": categories})
+        images.append({**image_entry(number, record), **one_based})
+    write_json(path, {"images": images, "annotations": annotations, "categories": categories})
     names = vocabulary.class_names
     parents = {
         name: [names[parent] for parent in above]
@@ -157,104 +152,14 @@ def write_coco(path: Path, records: Sequence[ImageRecord], vocabulary: ShapesVoc
     path.with_name("hierarchy.json").write_text(json.dumps(parents, indent=1) + "\n", encoding="utf-8")
 
 
-def lvis_frequencies(image_counts: Sequence[int], thresholds: tuple[int, int]) -> list[str]:
-    """Letter of each class: "r" up to thresholds[0] images, "c" up to thresholds[1], else "f"."""
-    rare, common = thresholds
-    return ["r" if count <= rare else "c" if count <= common else "f" for count in image_counts]
-
-
-def write_lvis(
-    path: Path,
-    split: str,
-    records: Sequence[ImageRecord],
-    vocabulary: ShapesVocabulary,
-    train_counts: tuple[np.ndarray, np.ndarray],
-    thresholds: tuple[int, int],
-) -> None:
-    """Writes LVIS v1 JSON of a split; category id = leaf index + 1, image id = position + 1.
-
-    Args:
-        path: file to write.
-        split: folder of the images, for `coco_url`, whose last two parts readers take for the file name.
-        records: images of the split.
-        vocabulary: the classes.
-        train_counts: (images, annotations) of each leaf in the training split, see `lvis_counts`; they
-            decide the frequency letters in every split, as in LVIS.
-        thresholds: most images of a rare and of a common class.
-    """
-    annotations: list[dict[str, Any]] = []
-    images = []
-    for number, record in enumerate(records, start=1):
-        for leaf, region in _lvis_regions(record, vocabulary.num_leaves):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": leaf + 1,
-                    "segmentation": region.polygons,
-                    **_box_and_area(region),
-                }
-            )
-        entry = _image_entry(number, record)
-        entry["coco_url"] = f"images/{split}/{record.file_name}"
-        absent = {leaf for label in record.planned.negatives for leaf in vocabulary.leaves_below(label)}
-        entry["neg_category_ids"] = sorted(leaf + 1 for leaf in absent)
-        entry["not_exhaustive_category_ids"] = _not_exhaustive(record)
-        images.append(entry)
-    image_counts, instance_counts = (counts.tolist() for counts in train_counts)
-    letters = lvis_frequencies(image_counts, thresholds)
-    categories = [
-        {
-            "id": leaf + 1,
-            "name": vocabulary.class_names[leaf].replace(" ", "_"),
-            "synset": vocabulary.class_names[leaf].replace(" ", "_") + ".n.01",
-            "synonyms": [vocabulary.class_names[leaf]],
-            "def": f"a {vocabulary.class_names[leaf]}",
-            "frequency": letters[leaf],
-            "image_count": image_counts[leaf],
-            "instance_count": instance_counts[leaf],
-        }
-        for leaf in range(vocabulary.num_leaves)
-    ]
-    _write_json(path, {"images": images, "annotations": annotations, "categories": categories})
-
-
-def lvis_counts(records: Iterable[ImageRecord], num_leaves: int) -> tuple[np.ndarray, np.ndarray]:
-    """(images, annotations) of each leaf as `write_lvis` writes them, (L,) int64 each."""
-    images, instances = np.zeros(num_leaves, dtype=np.int64), np.zeros(num_leaves, dtype=np.int64)
-    for record in records:
-        leaves = [leaf for leaf, _ in _lvis_regions(record, num_leaves)]
-        images[list(set(leaves))] += 1
-        np.add.at(instances, leaves, 1)
-    return images, instances
-
-
-def _lvis_regions(record: ImageRecord, num_leaves: int) -> list[tuple[int, VisibleRegion]]:
-    """(leaf, visible region) of every LVIS annotation of an image."""
-    found: list[tuple[int, VisibleRegion]] = []
-    for planned, drawn in zip(record.planned.objects, record.drawn, strict=True):
-        regions = drawn.members if planned.group else (drawn.region,)
-        found += [(label, one) for label in planned.labels if label < num_leaves for one in regions]
-    return found
-
-
-def _not_exhaustive(record: ImageRecord) -> list[int]:
-    """Category ids of the leaves that have an instance in the image without an annotation of it."""
-    partial = {
-        leaf
-        for planned in record.planned.objects
-        for leaf in planned.leaves
-        if planned.group or leaf not in planned.labels
-    }
-    return sorted(leaf + 1 for leaf in partial)
-
-
-def _box_and_area(region: VisibleRegion) -> dict[str, Any]:
+def box_and_area(region: VisibleRegion) -> dict[str, Any]:
+    """The fields `bbox` (x, y, width, height) and `area` of an annotation."""
     x0, y0, x1, y1 = region.box
     return {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": region.area}
 
 
-def _image_entry(number: int, record: ImageRecord) -> dict[str, Any]:
+def image_entry(number: int, record: ImageRecord) -> dict[str, Any]:
+    """The fields of an image that COCO and LVIS share."""
     return {"id": number, "file_name": record.file_name, "width": record.size, "height": record.size}
 
 
@@ -266,6 +171,7 @@ def _write_csv(path: Path, header: Sequence[str] | None, rows: Iterable[Sequence
         writer.writerows(rows)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes COCO or LVIS JSON; `info` and `licenses` are filled in where they are not given."""
     content = {"info": {"description": "longtail_det2 shapes"}, "licenses": [], **content}
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")

@@ -1,0 +1,206 @@
+"""The shapes data set in LVIS v1 form: the leaves as a flat list of classes, verified image by image.
+
+LVIS is federated: an image is annotated for some classes only. Of the classes of an image
+
+- those with an annotation are present,
+- `neg_category_ids` are verified to be absent: the absent classes of the other forms, a shape or colour that
+  is absent standing for all its leaves,
+- `not_exhaustive_category_ids` have annotations, but not of all their instances,
+- nobody looked for the others: detections of them neither count as right nor as wrong.
+
+By default (`lvis_labels` "leaf") an object has one annotation, of what it truly is, also where the
+annotators of the other forms wrote a parent or a similar leaf. A two-coloured object truly is of two classes.
+It gets the one that has fewer training objects of its own, in both splits: the rule can be learned, and rare
+classes keep their frequency. The other class is not exhaustive there, or nobody looked for it. LVIS has no
+boxes around groups: the members that are seen whole are annotated one by one, and their class is not
+exhaustive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longtail_det2.data.datasets.shapes_masks import VisibleRegion
+from longtail_det2.data.datasets.shapes_options import ShapesOptions
+from longtail_det2.data.datasets.shapes_plan import SPLITS, PlannedImage, PlannedObject
+from longtail_det2.data.datasets.shapes_vocabulary import ShapesVocabulary
+from longtail_det2.data.datasets.shapes_writers import ImageRecord, box_and_area, image_entry, write_json
+
+
+@dataclass(frozen=True)
+class LvisImage:
+    """What is annotated in an image.
+
+    Attributes:
+        record: the image.
+        annotations: (leaf, visible region) each.
+        not_exhaustive: annotated leaves with instances that are not, ascending.
+        absent: leaves verified to be absent, ascending.
+    """
+
+    record: ImageRecord
+    annotations: tuple[tuple[int, VisibleRegion], ...]
+    not_exhaustive: tuple[int, ...]
+    absent: tuple[int, ...]
+
+
+def annotate_lvis(
+    records: Sequence[ImageRecord],
+    split: str,
+    own_objects: np.ndarray,
+    vocabulary: ShapesVocabulary,
+    options: ShapesOptions,
+) -> list[LvisImage]:
+    """Decides what is annotated in the images of a split.
+
+    What is left out by `not_exhaustive_rate` depends on the seed, the split and the place of the image only.
+
+    Args:
+        records: images of the split, all of them and in order.
+        split: its name.
+        own_objects: (L,) of the training split, see `count_own_objects`.
+        vocabulary: the classes.
+        options: of the data set.
+    """
+    found = []
+    for index, record in enumerate(records):
+        annotations: list[tuple[int, VisibleRegion]] = []
+        partial: set[int] = set()
+        for planned, drawn in zip(record.planned.objects, record.drawn, strict=True):
+            leaves = _annotated_leaves(planned, own_objects, options.lvis_labels)
+            regions = drawn.members if planned.group else (drawn.region,)
+            annotations += [(leaf, region) for leaf in leaves for region in regions]
+            partial |= set(planned.leaves) if planned.group else set(planned.leaves) - set(leaves)
+        if options.not_exhaustive_rate:
+            rng = np.random.default_rng([options.seed, SPLITS.index(split), 3, index])
+            annotations, lost = _lose_some(annotations, options.not_exhaustive_rate, rng)
+            partial |= lost
+        absent = {leaf for label in record.planned.negatives for leaf in vocabulary.leaves_below(label)}
+        partial &= {leaf for leaf, _ in annotations}
+        found.append(LvisImage(record, tuple(annotations), tuple(sorted(partial)), tuple(sorted(absent))))
+    return found
+
+
+def count_own_objects(images: Sequence[PlannedImage], num_leaves: int) -> np.ndarray:
+    """(L,) int64: the planned objects that are of a leaf and of no other."""
+    leaves = [one.leaves[0] for image in images for one in image.objects if len(one.leaves) == 1]
+    return np.bincount(np.array(leaves, dtype=np.int64), minlength=num_leaves)
+
+
+def count_lvis(images: Sequence[LvisImage], num_leaves: int) -> tuple[np.ndarray, np.ndarray]:
+    """(images, annotations) of each leaf, (L,) int64 each."""
+    in_images, instances = np.zeros(num_leaves, dtype=np.int64), np.zeros(num_leaves, dtype=np.int64)
+    for image in images:
+        leaves = [leaf for leaf, _ in image.annotations]
+        in_images[list(set(leaves))] += 1
+        np.add.at(instances, leaves, 1)
+    return in_images, instances
+
+
+def lvis_frequencies(image_counts: Sequence[int], thresholds: tuple[int, int]) -> list[str]:
+    """Letter of each class: "r" up to thresholds[0] images, "c" up to thresholds[1], else "f"."""
+    rare, common = thresholds
+    return ["r" if count <= rare else "c" if count <= common else "f" for count in image_counts]
+
+
+def write_lvis(
+    path: Path,
+    split: str,
+    images: Sequence[LvisImage],
+    vocabulary: ShapesVocabulary,
+    train_counts: tuple[np.ndarray, np.ndarray],
+    options: ShapesOptions,
+) -> None:
+    """Writes LVIS v1 JSON of a split; category id = leaf index + 1, image id = position + 1.
+
+    Args:
+        path: file to write.
+        split: folder of the images, for `coco_url`, whose last two parts readers take for the file name.
+        images: of the split.
+        vocabulary: the classes.
+        train_counts: (images, annotations) of each leaf in the training split, see `count_lvis`; they decide
+            the frequency letters in every split, as in LVIS.
+        options: of the data set.
+    """
+    entries, annotations = [], []
+    for number, image in enumerate(images, start=1):
+        entry = image_entry(number, image.record)
+        entry["coco_url"] = f"images/{split}/{image.record.file_name}"
+        entry["neg_category_ids"] = [leaf + 1 for leaf in image.absent]
+        entry["not_exhaustive_category_ids"] = [leaf + 1 for leaf in image.not_exhaustive]
+        entries.append(entry)
+        for leaf, region in image.annotations:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": leaf + 1,
+                    "segmentation": region.polygons,
+                    **box_and_area(region),
+                }
+            )
+    rare, common = options.lvis_thresholds
+    info = {
+        "description": "longtail_det2 shapes",
+        "labels": options.lvis_labels,
+        "frequency": f"of the training split: r up to {rare} images, c up to {common}, f more",
+        "frequency_thresholds": [rare, common],
+    }
+    categories = _categories(vocabulary, train_counts, options.lvis_thresholds)
+    write_json(path, {"info": info, "images": entries, "annotations": annotations, "categories": categories})
+
+
+def _categories(
+    vocabulary: ShapesVocabulary, train_counts: tuple[np.ndarray, np.ndarray], thresholds: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """The leaves, with the fields of LVIS."""
+    image_counts, instance_counts = (counts.tolist() for counts in train_counts)
+    letters = lvis_frequencies(image_counts, thresholds)
+    categories = []
+    for leaf, name in enumerate(vocabulary.class_names[: vocabulary.num_leaves]):
+        categories.append(
+            {
+                "id": leaf + 1,
+                "name": name.replace(" ", "_"),
+                "synset": name.replace(" ", "_") + ".n.01",
+                "synonyms": [name],
+                "def": f"a {name}",
+                "frequency": letters[leaf],
+                "image_count": image_counts[leaf],
+                "instance_count": instance_counts[leaf],
+            }
+        )
+    return categories
+
+
+def _annotated_leaves(planned: PlannedObject, own_objects: np.ndarray, labels: str) -> list[int]:
+    """The leaves that an object, or each member of a group, has an annotation of."""
+    if labels == "written":
+        return [label for label in planned.labels if label < len(own_objects)]
+    return [min(planned.leaves, key=lambda leaf: (int(own_objects[leaf]), leaf))]
+
+
+def _lose_some(
+    annotations: Sequence[tuple[int, VisibleRegion]], rate: float, rng: np.random.Generator
+) -> tuple[list[tuple[int, VisibleRegion]], set[int]]:
+    """Leaves out some, but not all, annotations of some of the leaves that have several.
+
+    Returns:
+        The annotations that stay, and the leaves that lost some.
+    """
+    places: dict[int, list[int]] = {}
+    for place, (leaf, _) in enumerate(annotations):
+        places.setdefault(leaf, []).append(place)
+    gone: set[int] = set()
+    lost: set[int] = set()
+    for leaf, own in sorted(places.items()):
+        if len(own) > 1 and rng.random() < rate:
+            number = int(rng.integers(1, len(own)))
+            gone |= set(rng.choice(own, size=number, replace=False).tolist())
+            lost.add(leaf)
+    return [one for place, one in enumerate(annotations) if place not in gone], lost

@@ -1,0 +1,304 @@
+"""The generated data set in LVIS v1 form: what is annotated, what is verified, and the store made of it."""
+
+import collections
+import dataclasses
+import filecmp
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shapes_reading import OPTIONS, polygons_to_mask, read_csv, read_json
+
+from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
+from longtail_det2.data.datasets.shapes_lvis import count_own_objects, lvis_frequencies
+from longtail_det2.data.datasets.shapes_plan import plan_split
+from longtail_det2.data.datasets.shapes_vocabulary import ShapesVocabulary
+
+SPLITS = ("train", "validation")
+LEAF = dataclasses.replace(OPTIONS, lvis_thresholds=(12, 30))
+"""With these thresholds, the small data set has classes of all three groups."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lvis") / "data"
+    generate_shapes(folder, LEAF, workers=1, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return ShapesVocabulary.build(LEAF.num_leaves)
+
+
+@pytest.fixture(scope="module")
+def plans(vocabulary):
+    return {split: plan_split(LEAF, vocabulary, split)[0] for split in SPLITS}
+
+
+def by_image(content):
+    """{image id: its annotations, in order}."""
+    found = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        found[annotation["image_id"]].append(annotation)
+    return found
+
+
+def corners(box):
+    x, y, width, height = box
+    return [x, y, x + width, y + height]
+
+
+def place(annotation):
+    return tuple(annotation["bbox"]), str(annotation["segmentation"])
+
+
+def test_an_object_has_one_annotation_of_its_true_leaf(dataset, plans):
+    """Where the annotators of the other forms wrote a parent or a similar leaf, too."""
+    kinds = collections.Counter()
+    for split in SPLITS:
+        lvis = by_image(read_json(dataset / "lvis" / f"{split}.json"))
+        coco = by_image(read_json(dataset / "coco" / f"{split}.json"))
+        for number, image in enumerate(plans[split], start=1):
+            ours = lvis[number]
+            for planned, theirs in zip(image.objects, coco[number], strict=True):
+                if planned.group:
+                    assert theirs["iscrowd"] and len(ours) >= 1
+                    continue
+                (same,) = [one for one in ours if place(one) == place(theirs)]
+                assert same["category_id"] - 1 in planned.leaves
+                kinds["co_label"] += len(planned.leaves) == 2
+                kinds["noisy"] += planned.labels != planned.leaves
+            singles = [place(one) for one in coco[number] if not one["iscrowd"]]
+            members = [one for one in ours if place(one) not in singles]
+            leaves = [planned.leaves[0] + 1 for planned in image.objects if planned.group]
+            assert {one["category_id"] for one in members} <= set(leaves)
+            kinds["member"] += len(members)
+    assert all(kinds[kind] > 20 for kind in ("co_label", "noisy", "member"))
+
+
+def test_a_two_coloured_object_is_always_of_the_class_with_fewer_objects_of_its_own(
+    dataset, plans, vocabulary
+):
+    own = count_own_objects(plans["train"], vocabulary.num_leaves)
+    single = [planned.leaves for image in plans["train"] for planned in image.objects]
+    assert own.tolist() == [single.count((leaf,)) for leaf in range(vocabulary.num_leaves)]
+    chosen = collections.defaultdict(set)
+    for split in SPLITS:
+        lvis = by_image(read_json(dataset / "lvis" / f"{split}.json"))
+        coco = by_image(read_json(dataset / "coco" / f"{split}.json"))
+        for number, image in enumerate(plans[split], start=1):
+            for planned, theirs in zip(image.objects, coco[number], strict=True):
+                if len(planned.leaves) == 2:
+                    (same,) = [one for one in lvis[number] if place(one) == place(theirs)]
+                    leaf = same["category_id"] - 1
+                    assert own[leaf] == min(own[list(planned.leaves)])
+                    chosen[frozenset(planned.leaves)].add(leaf)
+    assert len(chosen) > 10 and all(len(leaves) == 1 for leaves in chosen.values())
+
+
+def test_the_fields_of_lvis(dataset, vocabulary):
+    train = read_json(dataset / "lvis" / "train.json")
+    images = collections.defaultdict(set)
+    instances = collections.Counter()
+    for number, annotation in enumerate(train["annotations"], start=1):
+        assert annotation["id"] == number
+        images[annotation["category_id"]].add(annotation["image_id"])
+        instances[annotation["category_id"]] += 1
+        assert set(annotation) == {"id", "image_id", "category_id", "bbox", "area", "segmentation"}
+        assert all(len(polygon) >= 8 and len(polygon) % 2 == 0 for polygon in annotation["segmentation"])
+        mask = polygons_to_mask(annotation["segmentation"], 96)
+        x, y, width, height = annotation["bbox"]
+        assert mask.sum() == annotation["area"] == mask[y : y + height, x : x + width].sum() > 0
+    assert [one["id"] for one in train["categories"]] == list(range(1, vocabulary.num_leaves + 1))
+    for category in train["categories"]:
+        number = category["image_count"]
+        assert number == len(images[category["id"]]) >= 4
+        assert category["instance_count"] == instances[category["id"]] >= number
+        assert category["frequency"] == ("r" if number <= 12 else "c" if number <= 30 else "f")
+        name = vocabulary.class_names[category["id"] - 1]
+        assert category["synonyms"] == [name] and category["def"] == f"a {name}"
+        assert category["name"] == name.replace(" ", "_") and category["synset"] == category["name"] + ".n.01"
+    assert {one["frequency"] for one in train["categories"]} == {"r", "c", "f"}
+    assert train["info"]["frequency_thresholds"] == [12, 30] and train["info"]["labels"] == "leaf"
+    for image in train["images"]:
+        assert image["coco_url"].split("/")[-2:] == ["train", image["file_name"]]
+        assert (image["height"], image["width"]) == (96, 96)
+        assert (dataset / "images" / "train" / image["file_name"]).is_file()
+    validation = read_json(dataset / "lvis" / "validation.json")
+    assert validation["categories"] == train["categories"] and validation["info"] == train["info"]
+    assert lvis_frequencies([0, 10, 11, 100, 101], (10, 100)) == ["r", "r", "c", "c", "f"]
+
+
+def test_verified_absent_classes_are_those_of_the_open_images_form(dataset, plans, vocabulary):
+    index = {class_id: i for i, class_id in enumerate(vocabulary.class_ids)}
+    inner = 0
+    for split in SPLITS:
+        absent = collections.defaultdict(set)
+        for row in read_csv(dataset / "annotations" / f"{split}-human-imagelabels.csv"):
+            if row["Confidence"] == "0":
+                label = index[row["LabelName"]]
+                absent[row["ImageID"]] |= set(vocabulary.leaves_below(label))
+                inner += label >= vocabulary.num_leaves
+        content = read_json(dataset / "lvis" / f"{split}.json")
+        for image, planned in zip(content["images"], plans[split], strict=True):
+            verified = {category - 1 for category in image["neg_category_ids"]}
+            assert verified == absent[Path(image["file_name"]).stem] != set()
+            assert not verified & {leaf for one in planned.objects for leaf in one.leaves}
+    assert inner > 50
+
+
+def test_not_exhaustive_are_annotated_classes_with_further_instances(dataset, plans):
+    seen = collections.Counter()
+    for split in SPLITS:
+        content = read_json(dataset / "lvis" / f"{split}.json")
+        annotated = by_image(content)
+        for image, planned in zip(content["images"], plans[split], strict=True):
+            categories = [one["category_id"] - 1 for one in annotated[image["id"]]]
+            true = collections.Counter(leaf for one in planned.objects for leaf in one.leaves)
+            groups = {one.leaves[0] for one in planned.objects if one.group}
+            partial = {leaf - 1 for leaf in image["not_exhaustive_category_ids"]}
+            assert partial <= set(categories)
+            assert not partial & {category - 1 for category in image["neg_category_ids"]}
+            for leaf in set(categories) - groups:
+                assert (leaf in partial) == (categories.count(leaf) < true[leaf])
+                seen["partial"] += leaf in partial
+            assert groups & set(categories) <= partial
+            seen["group"] += len(groups)
+    assert seen["partial"] > 0 and seen["group"] > 0
+
+
+def test_written_labels_have_the_noise_of_the_other_forms(tmp_path, vocabulary, plans):
+    options = dataclasses.replace(LEAF, lvis_labels="written", formats=("lvis", "coco"))
+    generate_shapes(tmp_path / "s", options, workers=1, progress=False)
+    lvis = by_image(read_json(tmp_path / "s/lvis/train.json"))
+    coco = by_image(read_json(tmp_path / "s/coco/train.json"))
+    for number, image in enumerate(plans["train"], start=1):
+        for planned, theirs in zip(image.objects, coco[number], strict=True):
+            if not planned.group:
+                found = [one["category_id"] - 1 for one in lvis[number] if place(one) == place(theirs)]
+                assert found == [label for label in planned.labels if label < vocabulary.num_leaves]
+    assert read_json(tmp_path / "s/lvis/train.json")["info"]["labels"] == "written"
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory):
+    """The same data set; every class with several instances in an image loses some of them."""
+    folder = tmp_path_factory.mktemp("partial") / "data"
+    options = dataclasses.replace(LEAF, not_exhaustive_rate=1.0)
+    generate_shapes(folder, options, workers=2, progress=False)
+    return folder
+
+
+def test_some_instances_of_classes_that_are_not_exhaustive_have_no_annotation(dataset, partial):
+    for split in SPLITS:
+        content, whole = (read_json(folder / f"lvis/{split}.json") for folder in (partial, dataset))
+        now, before = by_image(content), by_image(whole)
+        lost = 0
+        for image, image_before in zip(content["images"], whole["images"], strict=True):
+            listed = set(image["not_exhaustive_category_ids"])
+            expected = set(image_before["not_exhaustive_category_ids"])
+            number = image["id"]
+            kept = [(one["category_id"], place(one)) for one in now[number]]
+            all_of_them = [(one["category_id"], place(one)) for one in before[number]]
+            assert [one for one in all_of_them if one in kept] == kept
+            for category in {category for category, _ in all_of_them}:
+                old = sum(one[0] == category for one in all_of_them)
+                new = sum(one[0] == category for one in kept)
+                assert new == 1 if old == 1 else 1 <= new < old
+                expected |= {category} if old > 1 else set()
+            assert listed == expected and image["neg_category_ids"] == image_before["neg_category_ids"]
+            lost += len(all_of_them) - len(kept)
+        assert lost > 10
+    categories = read_json(partial / "lvis/train.json")["categories"]
+    numbers = collections.Counter(
+        one["category_id"] for one in read_json(partial / "lvis/train.json")["annotations"]
+    )
+    assert [one["instance_count"] for one in categories] == [numbers[one["id"]] for one in categories]
+    assert read_json(partial / "lvis/validation.json")["categories"] == categories
+
+
+def test_the_rate_is_one_of_classes_with_several_instances(dataset, partial, tmp_path):
+    options = dataclasses.replace(LEAF, not_exhaustive_rate=0.4, formats=("lvis",))
+    generate_shapes(tmp_path / "s", options, workers=1, progress=False)
+    none, some, most = (
+        {
+            (image["id"], category)
+            for image in read_json(folder / "lvis/train.json")["images"]
+            for category in image["not_exhaustive_category_ids"]
+        }
+        for folder in (dataset, tmp_path / "s", partial)
+    )
+    assert none < some < most and 0.2 < len(some - none) / len(most - none) < 0.6
+
+
+def test_lvis_options_change_lvis_files_only_and_are_repeatable(dataset, partial, tmp_path):
+    names = [str(path.relative_to(dataset)) for path in dataset.rglob("*") if path.is_file()]
+    same, different, wrong = filecmp.cmpfiles(dataset, partial, names, shallow=False)
+    assert sorted(different) == ["generation.json", "lvis/train.json", "lvis/validation.json"]
+    assert not wrong and len(same) > 190
+    again = dataclasses.replace(LEAF, not_exhaustive_rate=1.0, formats=("lvis",))
+    generate_shapes(tmp_path / "again", again, workers=1, progress=False)
+    for split in SPLITS:
+        name = f"lvis/{split}.json"
+        assert (tmp_path / "again" / name).read_bytes() == (partial / name).read_bytes()
+
+
+def test_other_forms_are_what_they_were_before_there_were_these_options(tmp_path):
+    """Digests of files, made by the version before, that depend on the plan alone."""
+    options = ShapesOptions(
+        **{"train_images": 40, "validation_images": 12, "image_size": 64, "imbalance": 5.0, "num_leaves": 10},
+        **{"missing_leaf_rate": 0.2, "co_label_rate": 0.15, "confusion_rate": 0.05, "group_of_rate": 0.05},
+        **{"min_objects": 2, "seed": 3, "formats": ("openimages",)},
+    )
+    generate_shapes(tmp_path / "s", options, workers=1, progress=False)
+    for split, digest in (("train", "10e59836a2259a96"), ("validation", "34cd70953990d80d")):
+        content = (tmp_path / f"s/annotations/{split}-human-imagelabels.csv").read_bytes()
+        assert hashlib.sha256(content).hexdigest()[:16] == digest
+    generation = read_json(tmp_path / "s/generation.json")
+    added = {"nested_rate", "lvis_labels", "not_exhaustive_rate"}
+    fields = {field.name for field in dataclasses.fields(ShapesOptions)}
+    assert set(generation["options"]) == fields - added
+    assert "nested" not in generation["counts"]["train"]
+
+
+def test_the_store_is_the_plan_with_masks(partial, tmp_path):
+    content = read_json(partial / "lvis/train.json")
+    store = prepare_coco(partial / "lvis/train.json", partial / "images/train", tmp_path / "store")
+    assert store.class_names == tuple(one["name"] for one in content["categories"])
+    assert not store.has_hierarchy and store.has_masks
+    assert store.class_frequencies == tuple(one["frequency"] for one in content["categories"])
+    assert store.image_counts().tolist() == [one["image_count"] for one in content["categories"]]
+    assert store.object_counts().tolist() == [one["instance_count"] for one in content["categories"]]
+    assert np.diff(store.label_offsets).tolist() == [1] * len(content["annotations"])
+    annotated, images = by_image(content), {one["id"]: one for one in content["images"]}
+    records = MultiLabelDataset(store)
+    values = collections.Counter()
+    for row in range(len(store)):
+        image = images[int(store.image_ids[row])]
+        record = records[row]
+        found = sorted(
+            ([round(edge) for edge in one["bbox"]], *one["category_ids"], sum(map(len, one["segmentation"])))
+            for one in record["annotations"]
+        )
+        expected = sorted(
+            (corners(one["bbox"]), one["category_id"] - 1, sum(map(len, one["segmentation"])))
+            for one in annotated[image["id"]]
+        )
+        assert found == expected
+        start, stop = store.image_label_offsets[row : row + 2]
+        said = dict(
+            zip(
+                store.image_labels[start:stop].tolist(),
+                store.image_label_positive[start:stop].tolist(),
+                strict=True,
+            )
+        )
+        absent = {category - 1: 0 for category in image["neg_category_ids"]}
+        some = {category - 1: 2 for category in image["not_exhaustive_category_ids"]}
+        assert said == {**absent, **some}
+        values.update(said.values())
+    assert values[0] > 100 and values[2] > 10
