@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes an annotation store from a COCO-form JSON file: own data, several labels a box, a hierarchy.
+"""Makes an annotation store from a COCO-form JSON file: own data, LVIS, several labels a box, a hierarchy.
 
 Prints what is in the file and what is wrong with it before anything is written.
 """
@@ -61,6 +61,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--missing", choices=("error", "root"), default="error", help="categories that a tree does not have")
     add = parser.add_argument
     add(
+        "--frequency",
+        default="file",
+        metavar="{file,images,none,STORE}",
+        help="LVIS's groups of classes (rare, common, frequent): what the categories say (the default), by "
+        "the number of images here, none, or those of another store, such as the training split's",
+    )
+    add(
         "--merge-iou", type=float, default=1.0, metavar="T", help="join boxes that overlap so much (1: equal)"
     )
     add("--no-masks", action="store_true", help="leave the masks out (default: kept where the file has any)")
@@ -82,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         "on_unknown_category": args.on_unknown_category,
         "unlisted": args.unlisted,
         "missing": args.missing,
+        "frequency": args.frequency,
         "max_pixels": args.max_pixels,
         "workers": args.workers,
     }

@@ -45,7 +45,7 @@ def test_builtin_names(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     register_all()
     register_all()
-    for name in ("openimages_v6_test", "openimages_challenge_2019_validation", "shapes_train"):
+    for name in ("openimages_v6_test", "openimages_challenge_2019_validation", "shapes_train", "lvis_v1_val"):
         assert name in DatasetCatalog.list()
     with pytest.raises(
         DataError, match=r"make it with: python scripts/prepare_openimages\.py .*--output " + str(tmp_path)
@@ -53,6 +53,33 @@ def test_builtin_names(tmp_path, monkeypatch):
         DatasetCatalog.get("openimages_v6_train")
     with pytest.raises(DataError, match=r"generate_shapes\.py"):
         get_metadata("shapes_validation")
+    lvis = rf"lvis/lvis_v1_val\.json --images {tmp_path}/coco --output {tmp_path}/lvis_v1/stores/val"
+    with pytest.raises(DataError, match=lvis):
+        DatasetCatalog.get("lvis_v1_val")
+    lvis = (
+        rf"generate_shapes\.py .*--json {tmp_path}/shapes/lvis/train\.json .*--output {tmp_path}/shapes_lvis/"
+    )
+    with pytest.raises(DataError, match=lvis):
+        DatasetCatalog.get("shapes_lvis_train")
+
+
+def test_built_in_names_move_with_the_root(tmp_path, make_store):
+    register_all(tmp_path / "one")
+    made = make_store(name="two/shapes_lvis/stores/train")
+    make_store(name="two/lvis_v1/stores/val", class_ids=list("abcdef"), parents=None)
+    register_all(tmp_path / "two")
+    assert MetadataCatalog.get("shapes_lvis_train").store_path == str(made.path)
+    assert len(DatasetCatalog.get("shapes_lvis_train")) == 5
+    assert get_metadata("lvis_v1_val").class_ids == list("abcdef")
+    register_all(tmp_path / "one")
+    with pytest.raises(DataError, match=r"there is no annotation store at .*/one/lvis_v1/stores/val"):
+        DatasetCatalog.get("lvis_v1_val")
+
+
+def test_built_in_names_leave_own_data_alone(tmp_path, store):
+    register_store("openimages_v6_train", store.path)
+    with pytest.raises(ConfigError, match="'openimages_v6_train' is taken by"):
+        register_all(tmp_path)
 
 
 def test_hierarchy_of_training_sets(store, make_store):

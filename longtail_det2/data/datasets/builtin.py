@@ -40,11 +40,21 @@ _MAKE_SHAPES_COCO = (
     "--json {root}/shapes/coco/{split}.json --images {root}/shapes/images/{split} "
     "--hierarchy {root}/shapes/coco/hierarchy.json --output {store}"
 )
+_MAKE_SHAPES_LVIS = (
+    "python scripts/generate_shapes.py --output {root}/shapes && python scripts/prepare_coco.py "
+    "--json {root}/shapes/lvis/{split}.json --images {root}/shapes/images/{split} --output {store}"
+)
+_PREPARE_LVIS = (
+    "python scripts/prepare_coco.py --json {root}/lvis/lvis_v1_{split}.json --images {root}/coco "
+    "--output {store} (--images: the folder that holds COCO's train2017 and val2017)"
+)
 _BUILTIN = {
     "openimages_v6": (("train", "validation", "test"), _PREPARE_OPEN_IMAGES),
     "openimages_challenge_2019": (("train", "validation"), _PREPARE_OPEN_IMAGES),
     "shapes": (("train", "validation"), _MAKE_SHAPES),
     "shapes_coco": (("train", "validation"), _MAKE_SHAPES_COCO),
+    "shapes_lvis": (("train", "validation"), _MAKE_SHAPES_LVIS),
+    "lvis_v1": (("train", "val"), _PREPARE_LVIS),
 }
 """Data set -> (splits, command that makes a split's store)."""
 
@@ -132,8 +142,12 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
     """Registers the built-in names, whether their stores exist or not.
 
     The names are openimages_v6_{train,validation,test}, openimages_challenge_2019_{train,validation},
-    shapes_{train,validation} and, with masks, shapes_coco_{train,validation}; the store of
-    `<data set>_<split>` is at `<root>/<data set>/stores/<split>`.
+    shapes_{train,validation} and, with masks, lvis_v1_{train,val}, shapes_coco_{train,validation} and
+    shapes_lvis_{train,validation}; the store of `<data set>_<split>` is at
+    `<root>/<data set>/stores/<split>`. Called again with another root, it moves them there.
+
+    Detectron2 has data sets of its own called lvis_v1_train and lvis_v1_val, with one label an object and its
+    own metric; they need the package `lvis`. These names mean stores from now on.
 
     Args:
         root: None means $DETECTRON2_DATASETS, or "datasets" where that is not set.
@@ -143,7 +157,21 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
         for split in splits:
             store = folder / name / "stores" / split
             command_line = command.format(root=folder, folder=folder / name, split=split, store=store)
+            _make_room(f"{name}_{split}", os.path.abspath(store))
             register_store(f"{name}_{split}", store, command=command_line)
+            MetadataCatalog.get(f"{name}_{split}").set(is_built_in=True)
+
+
+def _make_room(name: str, path: str) -> None:
+    """Forgets Detectron2's own data set of a built-in name, and the built-in one below another root."""
+    if name not in DatasetCatalog.list():
+        return
+    metadata = MetadataCatalog.get(name)
+    known = metadata.get("store_path")
+    of_detectron2 = known is None and metadata.get("evaluator_type") == "lvis"
+    if of_detectron2 or (metadata.get("is_built_in") and known != path):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def get_metadata(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +12,24 @@ import numpy as np
 
 from longtail_det2.data.datasets.coco_findings import CocoFindings
 from longtail_det2.data.datasets.coco_hierarchy import Unlisted, read_coco_hierarchy
+from longtail_det2.data.datasets.coco_image_files import check_image_files
 from longtail_det2.data.datasets.coco_json import CocoFile, CocoImages, CocoRows, Policy, check_boxes
 from longtail_det2.data.datasets.coco_masks import read_masks
-from longtail_det2.data.datasets.coco_report import CocoReport, make_report, quote_some
+from longtail_det2.data.datasets.coco_report import CocoReport, count_images, make_report, quote_some
+from longtail_det2.data.datasets.lvis_json import (
+    FREQUENCY_RULES,
+    describe_frequencies,
+    frequencies_of_store,
+    frequency_groups,
+    read_frequencies,
+)
 from longtail_det2.data.datasets.openimages_objects import Objects, group_rows, merge_near, specificity_rank
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.data.image_sizes import MAX_PIXELS, read_image_sizes
+from longtail_det2.data.image_sizes import MAX_PIXELS
 from longtail_det2.data.masks import Segmentation, encode_masks
 from longtail_det2.data.sources import describe_file
-from longtail_det2.data.store import AnnotationStore, write_store
+from longtail_det2.data.store import AnnotationStore, ImageLabel, write_store
 from longtail_det2.utils.errors import DataError
-
-_MOST_FILES = 100_000
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ class CocoOptions:
             category, which every object of the categories below then bears too; "contract" leaves them out
             and hangs their children below the nearest categories above; or "error".
         missing: categories that a tree does not contain: "error", or "root" to give them no parents.
+        frequency: LVIS's group of each class (rare, common, frequent): "file" takes what the categories say,
+            if they say anything; "images" counts the images with the class here, and so is for the training
+            split; the folder of a store, usually that of the training split, takes its groups; "none".
         max_pixels: larger images count as unreadable.
         workers: processes that read image headers (more than one needs a `__main__` guard in the caller).
 
@@ -60,6 +68,7 @@ class CocoOptions:
     on_unknown_category: Policy = "error"
     unlisted: Unlisted = "add"
     missing: Literal["error", "root"] = "error"
+    frequency: str = "file"
     max_pixels: int = MAX_PIXELS
     workers: int = 1
 
@@ -83,11 +92,11 @@ class _Content:
     """Everything that goes into the store; what is wrong is in `report`."""
 
     source: CocoFile
-    images: CocoImages
-    present: np.ndarray
+    image_columns: dict[str, np.ndarray]
     objects: Objects
     masks: list[Segmentation | None]
     tree: LabelHierarchy | None
+    frequency: list[str] | None
     report: CocoReport
 
 
@@ -105,8 +114,10 @@ def prepare_coco(
     Beyond COCO, an annotation may have `category_ids` (all labels of the object) beside or instead of
     `category_id`; annotations of one image with equal boxes become one object with several labels; `iscrowd`
     or `is_group_of` marks a box around a group; images may have `neg_category_ids`, `pos_category_ids` and
-    `not_exhaustive_category_ids`. `segmentation` is kept as it is, polygons or run lengths; key points are
-    not kept. Class ids are the category ids as strings, in their order, which may have gaps.
+    `not_exhaustive_category_ids`; instead of `file_name`, they may have LVIS's `coco_url`, of which the last
+    folder and the name count ("train2017/000000391895.jpg"). `segmentation` is kept as it is, polygons or run
+    lengths; key points are not kept. Class ids are the category ids as strings, in their order, which may
+    have gaps. Of the categories, `name` and LVIS's `frequency` are kept.
 
     Args:
         json_file: the annotations.
@@ -131,12 +142,15 @@ def prepare_coco(
     sources = [{"role": "coco", **describe_file(json_file)}]
     if hierarchy is not None:
         sources.append({"role": "hierarchy", **describe_file(hierarchy)})
+    if settings.frequency not in FREQUENCY_RULES:
+        sources.append({"role": "frequency", **describe_file(Path(settings.frequency) / "classes.json")})
     return write_store(
         output,
         _make_columns(content),
         content.source.class_ids,
         content.source.class_names,
         parents=None if content.tree is None else content.tree.to_parents(),
+        frequency=content.frequency,
         image_root=image_root,
         sources=sources,
         options=settings.for_header(),
@@ -178,20 +192,68 @@ def _read(
     images = source.read_images()
     rows = source.read_rows()
     num_rows = len(rows.image)
-    present = _check_images(images, image_root, findings, settings)
+    present = check_image_files(images, image_root, findings, settings.max_pixels, settings.workers)
     rows = rows.select(present[rows.image])
     boxes, keep = check_boxes(rows, images, findings)
     rows, boxes = rows.select(keep), boxes[keep]
     rows.image = (np.cumsum(present) - 1)[rows.image].astype(np.int32)
+    columns = _image_columns(images, np.flatnonzero(present))
+    _note_contradictions(rows, columns, source, findings)
     objects, masks = _find_objects(
-        rows, boxes, len(source.class_ids), tree, images.sizes[present], findings, settings
+        rows, boxes, len(source.class_ids), tree, columns["image_size"], findings, settings
     )
-    ids = [images.ids[index] for index in np.flatnonzero(present).tolist()]
-    per_image = np.bincount(objects.image, minlength=len(ids))
-    num_masks = sum(mask is not None for mask in masks)
-    names = source.class_names
-    report = make_report(findings, objects, num_masks, per_image, ids, names, tree, num_rows)
-    return _Content(source, images, present, objects, masks if num_masks else [], tree, report)
+    image_counts = count_images(objects, tree, len(source.class_ids))
+    frequency = _find_frequency(source, image_counts, findings, settings.frequency)
+    groups = describe_frequencies(frequency, settings.frequency) if source.is_lvis or frequency else ""
+    report = make_report(findings, source, columns, objects, masks, tree, num_rows, groups)
+    has_masks = report.summary["objects_with_mask"] > 0
+    return _Content(source, columns, objects, masks if has_masks else [], tree, frequency, report)
+
+
+def _note_contradictions(
+    rows: CocoRows, columns: dict[str, np.ndarray], source: CocoFile, findings: CocoFindings
+) -> None:
+    """Finds classes that an image is said not to have and that it has objects of."""
+    absent = columns["image_label_positive"] == ImageLabel.ABSENT
+    image = np.repeat(np.arange(len(columns["image_id"])), np.diff(columns["image_label_offsets"]))[absent]
+    label = columns["image_label"][absent]
+    wrong = np.isin(
+        image * len(source.class_ids) + label, rows.image * np.int64(len(source.class_ids)) + rows.label
+    )
+    for place in np.flatnonzero(wrong).tolist():
+        name, one = source.class_names[int(label[place])], columns["image_id"][int(image[place])].decode()
+        findings.add(
+            "contradiction", f"image {one!r}, neg_category_ids has {name!r}, which has objects there"
+        )
+
+
+def _find_frequency(
+    source: CocoFile, image_counts: np.ndarray, findings: CocoFindings, rule: str
+) -> list[str] | None:
+    """LVIS's group of each class as the option `frequency` says; None where there is none.
+
+    Args:
+        source: categories.
+        image_counts: (K,) images in which each class occurs.
+        findings: takes groups that are wrong, and classes without one.
+        rule: "file", "images", "none" or the folder of a store.
+    """
+    if rule == "none":
+        return None
+    if rule == "images":
+        return frequency_groups(image_counts)
+    if rule != "file":
+        return frequencies_of_store(rule, source.class_ids)
+    found = read_frequencies(source.categories, findings)
+    added = len(source.class_ids) - len(source.categories)
+    if found is not None and added:
+        names = quote_some(source.class_names[-added:])
+        findings.add("no_frequency", f"{names}, which only the hierarchy names: so none is kept", count=added)
+        return None
+    if found is None and source.is_lvis and not findings.count("frequency"):
+        example = "no category has a frequency, though the images are in LVIS's form"
+        findings.add("no_frequency", example, count=len(source.class_ids))
+    return found
 
 
 def _find_objects(
@@ -212,74 +274,26 @@ def _find_objects(
     return objects, read_masks(rows, objects, sizes, rank, findings) if settings.masks else []
 
 
-def _make_columns(content: _Content) -> dict[str, np.ndarray]:
-    """The columns of the store, of the images that are present."""
-    images, objects = content.images, content.objects
-    chosen = np.flatnonzero(content.present).tolist()
-    labels = [images.labels[index] for index in chosen]
+def _image_columns(images: CocoImages, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of the images at the places `chosen`, without offsets of objects."""
+    places = chosen.tolist()
     return {
+        "image_id": np.array([images.ids[index].encode() for index in places], dtype=np.bytes_),
+        "file_name": np.array([images.file_names[index].encode() for index in places], dtype=np.bytes_),
+        "image_size": images.sizes[chosen],
+        **images.label_columns(chosen),
+    }
+
+
+def _make_columns(content: _Content) -> dict[str, np.ndarray]:
+    """The columns of the store."""
+    objects, num_images = content.objects, len(content.image_columns["image_id"])
+    return {
+        **content.image_columns,
         **(encode_masks(content.masks) if content.masks else {}),
-        "image_id": np.array([images.ids[index].encode() for index in chosen], dtype=np.bytes_),
-        "file_name": np.array([images.file_names[index].encode() for index in chosen], dtype=np.bytes_),
-        "image_size": images.sizes[content.present],
-        "object_offsets": np.searchsorted(objects.image, np.arange(len(chosen) + 1)),
+        "object_offsets": np.searchsorted(objects.image, np.arange(num_images + 1)),
         "box": objects.box,
         "flags": objects.flags,
         "label_offsets": objects.label_offsets,
         "label": objects.label,
-        "image_label_offsets": np.cumsum([0, *map(len, labels)]),
-        "image_label": np.array([label for one in labels for label in one], dtype=np.int32),
-        "image_label_positive": np.array([said for one in labels for said in one.values()], dtype=np.uint8),
     }
-
-
-def _check_images(
-    images: CocoImages,
-    image_root: str | os.PathLike[str] | None,
-    findings: CocoFindings,
-    settings: CocoOptions,
-) -> np.ndarray:
-    """Compares sizes with the image files and fills unknown ones in: (n,) bool, which images to keep."""
-    present = np.array([name != "" for name in images.file_names], dtype=bool)
-    unknown = (images.sizes == 0).any(axis=1)
-    if image_root is None:
-        for index in np.flatnonzero(unknown).tolist():
-            findings.add("no_size", f"image {images.ids[index]!r} has no height and width")
-        findings.add("no_folder", "neither sizes nor files were compared")
-        return present & ~unknown
-    root = Path(image_root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder of images")
-    places = np.flatnonzero(present)
-    names: Any = np.array([images.file_names[index].encode() for index in places.tolist()], dtype=np.bytes_)
-    workers = settings.workers
-    found, unreadable = read_image_sizes(root, names, workers, lambda count: None, settings.max_pixels)
-    sizes = np.zeros_like(images.sizes)
-    sizes[places] = found
-    if len(unreadable) == len(places) > 0:
-        findings.hint("missing_image", _guess_folder(root, images.file_names[int(places[0])]))
-    for place, reason in unreadable:
-        index = int(places[place])
-        findings.add("missing_image", f"{root / images.file_names[index]}: cannot read the image ({reason})")
-        present[index] = False
-    differ = present & ~unknown & (sizes != images.sizes).any(axis=1)
-    for index in np.flatnonzero(differ).tolist():
-        (height, width), (real_height, real_width) = images.sizes[index].tolist(), sizes[index].tolist()
-        findings.add(
-            "other_size",
-            f"image {images.ids[index]!r} is annotated as {width} x {height} pixels (width x height), but "
-            f"{root / images.file_names[index]} has {real_width} x {real_height}",
-        )
-    present &= ~differ
-    images.sizes = np.where(present[:, None], sizes, 1).astype(np.int32)
-    return present
-
-
-def _guess_folder(root: Path, file_name: str) -> str:
-    """What may help where not a single file was found."""
-    name = Path(file_name).name
-    found = next((path for path in islice(root.rglob("*"), _MOST_FILES) if path.name == name), None)
-    if found is None:
-        return ""
-    folder = str(found)[: -len(file_name)] if str(found).endswith(file_name) else str(found.parent)
-    return f"{found} is there: did you mean the folder {folder.rstrip('/')}?"

@@ -41,6 +41,15 @@ KINDS = {
         "add the categories, or take the annotation ids of the same release",
         "on_unknown_category",
     ),
+    "unknown_image_label": Kind(
+        "verified classes with a category id that is not among the categories",
+        "add the categories, or take the image entries of the same release",
+        "on_unknown_category",
+    ),
+    "frequency": Kind(
+        "categories whose frequency is not 'r', 'c' or 'f'",
+        "correct them, or take others: --frequency images counts them here, none leaves them out",
+    ),
     "bad_box": Kind(
         "labels with a malformed bbox", "it must be [x, y, width, height] in pixels", "on_bad_box"
     ),
@@ -83,6 +92,17 @@ KINDS = {
     ),
     "same_name": Kind(
         "categories with the name of another category", "is the list of categories right?", is_error=False
+    ),
+    "contradiction": Kind(
+        "classes that are verified as absent from an image and are in it too",
+        "training takes them as present; correct neg_category_ids",
+        is_error=False,
+    ),
+    "no_frequency": Kind(
+        "classes without one of LVIS's groups (rare, common, frequent)",
+        "LVIS's AP of each group needs them: --frequency images counts the images of a training file, "
+        "--frequency STORE takes those of the training split's store",
+        is_error=False,
     ),
     "added_class": Kind(
         "classes that only the hierarchy names",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -11,6 +13,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from longtail_det2.data.datasets.coco_findings import CocoFindings
+from longtail_det2.data.datasets.lvis_json import compact_segmentation, file_name_in_url, is_lvis_form
 from longtail_det2.data.store import ImageLabel, ObjectFlag
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.files import read_json
@@ -41,6 +44,17 @@ class CocoImages:
     sizes: np.ndarray
     labels: list[dict[int, int]]
 
+    def label_columns(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """The image-level columns of a store, of the images at the places `chosen`."""
+        labels = [self.labels[index] for index in chosen.tolist()]
+        return {
+            "image_label_offsets": np.cumsum([0, *map(len, labels)]),
+            "image_label": np.array([label for one in labels for label in one], dtype=np.int32),
+            "image_label_positive": np.array(
+                [said for one in labels for said in one.values()], dtype=np.uint8
+            ),
+        }
+
 
 @dataclass
 class CocoRows:
@@ -52,7 +66,8 @@ class CocoRows:
         box: (r, 4) float64, (x0, y0, x1, y1) in pixels, not clipped.
         flags: (r,) uint8, `ObjectFlag.GROUP_OF` where `iscrowd` or `is_group_of` is set.
         annotation: (r,) objects, ids of the annotations for messages.
-        segmentation: (r,) objects, the annotations' masks as they are in the file, unchecked.
+        segmentation: (r,) objects, the annotations' masks as they are in the file, unchecked; polygons of
+            numbers are arrays of doubles.
     """
 
     image: np.ndarray
@@ -82,6 +97,8 @@ class CocoFile:
         findings: what was found.
         class_ids: category ids as strings, in the order of the ids.
         class_names: their names.
+        categories: their entries by id, in that order.
+        is_lvis: whether images list verified classes as LVIS's do.
     """
 
     def __init__(self, path: Path, findings: CocoFindings) -> None:
@@ -99,6 +116,8 @@ class CocoFile:
                 )
         categories = self._unique("categories", "category")
         order = sorted(categories, key=lambda key: (isinstance(key, str), key))
+        self.categories = {key: categories[key] for key in order}
+        self.is_lvis = is_lvis_form(self._content["images"])
         self._class_index = {key: index for index, key in enumerate(order)}
         self.class_ids = [str(key) for key in order]
         self.class_names = [self._class_name(categories[key], key) for key in order]
@@ -122,15 +141,20 @@ class CocoFile:
         return CocoImages([str(key) for key in keys], names, sizes, labels)
 
     def read_rows(self) -> CocoRows:
-        """The annotations, after `read_images`."""
+        """The annotations, after `read_images`; a second call would find none."""
         image: list[int] = []
         label: list[int] = []
-        boxes: list[Sequence[float]] = []
+        boxes = array("d")
         flags: list[int] = []
         source: list[Any] = []
         masks: list[Any] = []
         seen: set[Any] = set()
-        for place, one in enumerate(self._content["annotations"]):
+        entries = self._content.pop("annotations")
+        for place in range(len(entries)):
+            one, entries[place] = (
+                entries[place],
+                None,
+            )  # the entries take more memory than what is made of them
             if not isinstance(one, dict):
                 self.findings.add("entry", f"annotations[{place}] is no object")
                 continue
@@ -142,14 +166,15 @@ class CocoFile:
                 continue
             image += [index] * len(classes)
             label += classes
-            boxes += [box] * len(classes)
+            for _ in classes:
+                boxes.extend(box)
             flags += [int(ObjectFlag.GROUP_OF) * self._is_group(one, where)] * len(classes)
             source += [where] * len(classes)
             masks += [one.get("segmentation")] * len(classes)
         return CocoRows(
             np.array(image, dtype=np.int32),
             np.array(label, dtype=np.int32),
-            np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            np.frombuffer(boxes, dtype=np.float64).reshape(-1, 4),
             np.array(flags, dtype=np.uint8),
             np.array(source, dtype=object),
             _as_objects(masks),
@@ -194,9 +219,13 @@ class CocoFile:
 
     def _file_name(self, image: Mapping[str, Any], key: Any) -> str:
         name = image.get("file_name")
-        if name is None and "coco_url" in image:  # LVIS: .../train2017/000000000001.jpg
-            name = "/".join(str(image["coco_url"]).split("/")[-2:])
-        if not isinstance(name, str) or not _is_id(name):
+        if name is None and "coco_url" in image:
+            url = image["coco_url"]
+            name = file_name_in_url(url)
+            if not is_usable_text(name):
+                self.findings.add("file_name", f"image {key!r} has no file_name, but the coco_url {url!r}")
+                return ""
+        if not isinstance(name, str) or not is_usable_text(name):
             self.findings.add("file_name", f"image {key!r} has no file_name, but {name!r}")
             return ""
         return name
@@ -204,7 +233,11 @@ class CocoFile:
     def _image_labels(self, image: Mapping[str, Any], key: Any) -> dict[int, int]:
         labels: dict[int, int] = {}
         for field, verified in _IMAGE_LABELS.items():
-            for label in self._classes(image.get(field) or [], f"image {key!r}, {field}"):
+            where = f"image {key!r}, {field}"
+            for label in self._classes(image.get(field) or [], where, "unknown_image_label"):
+                if labels.setdefault(label, verified) == ImageLabel.ABSENT != verified:
+                    example = f"{where} has {self.class_names[label]!r}, which its neg_category_ids have too"
+                    self.findings.add("contradiction", example)
                 labels[label] = verified
         return labels
 
@@ -227,8 +260,8 @@ class CocoFile:
             self.findings.add("unknown_image", f"{where} is on the unknown image {key!r}", repr(key))
         return index
 
-    def _classes(self, categories: object, where: str) -> list[int]:
-        """Class indices of the known categories, each once."""
+    def _classes(self, categories: object, where: str, unknown: str = "unknown_category") -> list[int]:
+        """Class indices of the known categories, each once; the others are findings of the kind `unknown`."""
         if not isinstance(categories, list):
             self.findings.add("entry", f"{where}: category ids must be a list, got {categories!r}")
             return []
@@ -237,7 +270,7 @@ class CocoFile:
             index = self._class_index.get(one) if _is_id(one) else None
             if index is None:
                 example = f"{where} has the unknown category {one!r}"
-                self.findings.add("unknown_category", example, repr(one))
+                self.findings.add(unknown, example, repr(one))
             else:
                 found[index] = None
         return list(found)
@@ -297,7 +330,10 @@ def _describe_box(rows: CocoRows, images: CocoImages, row: int) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    content = read_json(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=compact_segmentation)
+    except (OSError, ValueError, RecursionError):
+        content = read_json(path)  # which says in one line what is wrong
     return content if isinstance(content, dict) else {}
 
 

@@ -18,7 +18,8 @@ def repeat_factors(source: Any, threshold: float) -> np.ndarray:
 
     With f(c) the share of images that contain class c: r(c) = max(1, sqrt(threshold / f(c))), and an image's
     factor is the greatest r(c) of its classes (1 for an image without objects). All labels of an object
-    count, as annotated.
+    count, as annotated. The share is that of all images of `source`: in a dataset with `filter_empty`, images
+    without objects are no part of it.
 
     Args:
         source: anything that `labels_per_image` takes: a dataset or an annotation store.

@@ -1,0 +1,357 @@
+"""LVIS v1 JSON to a store: frequencies, files in URLs, ids with gaps, what was verified in each image."""
+
+import copy
+import itertools
+import json
+
+import numpy as np
+import pytest
+from detectron2.data.samplers import RepeatFactorTrainingSampler as Detectron2RepeatFactor
+from PIL import Image
+
+from longtail_det2.data.datasets.coco import check_coco, prepare_coco
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.datasets.lvis_json import (
+    compact_segmentation,
+    describe_gaps,
+    file_name_in_url,
+    frequency_groups,
+)
+from longtail_det2.data.samplers import RepeatFactorTrainingSampler, repeat_factors
+from longtail_det2.data.store import ImageLabel
+from longtail_det2.utils.errors import DataError
+
+URL = "http://images.cocodataset.org/"
+SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 20.5, 10.0, 20.5]
+
+
+def image(key, name, absent=(), partly=()):
+    return {
+        "id": key,
+        "coco_url": URL + name,
+        "height": 48,
+        "width": 64,
+        "license": 1,
+        "neg_category_ids": list(absent),
+        "not_exhaustive_category_ids": list(partly),
+    }
+
+
+def annotation(key, on, category, box=(10, 10, 20, 10.5), polygons=(SQUARE,)):
+    width, height = box[2:]
+    return {
+        "id": key,
+        "image_id": on,
+        "category_id": category,
+        "bbox": list(box),
+        "area": width * height,
+        "segmentation": list(polygons),
+    }
+
+
+CONTENT = {
+    "info": {"description": "in the form of LVIS v1"},
+    "licenses": [],
+    "images": [
+        image(391895, "train2017/000000391895.jpg", absent=[9], partly=[2]),
+        image(522418, "train2017/000000522418.jpg", absent=[2, 9]),
+        image(18380, "val2017/000000018380.jpg", partly=[9, 2]),
+        image(184613, "train2017/000000184613.jpg", absent=[5]),
+    ],
+    "annotations": [
+        annotation(1, 391895, 2),
+        annotation(2, 391895, 5, (0, 0, 30, 30), [[0, 0, 30, 0, 30, 30, 0, 30]]),
+        annotation(3, 391895, 5, (30, 20, 30, 20), [[30, 20, 60, 20, 60, 40], [30, 20, 30, 40, 60, 40]]),
+        annotation(4, 18380, 2),
+        annotation(5, 18380, 9, (0, 0, 8, 8), [[0, 0, 8, 0, 8, 8, 0, 8]]),
+        annotation(6, 522418, 5, (0, 0, 8, 8), [[0, 0, 8, 0, 8, 8, 0, 8]]),
+    ],
+    "categories": [
+        {"id": 9, "name": "zebra", "synset": "zebra.n.01", "frequency": "f", "image_count": 1674},
+        {"id": 2, "name": "aerosol_can", "synset": "aerosol.n.02", "frequency": "c", "image_count": 64},
+        {"id": 5, "name": "alligator", "synset": "alligator.n.02", "frequency": "r", "image_count": 6},
+    ],
+}
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "coco"
+    for one in CONTENT["images"]:
+        path = folder / one["coco_url"].removeprefix(URL)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(path)
+    return folder
+
+
+@pytest.fixture
+def write(tmp_path):
+    def run(content):
+        path = tmp_path / "lvis.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return run
+
+
+@pytest.fixture
+def prepare(tmp_path, images, write):
+    def run(content=CONTENT, name="store", hierarchy=None, **options):
+        return prepare_coco(write(content), images, tmp_path / name, hierarchy, **options)
+
+    return run
+
+
+def without_frequency():
+    content = copy.deepcopy(CONTENT)
+    for one in content["categories"]:
+        del one["frequency"]
+    return content
+
+
+def test_store(prepare, images):
+    store = prepare()
+    assert store.class_ids == ("2", "5", "9") and store.class_names == ("aerosol_can", "alligator", "zebra")
+    assert store.class_frequencies == ("c", "r", "f")
+    assert not store.has_hierarchy and store.has_masks and store.num_objects == 6
+    ids = [one.decode() for one in store.image_ids]
+    assert ids == ["18380", "184613", "391895", "522418"]
+    assert store.file_names[0] == b"val2017/000000018380.jpg"
+    said = {}
+    for one, (first, last) in zip(ids, itertools.pairwise(store.image_label_offsets), strict=True):
+        labels = store.image_labels[first:last].tolist()
+        said[one] = dict(zip(labels, store.image_label_positive[first:last].tolist(), strict=True))
+    absent, partly = ImageLabel.ABSENT, ImageLabel.NOT_EXHAUSTIVE
+    assert said == {
+        "18380": {2: partly, 0: partly},
+        "184613": {1: absent},
+        "391895": {2: absent, 0: partly},
+        "522418": {0: absent, 2: absent},
+    }
+    records = {record["image_id"]: record for record in MultiLabelDataset(store)}
+    one = records["391895"]
+    assert one["file_name"] == str(images / "train2017" / "000000391895.jpg")
+    assert one["pos_category_ids"] == [0] and one["neg_category_ids"] == [2]
+    assert records["522418"]["pos_category_ids"] == []
+    parts = {len(item["segmentation"]) for item in one["annotations"] if item["category_id"] == 1}
+    assert parts == {1, 2} and records["184613"]["annotations"] == []
+
+
+def test_polygons_and_boxes_are_kept_to_the_bit(prepare):
+    store = prepare()
+    record = next(one for one in MultiLabelDataset(store) if one["image_id"] == "391895")
+    found = {tuple(np.round(one["bbox"], 4)): one for one in record["annotations"]}
+    one = found[(10, 10, 30, 20.5)]
+    assert one["segmentation"][0].tolist() == SQUARE
+
+
+def test_report(write, images):
+    text = check_coco(write(CONTENT), images).text()
+    for words in (
+        "category ids      2 to 9 with 5 gaps; class index = place in their order",
+        "image labels      4 verified absent, 3 verified present, of which 3 are not exhaustively annotated",
+        "frequency         1 rare, 1 common, 1 frequent, as the file says",
+        "masks             6 of 6 objects have one",
+    ):
+        assert words in text
+    assert "LVIS's groups" not in text and "ERRORS" not in text
+
+
+def test_own_data_hear_nothing_of_frequencies(write, images):
+    content = without_frequency()
+    for one in content["images"]:
+        del one["neg_category_ids"], one["not_exhaustive_category_ids"]
+    report = check_coco(write(content), images)
+    assert "frequency" not in report.text() and not report.findings.count("no_frequency")
+    content["images"][0].update(neg_category_ids=[9], pos_category_ids=[2])
+    assert not check_coco(write(content), images).findings.count("no_frequency")
+
+
+def test_no_frequency_is_said_and_not_guessed(write, images, prepare):
+    text = check_coco(write(without_frequency()), images).text()
+    assert "frequency         none" in text
+    assert "classes without one of LVIS's groups (rare, common, frequent) (3)" in text
+    assert "--frequency images counts" in text and "--frequency STORE takes" in text
+    assert prepare(without_frequency()).class_frequencies is None
+    assert prepare(frequency="none").class_frequencies is None
+
+
+def test_frequencies_by_images(prepare, write, images):
+    content = without_frequency()
+    content["images"] = [image(one, "train2017/000000391895.jpg") for one in range(1, 112)]
+    numbered = itertools.count(1)
+    content["annotations"] = [
+        annotation(next(numbered), on, category)
+        for category, many in ((2, 10), (5, 11), (9, 101))
+        for on in range(1, many + 1)
+        for _ in range(1 + (category == 2))  # two objects in an image count once
+    ]
+    for place, one in enumerate(content["annotations"]):
+        one["bbox"] = [place % 40, place % 30, 10, 10]
+    store = prepare(content, frequency="images")
+    assert store.image_counts().tolist() == [10, 11, 101]
+    assert store.class_frequencies == ("r", "c", "f")
+    report = check_coco(write(content), images, frequency="images")
+    assert (
+        "1 rare, 1 common, 1 frequent, counted here (rare: up to 10 images, common: up to 100)"
+        in report.text()
+    )
+    content["annotations"] = content["annotations"][-100:]
+    assert prepare(content, frequency="images").class_frequencies == ("r", "r", "c")
+
+
+def test_frequencies_of_the_training_store(prepare, tmp_path, write, images):
+    training = prepare(name="training")
+    content = without_frequency()
+    content["categories"].pop(0)
+    content["annotations"] = [one for one in content["annotations"] if one["category_id"] != 9]
+    for one in content["images"]:
+        one["neg_category_ids"], one["not_exhaustive_category_ids"] = [], []
+    store = prepare(content, frequency=str(training.path))
+    assert store.class_ids == ("2", "5") and store.class_frequencies == ("c", "r")
+    assert [one["role"] for one in store.header["sources"]] == ["coco", "frequency"]
+    assert not store.changed_sources()
+    content["categories"].append({"id": 77, "name": "yak"})
+    with pytest.raises(DataError, match=r"training: the store has no class '77', so no frequency of it"):
+        prepare(content, frequency=str(training.path))
+    prepare(name="training", frequency="none")
+    with pytest.raises(DataError, match=r"training: the store has no frequencies; make it with --frequency"):
+        prepare(content, frequency=str(training.path))
+    with pytest.raises(
+        DataError, match=r"frequency is 'imagse'; it must be 'file', 'images', 'none' or the folder"
+    ):
+        prepare(content, frequency="imagse")
+
+
+def test_frequencies_and_a_hierarchy(prepare, tmp_path, write, images):
+    path = tmp_path / "hierarchy.json"
+    path.write_text('{"alligator": ["aerosol_can"]}')
+    assert prepare(hierarchy=path).class_frequencies == ("c", "r", "f")
+    path.write_text('{"alligator": ["animal"], "zebra": ["animal"]}')
+    report = check_coco(write(CONTENT), images, path)
+    assert "'animal', which only the hierarchy names: so none is kept" in report.text()
+    assert prepare(hierarchy=path).class_frequencies is None
+    counted = prepare(hierarchy=path, frequency="images")
+    assert counted.class_ids[-1] == "animal" and counted.class_frequencies == ("r", "r", "r", "r")
+
+
+def test_groups_at_lvis_thresholds():
+    counts = np.array([0, 1, 10, 11, 100, 101, 100_000])
+    assert "".join(frequency_groups(counts)) == "rrrccff"
+    assert "".join(frequency_groups([3, 4, 8, 9], (3, 8))) == "rccf"
+    assert frequency_groups([]) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        (URL + "train2017/000000391895.jpg", "train2017/000000391895.jpg"),
+        ("https://host/a/b/c.jpg?size=big#x", "b/c.jpg"),
+        ("images/validation/7.png", "validation/7.png"),
+        ("7.png", "7.png"),
+        (URL, ""),
+        ("", ""),
+        ("//[", ""),
+        (None, ""),
+        (17, ""),
+    ],
+)
+def test_file_names_in_urls(url, name):
+    assert file_name_in_url(url) == name
+
+
+def test_file_name_goes_before_the_url(prepare, images):
+    content = copy.deepcopy(CONTENT)
+    content["images"][2]["file_name"] = "train2017/000000391895.jpg"
+    assert prepare(content).file_names[0] == b"train2017/000000391895.jpg"
+
+
+def test_gaps():
+    assert describe_gaps(["1", "2", "3"]) == "" and describe_gaps([]) == ""
+    assert describe_gaps(["a", "c"]) == "" and describe_gaps(["0"]) == ""
+    assert describe_gaps([str(one) for one in range(1, 91) if one != 12]).startswith("1 to 90 with 1 gaps")
+
+
+def test_polygons_are_held_as_arrays_and_anything_else_as_it_is():
+    text = '{"segmentation": [[1, 2.5, 3], []], "other": [[1, 2]]}'
+    entry = json.loads(text, object_hook=compact_segmentation)
+    assert entry["segmentation"][0].typecode == "d" and entry["segmentation"][0].tolist() == [1, 2.5, 3]
+    assert entry["segmentation"][1] == [] and entry["other"] == [[1, 2]]
+    for value in ([["a"]], [[None]], [[10**400]], "text", {"counts": "x"}, None, [3], [[[1, 2]]]):
+        assert compact_segmentation({"segmentation": value}) == {"segmentation": value}
+
+
+def test_the_real_photographs(shared_dir, tmp_path):
+    photos = shared_dir / "data" / "photos"
+    file, folder = photos / "lvis" / "train.json", photos / "images" / "train"
+    with pytest.raises(
+        DataError, match=r"unknown category 87 \(43 labels .*: 85 \(16\).*--on-unknown-category"
+    ):
+        prepare_coco(file, folder, tmp_path / "store")
+    store = prepare_coco(file, folder, tmp_path / "store", on_unknown_category="skip")
+    content = json.loads(file.read_text())
+    assert store.header["summary"]["label_rows_left_out"] == 43
+    assert (len(store), store.num_objects, store.num_classes) == (98, 745 - 43, 80)
+    listed = {one["id"]: one for one in content["categories"]}
+    assert store.class_ids == tuple(str(key) for key in sorted(listed))
+    assert store.class_frequencies == tuple(listed[key]["frequency"] for key in sorted(listed))
+    absent = sum(len(one["neg_category_ids"]) for one in content["images"])
+    assert np.bincount(store.image_label_positive, minlength=3)[0] == absent
+    counted = {
+        one["id"]: len({a["image_id"] for a in content["annotations"] if a["category_id"] == one["id"]})
+        for one in content["categories"]
+    }
+    assert store.image_counts().tolist() == [counted[key] for key in sorted(listed)]
+
+
+@pytest.fixture
+def long_tail(tmp_path, write, images):
+    """A store of 60 images, every third without objects, and its content."""
+    generator = np.random.default_rng(0)
+    content = {**copy.deepcopy(CONTENT), "images": [], "annotations": []}
+    for key in range(1, 61):
+        content["images"].append(image(key, "train2017/000000391895.jpg", absent=[9] if key % 3 == 0 else []))
+        for _ in range(int(generator.integers(1, 4)) if key % 3 else 0):
+            category = int(generator.choice([2, 5, 9], p=[0.9, 0.07, 0.03]))
+            x, y = generator.integers(0, 40, 2).tolist()
+            number = len(content["annotations"]) + 1
+            content["annotations"].append(annotation(number, key, category, (x, y, 8, 6)))
+    return prepare_coco(write(content), images, tmp_path / "tail"), content
+
+
+def factors_by_the_book(content, threshold, num_images):
+    """Gupta et al., LVIS, appendix B.2, written out: {image id: factor}."""
+    classes = {one["id"]: set() for one in content["images"]}
+    for one in content["annotations"]:
+        classes[one["image_id"]].add(one["category_id"])
+    share = {c: sum(c in has for has in classes.values()) / num_images for c in (2, 5, 9)}
+    repeat = {c: max(1.0, (threshold / share[c]) ** 0.5) for c in share if share[c]}
+    return {key: max((repeat[c] for c in has), default=1.0) for key, has in classes.items()}
+
+
+@pytest.mark.parametrize("filter_empty", [False, True])
+def test_repeat_factors_stay_with_their_images(long_tail, filter_empty):
+    store, content = long_tail
+    dataset = MultiLabelDataset(store, filter_empty=filter_empty)
+    assert len(dataset) == (40 if filter_empty else 60)
+    expected = factors_by_the_book(content, 0.5, len(dataset))
+    factors = repeat_factors(dataset, 0.5)
+    assert len(factors) == len(dataset) and len(set(np.round(factors, 4).tolist())) >= 3
+    records = [dataset[index] for index in range(len(dataset))]
+    for record, factor in zip(records, factors.tolist(), strict=True):
+        assert factor == pytest.approx(expected[int(record["image_id"])], rel=1e-6), record["image_id"]
+    theirs = Detectron2RepeatFactor.repeat_factors_from_category_frequency(records, 0.5).numpy()
+    assert np.array_equal(factors, theirs)
+
+
+def test_repeat_factor_epochs_draw_images_as_often_as_their_factors(long_tail):
+    store, content = long_tail
+    dataset = MultiLabelDataset(store, filter_empty=True)
+    sampler = RepeatFactorTrainingSampler.from_dataset(dataset, seed=0, threshold=0.5)
+    epochs = 400
+    drawn = sum(np.bincount(sampler.epoch_indices(e), minlength=len(dataset)) for e in range(epochs)) / epochs
+    expected = factors_by_the_book(content, 0.5, len(dataset))
+    for index, mean in enumerate(drawn.tolist()):
+        record = dataset[index]
+        assert record["annotations"], "an image without objects is never drawn"
+        assert mean == pytest.approx(expected[int(record["image_id"])], abs=0.12)
