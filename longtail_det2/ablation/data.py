@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from longtail_det2.data.datasets.coco import prepare_coco
 from longtail_det2.data.datasets.openimages import prepare_openimages
 from longtail_det2.data.datasets.shapes import GENERATION_FILE, ShapesOptions, generate_shapes
 from longtail_det2.utils.errors import ConfigError, DataError
 
 from .jobs import fill, hash_of
 from .layout import Layout, read_json, write_json
-from .specification import DataSpec
+from .specification import SHAPES, SHAPES_LVIS, DataSpec
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,10 @@ _SPLITS = ("train", "validation")
 
 def make_data(data: DataSpec, run_seed: int, layout: Layout, scripts: Path, workers: int) -> None:
     """Makes a data set, or what is missing of it.
+
+    Generated data have annotation stores in the formats "openimages" (for the data sets shapes_train and
+    shapes_validation) and "lvis" (for shapes_lvis_train and shapes_lvis_validation). The folder "{data}" is
+    the one whose `stores` the former find, or the latter where "lvis" is the only format.
 
     Args:
         data: what to make.
@@ -40,6 +46,7 @@ def make_data(data: DataSpec, run_seed: int, layout: Layout, scripts: Path, work
     if data.options is not None:
         seed = data.seed(run_seed)
         assert seed is not None
+        _remove_outdated(data, folder)
         source = _generate(folder, dataclasses.replace(data.options, seed=seed), workers)
     commands = [[fill(word, {"data": folder, "seed": run_seed}) for word in words] for words in data.prepare]
     state = layout.prepared(data, run_seed)
@@ -58,6 +65,17 @@ def is_made(data: DataSpec, run_seed: int, layout: Layout) -> bool:
     if data.options is None:
         return True
     return generation.get("options") == dataclasses.replace(data.options, seed=data.seed(run_seed)).to_json()
+
+
+def _remove_outdated(data: DataSpec, folder: Path) -> None:
+    """Removes what was made with other formats, lest a config that names it is trained on old data."""
+    assert data.options is not None
+    if data.generated_name == SHAPES_LVIS:
+        shutil.rmtree(folder.with_name(SHAPES), ignore_errors=True)
+        if not (folder / GENERATION_FILE).is_file():  # only stores, of data that were generated beside it
+            shutil.rmtree(folder, ignore_errors=True)
+    elif "lvis" not in data.options.formats:
+        shutil.rmtree(folder.with_name(SHAPES_LVIS), ignore_errors=True)
 
 
 def _generate(folder: Path, options: ShapesOptions, workers: int) -> object:
@@ -79,6 +97,10 @@ def _generate(folder: Path, options: ShapesOptions, workers: int) -> object:
                 workers=1,
                 progress=False,
             )
+    if "lvis" in options.formats:
+        stores = folder.with_name(SHAPES_LVIS) / "stores"
+        for split in _SPLITS:
+            prepare_coco(folder / "lvis" / f"{split}.json", folder / "images" / split, stores / split)
     return [generation["version"], generation["options"]]
 
 

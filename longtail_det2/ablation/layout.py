@@ -45,7 +45,7 @@ class Layout:
     def data(self, data: DataSpec, run_seed: int) -> Path:
         """What "{data}" stands for: the generated data set, or the folder of data that are there."""
         root = self.data_root(data, run_seed)
-        return root if data.folder is not None else root / "shapes"
+        return root if data.folder is not None else root / data.generated_name
 
     def prepared(self, data: DataSpec, run_seed: int) -> Path:
         """Where it stands which commands a data set was prepared with: it goes when the data set goes."""

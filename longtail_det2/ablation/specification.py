@@ -12,6 +12,7 @@
     data:
       mild:                                   # options of scripts/generate_shapes.py, with underscores
         missing_leaf_rate: 0.1
+        formats: [openimages]                 # [lvis]: for configs of shapes_lvis_{train,validation}
         seed: 0                               # a number, or "run": the seed of the run
         prepare:                              # scripts to run once on the finished data, optional
           - category_statistics.py --store {data}/stores/train --output {data}/statistics
@@ -39,6 +40,9 @@ from longtail_det2.data.datasets.shapes import ShapesOptions
 
 Overrides = dict[str, Any]
 
+SHAPES, SHAPES_LVIS = "shapes", "shapes_lvis"
+"""Built-in data sets, and the folders below DATASETS.ROOT that hold their stores."""
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -57,6 +61,12 @@ class DataSpec:
     seed_per_run: bool = False
     folder: Path | None = None
     prepare: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def generated_name(self) -> str:
+        """Folder of generated data below DATASETS.ROOT: that of the data set whose store is its `stores`."""
+        lvis_only = self.options is not None and set(self.options.formats) == {"lvis"}
+        return SHAPES_LVIS if lvis_only else SHAPES
 
     def seed(self, run_seed: int) -> int | None:
         """The seed that the data set of a run is generated with."""

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from longtail_det2.ablation.layout import Layout, locked
+from longtail_det2.data.store import AnnotationStore
 from longtail_det2.utils.errors import ConfigError
 
 
@@ -251,6 +252,43 @@ def test_data_are_generated_once_and_prepared(project, capsys):
     error = capsys.readouterr().err
     assert "FAILED made/second/seed1: its data: count.py" in error and "exit status 4: no output" in error
     assert "anew" not in error and (data / "made/shapes/counted.txt").read_text().startswith("y")
+
+
+def test_lvis_data_have_stores_where_their_data_sets_are(project):
+    small = {
+        **{"train_images": 12, "validation_images": 4, "image_size": 64, "num_leaves": 3, "min_objects": 1},
+        **{"co_label_rate": 0.0, "confusion_rate": 0.0},
+    }
+    key = "MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.RATES_FILE"
+    project.specification["seeds"] = [1]
+    made = project.output / "data" / "made"
+
+    def run(*formats):
+        project.specification["data"] = {"made": {**small, "formats": list(formats)}}
+        project.specification["rows"][0]["overrides"][key] = "{data}/stores"
+        assert project.run("--only", "first") == 0
+        options = project.calls()[0]["options"]
+        return AnnotationStore.open(made / "shapes_lvis/stores/train"), options
+
+    store, options = run("lvis")
+    assert options["DATASETS.ROOT"] == str(made)
+    assert options[key] == str(store.path.parent) == str(made / "shapes_lvis/stores")
+    assert store.has_masks and not store.has_hierarchy and store.num_classes == 3
+    assert [path.name for path in made.iterdir()] == ["shapes_lvis"]
+    assert (made / "shapes_lvis/stores/validation").is_dir() and (made / "shapes_lvis/lvis").is_dir()
+
+    store, options = run("openimages", "lvis")
+    assert options[key] == str(made / "shapes/stores")
+    assert store.image_root == made / "shapes/images/train" and store.has_masks
+    assert (made / "shapes/stores/validation").is_dir()
+
+    store, options = run("lvis")  # the stores alone were there
+    assert options[key] == str(store.path.parent) and len(store) == 12
+    assert store.image_root == made / "shapes_lvis/images/train" and not (made / "shapes").exists()
+
+    project.specification["data"] = {"made": {**small, "formats": ["openimages"]}}
+    assert project.run("--only", "first") == 0
+    assert [path.name for path in made.iterdir()] == ["shapes"]
 
 
 def test_an_output_in_use_is_refused(project, monkeypatch, capsys):
