@@ -127,6 +127,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "Linear"
     # What the normalised layer multiplies the cosines with.
     cfg.MODEL.ROI_BOX_HEAD.TEMPERATURE = 20.0
+    # Write class_gradients.json: how much training raised and lowered the logit of each class.
+    cfg.MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS = False
     # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To
     # fine-tune a detector on other classes: ("roi_heads.box_predictor",)
     cfg.MODEL.RESET_WEIGHTS = ()
@@ -238,6 +240,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
 
 def _add_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.OPEN_IMAGES = CN()
+    # Evaluate by the metric of the Open Images challenge.
+    cfg.TEST.OPEN_IMAGES.ENABLED = True
     # A detection finds an object when their boxes overlap by this much.
     cfg.TEST.OPEN_IMAGES.IOU = 0.5
     # Weight of a group-of box as ground truth: 1 in the 2019 challenge, 0 ignores groups.
@@ -252,7 +256,18 @@ def _add_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.OPEN_IMAGES.HEAD_MEDIUM_TAIL = ()
 
     cfg.TEST.COCO = CN()
-    # Evaluate by COCO's metric too: ("bbox",), ("segm",) or both. Empty: both with MODEL.MASK_ON, else none.
+    # Evaluate by COCO's metric too: ("bbox",), ("segm",) or both. Empty: both with MODEL.MASK_ON and without
+    # TEST.LVIS.TASKS, else none.
     cfg.TEST.COCO.TASKS = ()
     # The best so many detections of a class in an image count.
     cfg.TEST.COCO.MAX_DETECTIONS = 100
+
+    cfg.TEST.LVIS = CN()
+    # Evaluate by LVIS's metric too: ("bbox",), ("segm",) or both. Empty: no.
+    cfg.TEST.LVIS.TASKS = ()
+    # The best so many detections of an image over all classes count. TEST.DETECTIONS_PER_IMAGE should be as
+    # many.
+    cfg.TEST.LVIS.MAX_DETECTIONS = 300
+    # For fixed AP, the best so many detections of a class over all images count, and any number in an image.
+    # 0: no fixed AP.
+    cfg.TEST.LVIS.FIXED_AP_DETECTIONS = 10000

@@ -13,6 +13,7 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=0),  # 0: all are kept
     eval_period=0,  # 0: once, at the end
     log_period=20,
+    log_class_gradients=False,  # as MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS
     device="cuda",
     channels_last=False,
     seed=-1,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from detectron2.config import instantiate
+from detectron2.engine.train_loop import HookBase
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +22,7 @@ from .activation_checkpoint import checkpoint_activations
 from .build import build_lazy_model
 from .config_files import log_config_file
 from .defaults import class_ids_of, lazy_dataset_names, setup_lazy
+from .gradient_log import ClassGradients
 from .sampling_log import SamplingLog
 from .training import default_hooks, distribute, evaluate_model, prepare_start
 from .training_step import ResumableLoader, make_training_step
@@ -61,6 +63,10 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     sampling_log = SamplingLog(cfg.train.output_dir, stages, max_iter, data.total_batch_size)
     model = build_lazy_model(cfg)
     checkpoint_activations(model, cfg.train.get("activation_checkpoint", ()))
+    class_ids = class_ids_of(lazy_dataset_names(cfg)[0][0])
+    logs: list[HookBase | None] = [sampling_log]
+    if cfg.train.get("log_class_gradients", False):
+        logs.append(ClassGradients(model, class_ids, cfg.train.output_dir))
     cfg.optimizer.model = model
     optimizer = instantiate(cfg.optimizer)
     seed = int(cfg.train.get("seed", -1))
@@ -74,7 +80,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     checkpointer = ClassAwareCheckpointer(
         model,
         cfg.train.output_dir,
-        class_ids=class_ids_of(lazy_dataset_names(cfg)[0][0]),
+        class_ids=class_ids,
         reset_weights=cfg.train.get("reset_weights", ()),
         trainer=trainer,
     )
@@ -85,7 +91,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
         results.update(do_test(cfg, wrapped))
         return results
 
-    trainer.register_hooks([sampling_log])
+    trainer.register_hooks(logs)
     trainer.register_hooks(
         default_hooks(
             optimizer=optimizer,

@@ -28,6 +28,7 @@ from .activation_checkpoint import checkpoint_activations
 from .build import build_model
 from .config_files import log_config_file
 from .defaults import class_ids_of, frequency_counts, setup
+from .gradient_log import ClassGradients
 from .sampling_log import SamplingLog
 from .solver import build_lr_scheduler, build_optimizer, optimizer_arguments
 from .training import default_hooks, distribute, evaluate_model, prepare_start
@@ -56,6 +57,10 @@ class Trainer(DefaultTrainer):
         sampling_log = SamplingLog(cfg.OUTPUT_DIR, stages, self.max_iter, cfg.SOLVER.IMS_PER_BATCH)
         model = self.build_model(cfg)
         checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINT)
+        class_ids = class_ids_of(cfg.DATASETS.TRAIN[0])
+        logs: list[HookBase | None] = [sampling_log]
+        if cfg.MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS:
+            logs.append(ClassGradients(model, class_ids, cfg.OUTPUT_DIR))
         optimizer = self.build_optimizer(cfg, model)
         self._loader = ResumableLoader(
             lambda start, seed: sampling_log.watch(self.build_train_loader(_with_seed(cfg, seed), start)),
@@ -73,11 +78,11 @@ class Trainer(DefaultTrainer):
         self.checkpointer = ClassAwareCheckpointer(
             model,
             cfg.OUTPUT_DIR,
-            class_ids=class_ids_of(cfg.DATASETS.TRAIN[0]),
+            class_ids=class_ids,
             reset_weights=cfg.MODEL.RESET_WEIGHTS,
             trainer=weakref.proxy(self),
         )
-        self.register_hooks([sampling_log, *self.build_hooks()])
+        self.register_hooks([*logs, *self.build_hooks()])
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Loads the newest checkpoint of OUTPUT_DIR if `resume` and there is one, else MODEL.WEIGHTS.
@@ -173,7 +178,8 @@ class Trainer(DefaultTrainer):
             return COCOEvaluator(dataset_name, output_dir=output_dir, use_fast_impl=False)
         if kind != "openimages":
             raise ConfigError(f"data set {dataset_name!r}: there is no evaluator for data of kind {kind!r}")
-        keys = cfg.TEST.OPEN_IMAGES
+        keys, lvis = cfg.TEST.OPEN_IMAGES, cfg.TEST.LVIS
+        by_default = ("bbox", "segm") if cfg.MODEL.MASK_ON and not lvis.TASKS else ()
         return StoreEvaluators(
             dataset_name,
             output_dir=output_dir,
@@ -183,8 +189,12 @@ class Trainer(DefaultTrainer):
             expand_predictions=keys.EXPAND_PREDICTIONS,
             write_predictions_csv=keys.WRITE_PREDICTIONS_CSV,
             frequency_thresholds=keys.HEAD_MEDIUM_TAIL or None,
-            coco_tasks=cfg.TEST.COCO.TASKS or (("bbox", "segm") if cfg.MODEL.MASK_ON else ()),
+            open_images=keys.ENABLED,
+            coco_tasks=cfg.TEST.COCO.TASKS or by_default,
             coco_max_detections=cfg.TEST.COCO.MAX_DETECTIONS,
+            lvis_tasks=lvis.TASKS,
+            lvis_max_detections=lvis.MAX_DETECTIONS,
+            lvis_fixed_ap_detections=lvis.FIXED_AP_DETECTIONS,
         )
 
     @classmethod

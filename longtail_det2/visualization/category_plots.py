@@ -22,7 +22,14 @@ from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.files import atomic_path
 from longtail_det2.utils.wording import counted
 
-__all__ = ["draw_heat_map", "draw_long_tail", "most_concurrent", "ratio_text", "related_classes"]
+__all__ = [
+    "category_figure",
+    "draw_heat_map",
+    "draw_long_tail",
+    "most_concurrent",
+    "ratio_text",
+    "related_classes",
+]
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -104,7 +111,7 @@ def draw_heat_map(path: Path, rates: ConcurrentRates, classes: np.ndarray) -> No
     values = rates.rates[np.ix_(classes, classes)]
     names = [_label(rates.class_names[c]) for c in classes]
     side = min(max(0.25 * len(classes), 2.4), 14.0)
-    with _figure(path, side + 3.6, side + 2.4) as figure:
+    with category_figure(path, side + 3.6, side + 2.4) as figure:
         axes = figure.subplots()
         shown = np.ma.masked_array(values, mask=np.eye(len(classes), dtype=bool))
         image = axes.imshow(shown, cmap=_HEAT.with_extremes(bad="#eceff2"), norm=PowerNorm(0.5, 0, 1))
@@ -148,7 +155,7 @@ def draw_long_tail(path: Path, tail: LongTail, unit: str, annotated: np.ndarray 
     order = np.argsort(-tail.counts, kind="stable")
     heights = np.maximum(tail.counts[order], 0.5)
     ranks = np.arange(1, len(order) + 1)
-    with _figure(path, 8.6, 4.4) as figure:
+    with category_figure(path, 8.6, 4.4) as figure:
         axes = figure.subplots()
         for group, (name, size, share) in enumerate(tail.group_facts()):
             members = tail.groups[order] == group
@@ -196,10 +203,6 @@ def ratio_text(value: float) -> str:
     return f"{value:,.0f} : 1" if value >= 100 else f"{value:.3g} : 1"
 
 
-def _classes(number: int) -> str:
-    return counted(number, "class", "classes")
-
-
 def _write_cells(axes: Axes, shown: np.ma.MaskedArray) -> None:
     for (row, column), value in np.ndenumerate(shown.filled(0)):
         if value > 0:
@@ -216,8 +219,12 @@ def _label(name: str) -> str:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of `width` x `height` inches that is saved as `path` when the block ends."""
+def category_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of `width` x `height` inches that is saved as `path` when the block ends.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     try:
         with atomic_path(path) as temporary, mpl.rc_context(_SETTINGS), warnings.catch_warnings():
             # Names in scripts that the font lacks are drawn as boxes, which nobody here can mend.

@@ -1,0 +1,112 @@
+"""The picture of the gradients that a classifier got: the ratio of raising to lowering, class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from longtail_det2.engine.gradient_log import CLASS_GRADIENTS_FILE
+from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
+from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.files import read_json
+
+from .category_plots import category_figure
+
+_COLORS = ("#0068a8", "#b06f00", "#bb2a6b", "#16836a", "#7351b5", "#6b7482")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_SMOOTHED = 9
+"""Classes of neighbouring frequency whose median is the line."""
+
+
+@dataclass(frozen=True)
+class GradientRatios:
+    """What one training gave each class.
+
+    Attributes:
+        label: of the run, for the picture.
+        class_ids: of the K classes.
+        images: (K,) training images with the class.
+        ratio: (K,) positive by negative gradient, of all predictors together; NaN where there was none.
+    """
+
+    label: str
+    class_ids: tuple[str, ...]
+    images: np.ndarray
+    ratio: np.ndarray
+
+
+def read_gradients(run: Path, label: str = "") -> GradientRatios:
+    """Reads what a run left in its output folder.
+
+    Args:
+        run: folder with class_gradients.json and sampled_classes.json.
+        label: in the picture; by default the folder's name.
+
+    Raises:
+        DataError: a file is absent or damaged, or they are of different classes.
+    """
+    advice = "train with MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS True to the end"
+    gradients, sampled = (
+        read_json(run / name, advice) for name in (CLASS_GRADIENTS_FILE, SAMPLED_CLASSES_FILE)
+    )
+    try:
+        ids, images = tuple(gradients["class_ids"]), np.array(sampled["images_by_class"], dtype=np.int64)
+        parts = gradients["predictors"].values()
+        sums = sum(np.array([one["positive"], one["negative"]], dtype=np.float64) for one in parts)
+        same = tuple(sampled["class_ids"]) == ids
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        file = run / CLASS_GRADIENTS_FILE
+        raise DataError(f"{file}: not what a training writes ({error}): {advice}") from None
+    if not same or np.shape(sums) != (2, len(ids)) or len(images) != len(ids):
+        raise DataError(
+            f"{run}: {CLASS_GRADIENTS_FILE} and {SAMPLED_CLASSES_FILE} are of different classes: {advice}"
+        )
+    positive, negative = np.asarray(sums)
+    known = (negative > 0) & (positive > 0)
+    ratio = np.divide(positive, negative, out=np.full(len(ids), np.nan), where=known)
+    return GradientRatios(label or run.name, ids, images, ratio)
+
+
+def draw_gradients(path: Path, runs: Sequence[GradientRatios]) -> None:
+    """Draws the ratio of positive to negative gradient of each class against its training images.
+
+    A dot is a class, a line the running median over classes of neighbouring frequency. Classes without
+    training images, or that were never a positive, are not drawn.
+
+    Args:
+        path: .png or .svg file, written atomically.
+        runs: at least one; all of the same classes.
+
+    Raises:
+        DataError: the runs are of different classes, or the file cannot be written.
+    """
+    for run in runs[1:]:
+        if run.class_ids != runs[0].class_ids:
+            raise DataError(f"{run.label} is of other classes than {runs[0].label}: draw them by themselves")
+    with category_figure(path, 7.2, 4.4) as figure:
+        axes = figure.subplots()
+        for place, run in enumerate(runs):
+            shown = np.flatnonzero((run.images > 0) & np.isfinite(run.ratio))
+            shown = shown[np.argsort(run.images[shown], kind="stable")]
+            color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)]
+            images, ratio = run.images[shown], run.ratio[shown]
+            axes.plot(images, ratio, marker, color=color, markersize=3.5, alpha=0.45, markeredgewidth=0)
+            axes.plot(images, _running_median(ratio), color=color, linewidth=1.8, label=run.label)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.axhline(1, color="#525b68", linewidth=0.8)
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("training images of the class (logarithmic)")
+        axes.set_ylabel("raising / lowering gradient (logarithmic)")
+        axes.set_title("Gradients of the classes' logits, summed over training")
+        figure.legend(loc="outside lower center", ncols=3, columnspacing=1.4)
+
+
+def _running_median(values: np.ndarray) -> np.ndarray:
+    half = _SMOOTHED // 2
+    return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
