@@ -10,11 +10,13 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluators
 
 from longtail_det2.evaluation.coco_evaluation import COCOStoreEvaluator, Task
+from longtail_det2.evaluation.lvis_evaluation import LVISStoreEvaluator
 from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
+from longtail_det2.utils.errors import ConfigError
 
 
 class StoreEvaluators(DatasetEvaluators):
-    """The Open Images metric and, if asked for, COCO's, of the same outputs on one annotation store."""
+    """The Open Images metric, and COCO's and LVIS's if asked for, of the same outputs on one store."""
 
     def __init__(
         self,
@@ -25,7 +27,11 @@ class StoreEvaluators(DatasetEvaluators):
         frequency_thresholds: Sequence[float] | None = None,
         coco_tasks: Sequence[Task] = (),
         coco_max_detections: int = 100,
-        **open_images: Any,
+        lvis_tasks: Sequence[Task] = (),
+        lvis_max_detections: int = 300,
+        lvis_fixed_ap_detections: int = 10_000,
+        open_images: bool = True,
+        **open_images_options: Any,
     ) -> None:
         """Opens the store of the data set.
 
@@ -36,19 +42,44 @@ class StoreEvaluators(DatasetEvaluators):
             frequency_thresholds: see `split_by_frequency`.
             coco_tasks: "bbox", "segm" or both; () leaves COCO's metric out.
             coco_max_detections: see `COCOStoreEvaluator`.
-            **open_images: the other arguments of `OpenImagesEvaluator`.
+            lvis_tasks: "bbox", "segm" or both; () leaves LVIS's metric out.
+            lvis_max_detections: see `LVISStoreEvaluator`.
+            lvis_fixed_ap_detections: see `LVISStoreEvaluator`.
+            open_images: False leaves the Open Images metric out.
+            **open_images_options: the other arguments of `OpenImagesEvaluator`.
 
         Raises:
-            ConfigError: see the evaluators.
+            ConfigError: no metric is left, or see the evaluators.
             DataError: there is no usable store.
         """
-        common: dict[str, Any] = {
-            "output_dir": output_dir,
-            "train_counts": train_counts,
-            "frequency_thresholds": frequency_thresholds,
-        }
-        evaluators: list[Any] = [OpenImagesEvaluator(dataset, **common, **open_images)]
+        if not (open_images or coco_tasks or lvis_tasks):
+            raise ConfigError(
+                "no metric is left to evaluate by: set TEST.OPEN_IMAGES.ENABLED, TEST.COCO.TASKS or "
+                "TEST.LVIS.TASKS (of StoreEvaluators: open_images, coco_tasks, lvis_tasks)"
+            )
+        common: dict[str, Any] = {"output_dir": output_dir, "train_counts": train_counts}
+        evaluators: list[Any] = []
+        if open_images:
+            options = {"frequency_thresholds": frequency_thresholds, **open_images_options}
+            evaluators.append(OpenImagesEvaluator(dataset, **common, **options))
         if coco_tasks:
-            limit = coco_max_detections
-            evaluators.append(COCOStoreEvaluator(dataset, tasks=coco_tasks, max_detections=limit, **common))
+            evaluators.append(
+                COCOStoreEvaluator(
+                    dataset,
+                    tasks=coco_tasks,
+                    max_detections=coco_max_detections,
+                    frequency_thresholds=frequency_thresholds,
+                    **common,
+                )
+            )
+        if lvis_tasks:
+            evaluators.append(
+                LVISStoreEvaluator(
+                    dataset,
+                    tasks=lvis_tasks,
+                    max_detections=lvis_max_detections,
+                    fixed_ap_detections=lvis_fixed_ap_detections,
+                    **common,
+                )
+            )
         super().__init__(evaluators)

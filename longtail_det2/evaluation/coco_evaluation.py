@@ -12,17 +12,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pycocotools.mask as coco_mask
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
 from tabulate import tabulate
 
-from longtail_det2.data.masks import decode_masks, to_runs
-from longtail_det2.data.store import AnnotationStore, ObjectFlag
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.evaluation.model_outputs import (
+    fractions,
+    json_id,
+    log_coverage,
+    mean_of_known,
+    number_or_null,
+    read_instances,
+)
 from longtail_det2.evaluation.openimages_evaluation import class_groups, name_of_dataset, open_store
-from longtail_det2.utils.errors import ConfigError
+from longtail_det2.evaluation.store_truth import (
+    StoreTruth,
+    check_tasks,
+    truth_of_store,
+    whole_box_runs,
+)
 from longtail_det2.utils.files import atomic_text_writer
 
 Task = Literal["bbox", "segm"]
@@ -71,17 +82,8 @@ class COCOStoreEvaluator(DatasetEvaluator):
             ConfigError: an unknown task, or masks of a store that has none.
             DataError: there is no usable store.
         """
-        unknown = sorted(set(tasks) - {"bbox", "segm"})
-        if unknown or not tasks:
-            raise ConfigError(
-                f"COCO's metric knows the tasks 'bbox' and 'segm', not {unknown or 'none at all'}"
-            )
         self.store, self._name = open_store(dataset), name_of_dataset(dataset)
-        if "segm" in tasks and not self.store.has_masks:
-            raise ConfigError(
-                f"{self.store.path} has no masks to evaluate with: make the store from a COCO- or LVIS-form "
-                "file with segmentations, or evaluate boxes only (TEST.COCO.TASKS ('bbox',))"
-            )
+        check_tasks(tasks, self.store, "COCO")
         self._tasks = tuple(tasks)
         self._output_dir = None if output_dir is None else Path(output_dir)
         counts = None if train_counts is None else np.asarray(train_counts)
@@ -109,9 +111,7 @@ class COCOStoreEvaluator(DatasetEvaluator):
             if index is None:
                 self._not_in_store += 1
                 continue
-            self._found[index] = _describe_detections(
-                output["instances"].to("cpu"), index, "segm" in self._tasks
-            )
+            self._found[index] = _describe_detections(output["instances"], index, "segm" in self._tasks)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Gathers, evaluates, writes the files; an empty dict on processes other than the main one."""
@@ -125,15 +125,16 @@ class COCOStoreEvaluator(DatasetEvaluator):
         for part, _ in parts:
             for index, rows in part.items():
                 found.setdefault(index, rows)  # padding of the last batch: the lowest rank first
-        self._warn(found, sum(count for _, count in parts))
+        log_coverage(self.store, len(found), sum(count for _, count in parts))
         verified = verified_classes(self.store)
         rows = [row for index in sorted(found) for row in found[index]]
         counted = [row for row in rows if verified is None or verified[row["image_id"], row["category_id"]]]
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         per_class: dict[str, np.ndarray] = {}
+        truth = truth_of_store(self.store, with_masks="segm" in self._tasks)
         for task in self._tasks:
             name = f"coco_{task}"
-            results[name], per_class[name] = self._measure(task, counted)
+            results[name], per_class[name] = self._measure(task, truth, counted)
             table = tabulate(
                 [[f"{value:.2f}" for value in results[name].values()]], headers=list(results[name])
             )
@@ -142,104 +143,84 @@ class COCOStoreEvaluator(DatasetEvaluator):
             self._write(rows, results, per_class)
         return results
 
-    def _measure(self, task: Task, rows: list[dict[str, Any]]) -> tuple[dict[str, float], np.ndarray]:
+    def _measure(
+        self, task: Task, truth: StoreTruth, rows: list[dict[str, Any]]
+    ) -> tuple[dict[str, float], np.ndarray]:
         """Percentages by name, and (K,) AP of each class in [0, 1], NaN without ground truth."""
-        precision = coco_precision(coco_ground_truth(self.store, task), rows, task, self._max_detections)
+        ground = coco_ground_truth(self.store, task, truth)
+        precision = coco_precision(ground, rows, task, self._max_detections)
         ap = precision[..., 0].mean(axis=(0, 1))
         summary = {
-            "AP": _mean(precision[..., 0]),
-            "AP50": _mean(precision[0, ..., 0]),
-            "AP75": _mean(precision[5, ..., 0]),
-            "APs": _mean(precision[..., 1]),
-            "APm": _mean(precision[..., 2]),
-            "APl": _mean(precision[..., 3]),
-            **{f"AP_{name}": _mean(ap[classes]) for name, classes in self._groups.items()},
+            "AP": mean_of_known(precision[..., 0]),
+            "AP50": mean_of_known(precision[0, ..., 0]),
+            "AP75": mean_of_known(precision[5, ..., 0]),
+            "APs": mean_of_known(precision[..., 1]),
+            "APm": mean_of_known(precision[..., 2]),
+            "APl": mean_of_known(precision[..., 3]),
+            **{f"AP_{name}": mean_of_known(ap[classes]) for name, classes in self._groups.items()},
         }
         return {name: 100 * value for name, value in summary.items()}, ap
-
-    def _warn(self, found: Mapping[int, object], not_in_store: int) -> None:
-        if not_in_store:
-            logger.warning("%d outputs are of images that are not in %s", not_in_store, self.store.path)
-        missing = len(self.store) - len(found)
-        if missing:
-            logger.warning(
-                "%d of %d images had no output: their objects count as missed", missing, len(self.store)
-            )
 
     def _write(
         self, rows: list[dict[str, Any]], results: Mapping[str, Any], per_class: Mapping[str, np.ndarray]
     ) -> None:
         assert self._output_dir is not None
         self._output_dir.mkdir(parents=True, exist_ok=True)
-        image_ids = [_json_id(name.decode()) for name in self.store.image_ids.tolist()]
-        class_ids = [_json_id(name) for name in self.store.class_ids]
+        image_ids = [json_id(name.decode()) for name in self.store.image_ids.tolist()]
+        class_ids = [json_id(name) for name in self.store.class_ids]
         with atomic_text_writer(self._output_dir / "coco_instances_results.json") as stream:
             json.dump([_for_json(row, image_ids, class_ids) for row in rows], stream)
         classes = [
             {
                 "id": class_ids[k],
                 "name": self.store.class_names[k],
-                **{task: None if np.isnan(ap[k]) else float(ap[k]) for task, ap in per_class.items()},
+                **{task: number_or_null(ap[k]) for task, ap in per_class.items()},
             }
             for k in range(self.store.num_classes)
         ]
-        summary = {
-            task: {name: None if np.isnan(value) else value / 100 for name, value in values.items()}
-            for task, values in results.items()
-        }
         with atomic_text_writer(self._output_dir / "coco_metrics.json") as stream:
+            summary = fractions(results)
             json.dump(
                 {"unit": "fractions in [0, 1]", "summary": summary, "classes": classes}, stream, indent=1
             )
             stream.write("\n")
 
 
-def coco_ground_truth(store: AnnotationStore, task: Task) -> dict[str, Any]:
+def coco_ground_truth(store: AnnotationStore, task: Task, truth: StoreTruth | None = None) -> dict[str, Any]:
     """The content of a COCO file about a store, an annotation for each class that an object is of.
+
+    Args:
+        store: where the objects are.
+        task: "bbox" or "segm".
+        truth: of the store, with masks for "segm"; None reads it.
 
     Returns:
         A dict whose image and category ids are positions in the store.
     """
+    truth = truth or truth_of_store(store, with_masks=task == "segm")
     sizes = store.image_sizes.tolist()
-    images = [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes)]
+    described: dict[int, dict[str, Any]] = {}
     annotations: list[dict[str, Any]] = []
-    for image, (height, width) in enumerate(sizes):
-        annotations += _image_annotations(store, image, height, width, task)
-    for number, annotation in enumerate(annotations, start=1):  # a match with id 0 would be none
-        annotation["id"] = number
+    pairs = zip(truth.image.tolist(), truth.object.tolist(), truth.cls.tolist(), strict=True)
+    for number, (image, row, label) in enumerate(pairs, start=1):  # a match with id 0 would be none
+        if row not in described:
+            described[row] = _describe_object(truth, row, sizes[image], task)
+        annotations.append({"image_id": image, **described[row], "category_id": label, "id": number})
+    images = [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes)]
     categories = [{"id": k, "name": name} for k, name in enumerate(store.class_names)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _image_annotations(
-    store: AnnotationStore, image: int, height: int, width: int, task: Task
-) -> list[dict[str, Any]]:
-    first, last = store.object_offsets[image : image + 2].tolist()
-    masks = decode_masks(store, image) if store.has_masks else [None] * (last - first)
-    ends = store.label_offsets[first : last + 1]
-    rows, classes = store.hierarchy.expand(
-        np.repeat(np.arange(last - first), np.diff(ends)), store.labels[ends[0] : ends[-1]]
-    )
-    classes_of: list[list[int]] = [[] for _ in range(last - first)]
-    for row, label in sorted(set(zip(rows.tolist(), classes.tolist(), strict=True))):
-        classes_of[row].append(label)
-    annotations = []
-    for place, mask in enumerate(masks):
-        x0, y0, x1, y1 = (store.boxes[first + place] * (width, height, width, height)).tolist()
-        one = {
-            "image_id": image,
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "area": (x1 - x0) * (y1 - y0),
-            "iscrowd": int(store.flags[first + place] & int(ObjectFlag.GROUP_OF) != 0),
-        }
-        if mask is not None:
-            runs: Any = to_runs(mask, height, width)
-            one.update(segmentation=runs, area=float(coco_mask.area(runs)))
-        elif task == "segm":
-            whole = [np.array([x0, y0, x1, y0, x1, y1, x0, y1])]
-            one.update(segmentation=to_runs(whole, height, width), iscrowd=1)
-        annotations += [{**one, "category_id": label} for label in classes_of[place]]
-    return annotations
+def _describe_object(truth: StoreTruth, row: int, size: Sequence[int], task: Task) -> dict[str, Any]:
+    box = truth.box[row]
+    one = {"bbox": box.tolist(), "area": float(truth.area[row]), "iscrowd": int(truth.group[row])}
+    if task == "segm":
+        runs = truth.runs[row] if truth.runs is not None else None
+        if runs is None:
+            one.update(segmentation=whole_box_runs(box, *size), iscrowd=1)
+        else:
+            one["segmentation"] = runs
+    return one
 
 
 def coco_precision(
@@ -297,33 +278,17 @@ def verified_classes(store: AnnotationStore) -> np.ndarray | None:
 
 def _describe_detections(instances: Instances, image: int, with_masks: bool) -> list[dict[str, Any]]:
     """Detections of an image in COCO's form; those that are not finite are left out."""
-    boxes = instances.pred_boxes.tensor.detach().double().numpy()
-    scores = instances.scores.detach().double().numpy()
-    classes = instances.pred_classes.tolist()
-    rows = []
-    for place in np.flatnonzero(np.isfinite(boxes).all(axis=1) & np.isfinite(scores)).tolist():
-        x0, y0, x1, y1 = boxes[place].tolist()
-        row = {
-            "image_id": image,
-            "category_id": classes[place],
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "score": float(scores[place]),
-        }
-        if with_masks:
-            mask = instances.pred_masks[place].numpy()
-            row["segmentation"] = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-        rows.append(row)
+    found = read_instances(instances, with_masks=with_masks)
+    box = found.box.astype(np.float64)
+    box[:, 2:] -= box[:, :2]
+    columns = (found.cls.tolist(), box.tolist(), found.score.tolist())
+    rows: list[dict[str, Any]] = [
+        {"image_id": image, "category_id": cls, "bbox": xywh, "score": score}
+        for cls, xywh, score in zip(*columns, strict=True)
+    ]
+    for row, runs in zip(rows, found.runs or (), strict=found.runs is not None):
+        row["segmentation"] = runs
     return rows
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
-
-
-def _json_id(text: str) -> int | str:
-    """Ids that were numbers are numbers again."""
-    return int(text) if text.isdecimal() and str(int(text)) == text else text
 
 
 def _for_json(

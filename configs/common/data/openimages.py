@@ -52,4 +52,8 @@ dataloader.evaluator = L(StoreEvaluators)(
     frequency_thresholds=None,
     coco_tasks=[],
     coco_max_detections=100,
+    lvis_tasks=[],
+    lvis_max_detections=300,
+    lvis_fixed_ap_detections=10000,
+    open_images=True,
 )

@@ -1,0 +1,165 @@
+"""LVIS's metric over a store, compared with the package `lvis` and with its recorded numbers."""
+
+import json
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+from lvis_cases import (
+    CASES,
+    FIXED,
+    GOLDEN,
+    HEIGHT,
+    WIDTH,
+    best_of_each_class,
+    instances_of,
+    lvis_numbers,
+    make_content,
+    make_outputs,
+    make_results,
+)
+from PIL import Image
+
+from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.evaluation.lvis_evaluation import LVISStoreEvaluator
+
+TASKS = ("bbox", "segm")
+
+
+@pytest.fixture
+def make_store(tmp_path):
+    def make(content, name="store", hierarchy=None):
+        for one in content["images"]:
+            path = tmp_path / one["file_name"]
+            if not path.exists():
+                Image.new("L", (WIDTH, HEIGHT)).save(path)
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        if hierarchy is not None:
+            (tmp_path / "hierarchy.json").write_text(json.dumps(hierarchy))
+            hierarchy = tmp_path / "hierarchy.json"
+        return prepare_coco(tmp_path / f"{name}.json", tmp_path, tmp_path / name, hierarchy)
+
+    return make
+
+
+def evaluate(store, outputs, **options):
+    evaluator = LVISStoreEvaluator(store, **{"tasks": TASKS, **options})
+    evaluator.reset()
+    for start in range(0, len(outputs), 3):
+        evaluator.process(*zip(*outputs[start : start + 3], strict=True))
+    return evaluator.evaluate()
+
+
+def assert_equal(found, expected):
+    """lvis says -1 (here times 100) where there is nothing to take a mean of."""
+    for name, value in found.items():
+        reference = expected[name]
+        if reference < 0:
+            assert np.isnan(value), name
+        else:
+            assert value == pytest.approx(reference, abs=1e-6), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_to_the_recorded_numbers_of_lvis(make_store, case):
+    expected = json.loads(GOLDEN.read_text())[case]
+    content = make_content(case)
+    outputs = make_outputs(content, make_results(case, content))
+    results = evaluate(make_store(content), outputs, fixed_ap_detections=FIXED[case])
+    assert list(results) == ["lvis_bbox", "lvis_bbox_fixed", "lvis_segm", "lvis_segm_fixed"]
+    assert list(results["lvis_bbox"]) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
+    assert list(results["lvis_segm_fixed"]) == ["AP", "APr", "APc", "APf"]
+    for name, values in results.items():
+        assert 1 < values["AP"] < 99
+        assert_equal(values, expected[name])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_to_lvis_itself(make_store, case, tmp_path):
+    """The same from the detections that the evaluator wrote."""
+    pytest.importorskip("lvis")
+    content = make_content(case)
+    outputs = make_outputs(content, make_results(case, content))
+    results = evaluate(
+        make_store(content), outputs, output_dir=tmp_path / "out", fixed_ap_detections=FIXED[case]
+    )
+    rows = json.loads((tmp_path / "out/lvis_instances_results.json").read_text())
+    assert len(rows) == sum(len(output["instances"]) for _, output in outputs)
+    for task in TASKS:
+        assert_equal(results[f"lvis_{task}"], lvis_numbers(content, rows, task))
+        fixed = best_of_each_class(rows, FIXED[case])
+        assert_equal(results[f"lvis_{task}_fixed"], lvis_numbers(content, fixed, task, -1))
+
+
+def test_recorded_cases_are_hard_enough():
+    """They have what the rules are about, and each rule changes a number."""
+    crowded = json.loads(GOLDEN.read_text())["crowded"]
+    assert crowded["lvis_bbox"]["AP"] != pytest.approx(crowded["lvis_bbox_fixed"]["AP"], abs=0.02)
+    content = make_content("ties")
+    rows = make_results("ties", content)
+    scores = [row["score"] for row in rows]
+    assert len(set(scores)) < len(scores) / 2
+    assert any(one["neg_category_ids"] for one in content["images"])
+    assert any(one["not_exhaustive_category_ids"] for one in content["images"])
+    assert len({one["image_id"] for one in content["annotations"]}) < len(content["images"])
+    assert any(coco_mask.area(row["segmentation"]) == 0 for row in rows)
+
+
+def test_photographs(make_store, shared_dir, tmp_path):
+    """Masks of stores are polygons in single precision; with such a file the numbers are those of lvis."""
+    pytest.importorskip("lvis")
+    path = shared_dir / "data/photos/lvis/train.json"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    content = json.loads(path.read_text())
+    known = {one["id"] for one in content["categories"]}  # the file speaks of others, too
+    content["annotations"] = [one for one in content["annotations"] if one["category_id"] in known]
+    for image in content["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [one for one in image[key] if one in known]
+    exact = json.loads(json.dumps(content))
+    sizes = {one["id"]: (one["height"], one["width"]) for one in content["images"]}
+    for one in content["annotations"]:
+        parts = [np.array(part, dtype=np.float32).tolist() for part in one["segmentation"]]
+        area = coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(parts, *sizes[one["image_id"]])))
+        one.update(segmentation=parts, area=float(area))
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    store = prepare_coco(tmp_path / "train.json", path.parents[1] / "images/train", tmp_path / "store")
+    outputs = photograph_outputs(content, moved_objects(content, sizes))
+    results = evaluate(store, outputs, output_dir=tmp_path / "out")
+    written = json.loads((tmp_path / "out/lvis_instances_results.json").read_text())
+    for task in TASKS:
+        expected = lvis_numbers(content, written, task)
+        assert_equal(results[f"lvis_{task}"], expected)
+        assert 20 < expected["AP"] < 99 and expected["APf"] == -100
+        # The file itself, whose polygons are in double precision.
+        assert results[f"lvis_{task}"]["AP"] == pytest.approx(
+            lvis_numbers(exact, written, task)["AP"], abs=0.1
+        )
+
+
+def moved_objects(content, sizes):
+    """Three detections of each object, some pixels away."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for one in content["annotations"] * 3:
+        height, width = sizes[one["image_id"]]
+        shift = rng.normal(0, 3, 2)
+        parts = [np.array(part).reshape(-1, 2) + shift for part in one["segmentation"]]
+        parts = [np.clip(part, 0, (width, height)).reshape(-1).tolist() for part in parts]
+        runs = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
+        row = {"image_id": one["image_id"], "category_id": one["category_id"], "score": rng.random()}
+        row["bbox"] = (np.array(one["bbox"]) + rng.normal(0, 3, 4)).clip(0).tolist()
+        rows.append({**row, "segmentation": runs})
+    return rows
+
+
+def photograph_outputs(content, rows):
+    categories = sorted(content["categories"], key=lambda one: one["id"])
+    index = {one["id"]: place for place, one in enumerate(categories)}
+    outputs = []
+    for image in content["images"]:
+        found = [row for row in rows if row["image_id"] == image["id"]]
+        instances = instances_of(found, index, (image["height"], image["width"]))
+        outputs.append(({"image_id": str(image["id"])}, {"instances": instances}))
+    return outputs
