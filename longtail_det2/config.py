@@ -164,6 +164,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.OBJECTNESS = True
     # Labels of a region that are learned: "all", or "most_specific", the one that the published loss knows.
     cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS = "all"
+    # Scores of the classes: "softmax", or "concurrent", in which labels that occur together do not suppress
+    # each other; the rates are those of CONCURRENT_SOFTMAX.RATES_FILE and DIRECTION.
+    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.SCORES = "softmax"
     # The classes' loss is divided by the number of all sampled "regions", or is the "mean" over foreground.
     cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.REDUCTION = "regions"
     # Regions are counted over all processes; False: each process goes by its own.

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from longtail_det2.config import get_cfg
-from longtail_det2.layers import multi_label_seesaw_loss, seesaw_loss
+from longtail_det2.layers import concurrent_softmax_scores, multi_label_seesaw_loss, seesaw_loss
 from longtail_det2.modeling.losses import (
     SeesawLoss,
     SoftmaxCrossEntropyLoss,
@@ -188,6 +188,32 @@ def test_scores_sum_to_one():
     assert narrow.dtype == torch.float32
 
 
+@pytest.mark.parametrize("objectness", [True, False])
+def test_concurrent_scores(objectness):
+    """Of the classes alone, or with background; without rates they are softmax."""
+    logits = some_logits(6 + objectness)
+    rates = torch.zeros(5, 5)
+    options = {"num_classes": 5, "objectness": objectness, "scores": "concurrent"}
+    plain = SeesawLoss(num_classes=5, objectness=objectness).activation(logits)
+    torch.testing.assert_close(SeesawLoss(rates=rates, **options).activation(logits), plain)
+    rates[0, 1] = 1.0
+    loss = SeesawLoss(rates=rates, **options)
+    found = loss.activation(logits)
+    width = 5 if objectness else 6
+    wanted = concurrent_softmax_scores(logits[:, :width], rates.double())[:, :5]
+    if objectness:
+        wanted = wanted * logits[:, 5:].softmax(dim=1)[:, :1]
+    torch.testing.assert_close(found[:, :5], wanted)
+    assert (found[:, 0] > plain[:, 0]).all()
+    torch.testing.assert_close(found[:, 1:], plain[:, 1:])
+    assert set(loss.state_dict()) == {"class_counts", "rates", "rates_known"}
+    twin = SeesawLoss(**options)
+    with pytest.raises(ConfigError, match="SeesawLoss has no concurrent rates"):
+        twin(logits, single_label())
+    twin.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(twin.activation(logits), found)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast(dtype):
     targets, logits = several_labels(), some_logits(7, dtype=dtype)
@@ -259,6 +285,8 @@ def test_config():
         ({"q": float("nan")}, r"SEESAW\.Q is nan"),
         ({"eps": 0.0}, r"SEESAW\.EPS is 0\.0"),
         ({"labels": "some"}, r"SEESAW\.LABELS is 'some'; it must be one of all, most_specific"),
+        ({"scores": "sum"}, r"SEESAW\.SCORES is 'sum'"),
+        ({"scores": "concurrent", "direction": "up"}, r"DIRECTION is 'up'"),
         ({"reduction": "sum"}, r"SEESAW\.REDUCTION is 'sum'"),
         ({"num_classes": 0}, "at least one class"),
         ({"prior_prob": 1.0}, "PRIOR_PROB"),

@@ -108,6 +108,6 @@ def _store_of(name: str) -> str | None:
     return MetadataCatalog.get(name).get("store_path") if name in DatasetCatalog.list() else None
 
 
-def no_rates() -> str:
+def no_rates(of: str = "the loss") -> str:
     """The beginning of a message."""
-    return f"ConcurrentSoftmaxLoss has no concurrent rates ({NODE}.RATES_FILE names no file)"
+    return f"{of} has no concurrent rates ({NODE}.RATES_FILE names no file)"

@@ -16,8 +16,10 @@ from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
-from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, at_least_float32
+from .base import CLASSIFICATION_LOSS_REGISTRY, at_least_float32
 from .focal_sums import focal_sum
+from .held_rates import HoldsRates, RatesSource
+from .rates_of_run import RatesOfRun
 
 if TYPE_CHECKING:
     from longtail_det2.data.hierarchy import LabelHierarchy
@@ -27,10 +29,11 @@ NODE = "MODEL.CLASSIFICATION_LOSS.SEESAW"
 
 LABELS = ("all", "most_specific")
 REDUCTIONS = ("regions", "mean")
+SCORES = ("softmax", "concurrent")
 
 
 @CLASSIFICATION_LOSS_REGISTRY.register()
-class SeesawLoss(ClassificationLoss):
+class SeesawLoss(HoldsRates):
     """Seesaw loss (Wang et al. 2021) with a classifier of its own for foreground and background.
 
     The K + 2 logits are those of the classes, of foreground and of background. With L_r of
@@ -59,6 +62,12 @@ class SeesawLoss(ClassificationLoss):
     label it is the published loss, but the number of positive labels is read from the device. "most_specific"
     takes the one label of each region, all other classes being negatives, and reads nothing.
 
+    Labels that do not suppress each other in training rise together, and a softmax then splits the score
+    among them. With the scores "concurrent" the softmax over the classes is therefore
+    :func:`concurrent_softmax_scores`, in which classes that occur together do not suppress each other either;
+    their rates are kept as in :class:`HoldsRates`. Where every rate is 0, as with one label an object, it is
+    softmax.
+
     **Dense heads.** Nearly all anchors are background, so the objectness is a focal loss there, of the
     probability of foreground (Lin et al. 2017, equation 5), beginning at `prior_prob`; the classes' loss is
     that of the positive anchors, and both sums are divided by the detector's normaliser. Anchors that are
@@ -80,6 +89,9 @@ class SeesawLoss(ClassificationLoss):
         labels: str = "all",
         reduction: str = "regions",
         sync_counts: bool = True,
+        scores: str = "softmax",
+        rates: RatesSource = None,
+        direction: str = "given_row",
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         prior_prob: float = 0.01,
@@ -96,6 +108,9 @@ class SeesawLoss(ClassificationLoss):
             reduction: "regions" or "mean".
             sync_counts: sum the counts over ranks; without, each rank goes by its own, and a checkpoint has
                 those of the first.
+            scores: "softmax" or "concurrent".
+            rates: for the latter, see :meth:`HoldsRates.hold_rates`; else not looked at.
+            direction: see there.
             focal_alpha: of the objectness in a dense head, see :class:`SigmoidFocalLoss`.
             focal_gamma: likewise.
             prior_prob: probability of foreground before training, in a dense head.
@@ -107,21 +122,31 @@ class SeesawLoss(ClassificationLoss):
         _check_ranges(
             num_classes=num_classes, p=p, q=q, eps=eps, focal_gamma=focal_gamma, prior_prob=prior_prob
         )
-        for key, value, known in (("LABELS", labels, LABELS), ("REDUCTION", reduction, REDUCTIONS)):
+        for key, value, known in (
+            ("LABELS", labels, LABELS),
+            ("REDUCTION", reduction, REDUCTIONS),
+            ("SCORES", scores, SCORES),
+        ):
             if value not in known:
                 raise ConfigError(f"{NODE}.{key} is {value!r}; it must be one of {', '.join(known)}")
         self.num_classes, self.p, self.q, self.eps = num_classes, float(p), float(q), float(eps)
         self.objectness, self.labels, self.reduction = objectness, labels, reduction
-        self.sync_counts = sync_counts
+        self.sync_counts, self.scores = sync_counts, scores
         self.focal_alpha, self.focal_gamma, self.prior_prob = focal_alpha, focal_gamma, prior_prob
         self.register_buffer("class_counts", torch.zeros(num_classes + 1, dtype=torch.int64))
+        if scores == "concurrent":
+            self.hold_rates(num_classes, rates, direction)
 
     @classmethod
     def from_config(
         cls, cfg: CfgNode, num_classes: int, hierarchy: LabelHierarchy | None = None
     ) -> dict[str, Any]:
-        """Reads ``MODEL.CLASSIFICATION_LOSS.SEESAW`` and, for dense heads, keys of ``MODEL.RETINANET``."""
+        """Reads ``SEESAW`` and, for the rates, ``CONCURRENT_SOFTMAX`` of ``MODEL.CLASSIFICATION_LOSS``.
+
+        For dense heads, also keys of ``MODEL.RETINANET``.
+        """
         keys, dense = cfg.MODEL.CLASSIFICATION_LOSS.SEESAW, cfg.MODEL.RETINANET
+        concurrent = cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX
         return {
             "num_classes": num_classes,
             "p": keys.P,
@@ -131,6 +156,9 @@ class SeesawLoss(ClassificationLoss):
             "labels": keys.LABELS,
             "reduction": keys.REDUCTION,
             "sync_counts": keys.SYNC_COUNTS,
+            "scores": keys.SCORES,
+            "rates": RatesOfRun(tuple(cfg.DATASETS.TRAIN), concurrent.RATES_FILE),
+            "direction": concurrent.DIRECTION,
             "focal_alpha": dense.FOCAL_LOSS_ALPHA,
             "focal_gamma": dense.FOCAL_LOSS_GAMMA,
             "prior_prob": dense.PRIOR_PROB,
@@ -149,17 +177,22 @@ class SeesawLoss(ClassificationLoss):
         return num_classes + 1 + self.objectness
 
     def activation(self, logits: Tensor) -> Tensor:
-        """See the class and the contract; a row sums to 1."""
+        """See the class and the contract; a row sums to 1, with concurrent scores to at least 1."""
         with torch.autocast(logits.device.type, enabled=False):
             logits = at_least_float32(logits)
             if not self.objectness:
-                return F.softmax(logits, dim=1)
+                return self._competition(logits)
             presence = F.softmax(logits[:, self.num_classes :], dim=1)
-            classes = F.softmax(logits[:, : self.num_classes], dim=1)
+            classes = self._competition(logits[:, : self.num_classes])
             return torch.cat([classes * presence[:, :1], presence[:, 1:]], dim=1)
+
+    def _competition(self, logits: Tensor) -> Tensor:
+        return F.softmax(logits, dim=1) if self.scores == "softmax" else self.concurrent_scores(logits)
 
     def forward(self, logits: Tensor, targets: MultiLabelTargets) -> dict[str, Tensor]:
         """See the class and the contract; ``loss_objectness`` is there only with `objectness`."""
+        if self.scores == "concurrent":
+            self.find_rates()
         with torch.autocast(logits.device.type, enabled=False):
             if self._is_counting():
                 self._count(targets.classes, targets.labels)
@@ -180,6 +213,8 @@ class SeesawLoss(ClassificationLoss):
 
     def dense_loss(self, logits: Tensor, targets: DenseTargets, normalizer: Tensor) -> dict[str, Tensor]:
         """See the class and the contract; keys as of :meth:`forward`."""
+        if self.scores == "concurrent":
+            self.find_rates()
         with torch.autocast(logits.device.type, enabled=False):
             logits, chosen = at_least_float32(logits), targets.classes[targets.rows]
             labels = F.pad(targets.labels, (0, 1))
@@ -232,7 +267,7 @@ class SeesawLoss(ClassificationLoss):
         """Shown by ``print(model)``."""
         return (
             f"num_classes={self.num_classes}, p={self.p}, q={self.q}, objectness={self.objectness}, "
-            f"labels={self.labels}, reduction={self.reduction}"
+            f"labels={self.labels}, reduction={self.reduction}, scores={self.scores}"
         )
 
 
