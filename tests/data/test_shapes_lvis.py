@@ -13,8 +13,8 @@ from shapes_reading import OPTIONS, polygons_to_mask, read_csv, read_json
 from longtail_det2.data.datasets.coco import prepare_coco
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
-from longtail_det2.data.datasets.shapes_lvis import count_own_objects, lvis_frequencies
-from longtail_det2.data.datasets.shapes_plan import plan_split
+from longtail_det2.data.datasets.shapes_lvis import CoLabelRule, lvis_frequencies, warn_of_unseen
+from longtail_det2.data.datasets.shapes_plan import PlannedImage, PlannedObject, plan_split
 from longtail_det2.data.datasets.shapes_vocabulary import ShapesVocabulary
 
 SPLITS = ("train", "validation")
@@ -80,12 +80,7 @@ def test_an_object_has_one_annotation_of_its_true_leaf(dataset, plans):
     assert all(kinds[kind] > 20 for kind in ("co_label", "noisy", "member"))
 
 
-def test_a_two_coloured_object_is_always_of_the_class_with_fewer_objects_of_its_own(
-    dataset, plans, vocabulary
-):
-    own = count_own_objects(plans["train"], vocabulary.num_leaves)
-    single = [planned.leaves for image in plans["train"] for planned in image.objects]
-    assert own.tolist() == [single.count((leaf,)) for leaf in range(vocabulary.num_leaves)]
+def test_a_pair_of_colours_is_always_annotated_as_the_same_class(dataset, plans):
     chosen = collections.defaultdict(set)
     for split in SPLITS:
         lvis = by_image(read_json(dataset / "lvis" / f"{split}.json"))
@@ -94,10 +89,47 @@ def test_a_two_coloured_object_is_always_of_the_class_with_fewer_objects_of_its_
             for planned, theirs in zip(image.objects, coco[number], strict=True):
                 if len(planned.leaves) == 2:
                     (same,) = [one for one in lvis[number] if place(one) == place(theirs)]
-                    leaf = same["category_id"] - 1
-                    assert own[leaf] == min(own[list(planned.leaves)])
-                    chosen[frozenset(planned.leaves)].add(leaf)
+                    chosen[frozenset(planned.leaves)].add(same["category_id"] - 1)
     assert len(chosen) > 10 and all(len(leaves) == 1 for leaves in chosen.values())
+
+
+def test_co_labels_leave_every_class_about_its_frequency():
+    vocabulary = ShapesVocabulary.build()
+    for seed in range(4):
+        options = ShapesOptions(train_images=3000, co_label_rate=0.3, seed=seed)
+        images, counts = plan_split(options, vocabulary, "train")
+        rule = CoLabelRule(images, 60)
+        objects = [planned.leaves for image in images for planned in image.objects]
+        annotated = np.bincount([rule.leaf_of(leaves) for leaves in objects], minlength=60)
+        own = np.bincount([leaves[0] for leaves in objects if len(leaves) == 1], minlength=60)
+        assert (own <= annotated).all() and (annotated <= counts).all() and annotated.min() >= 2
+        rarest = np.argsort(counts)[:20]
+        assert annotated[rarest].sum() > 0.7 * counts[rarest].sum()
+        assert all(rule.leaf_of(leaves) == rule.leaf_of(leaves[::-1]) in leaves for leaves in objects)
+
+
+def images_of(*leaves):
+    return [PlannedImage(tuple(PlannedObject(one, one) for one in leaves), ())]
+
+
+def test_the_class_with_fewer_objects_gets_the_objects_of_two_colours():
+    rule = CoLabelRule(images_of((0,), (0,), (0,), (1,), (0, 1), (1, 0), (1, 2), (2, 0)), 4)
+    # 2 has none of its own and takes those that it shares with 0, which has most; then it has as many as 1,
+    # and fewer pairs.
+    assert [rule.leaf_of(pair) for pair in ((0, 2), (1, 2), (0, 1))] == [2, 2, 1]
+    assert rule.leaf_of((3,)) == 3 and rule.leaf_of((0, 3)) == 3  # no pair of the training split
+    # 0 and 2 have one pair each, 1 has both: so that each of them has one.
+    chain = CoLabelRule(images_of((0, 1), (1, 2), (2, 3)), 4)
+    assert len({chain.leaf_of(pair) for pair in ((0, 1), (1, 2), (2, 3))}) == 3
+
+
+def test_classes_without_a_training_annotation_are_told(caplog):
+    vocabulary = ShapesVocabulary.build(3)
+    warn_of_unseen((np.array([2, 1, 3]), np.array([2, 1, 3])), vocabulary)
+    assert not caplog.records
+    warn_of_unseen((np.array([2, 0, 0]), np.array([2, 0, 0])), vocabulary)
+    names = ", ".join(vocabulary.class_names[1:3])
+    assert f"no training annotation of {names}, whose" in caplog.text
 
 
 def test_the_fields_of_lvis(dataset, vocabulary):

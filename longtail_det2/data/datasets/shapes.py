@@ -43,7 +43,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from longtail_det2.data.datasets.shapes_drawing import draw_image
-from longtail_det2.data.datasets.shapes_lvis import annotate_lvis, count_lvis, count_own_objects, write_lvis
+from longtail_det2.data.datasets.shapes_lvis import (
+    CoLabelRule,
+    annotate_lvis,
+    count_lvis,
+    warn_of_unseen,
+    write_lvis,
+)
 from longtail_det2.data.datasets.shapes_options import FORMATS, IMAGE_FORMATS, ShapesOptions
 from longtail_det2.data.datasets.shapes_plan import SPLITS, PlannedImage, plan_split
 from longtail_det2.data.datasets.shapes_vocabulary import ShapesVocabulary
@@ -160,9 +166,11 @@ def _generate_into(
             write_coco(folder / "coco" / f"{split}.json", records, vocabulary)
         if "lvis" in options.formats:
             (folder / "lvis").mkdir(exist_ok=True)
-            own_objects = count_own_objects(plans["train"][0], vocabulary.num_leaves)
-            annotated = annotate_lvis(records, split, own_objects, vocabulary, options)
-            train_counts = train_counts or count_lvis(annotated, vocabulary.num_leaves)
+            rule = CoLabelRule(plans["train"][0], vocabulary.num_leaves)
+            annotated = annotate_lvis(records, split, rule, vocabulary, options)
+            if train_counts is None:
+                train_counts = count_lvis(annotated, vocabulary.num_leaves)
+                warn_of_unseen(train_counts, vocabulary)
             path = folder / "lvis" / f"{split}.json"
             write_lvis(path, split, annotated, vocabulary, train_counts, options)
     generation = {

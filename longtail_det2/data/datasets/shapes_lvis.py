@@ -10,14 +10,16 @@ LVIS is federated: an image is annotated for some classes only. Of the classes o
 
 By default (`lvis_labels` "leaf") an object has one annotation, of what it truly is, also where the
 annotators of the other forms wrote a parent or a similar leaf. A two-coloured object truly is of two classes.
-It gets the one that has fewer training objects of its own, in both splits: the rule can be learned, and rare
-classes keep their frequency. The other class is not exhaustive there, or nobody looked for it. LVIS has no
+It gets the one of them that has fewer training objects, always the same for a pair of classes, so that this
+can be learned (`CoLabelRule`). The other class is not exhaustive there, or nobody looked for it. LVIS has no
 boxes around groups: the members that are seen whole are annotated one by one, and their class is not
 exhaustive.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +29,11 @@ import numpy as np
 
 from longtail_det2.data.datasets.shapes_masks import VisibleRegion
 from longtail_det2.data.datasets.shapes_options import ShapesOptions
-from longtail_det2.data.datasets.shapes_plan import SPLITS, PlannedImage, PlannedObject
+from longtail_det2.data.datasets.shapes_plan import SPLITS, PlannedImage
 from longtail_det2.data.datasets.shapes_vocabulary import ShapesVocabulary
 from longtail_det2.data.datasets.shapes_writers import ImageRecord, box_and_area, image_entry, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,48 @@ class LvisImage:
     absent: tuple[int, ...]
 
 
+class CoLabelRule:
+    """Which of its two leaves a two-coloured object is annotated as.
+
+    The leaf that has fewest annotations so far, those of one-coloured objects at first, takes all objects
+    that it shares with one other leaf, the one with most annotations; and so on. A rare leaf thereby keeps
+    about its frequency, and none gets more annotations than it has objects.
+    """
+
+    def __init__(self, images: Sequence[PlannedImage], num_leaves: int) -> None:
+        """Decides.
+
+        Args:
+            images: of the training split; the rule holds in every split.
+            num_leaves: L.
+        """
+        sets = Counter(tuple(sorted(one.leaves)) for image in images for one in image.objects)
+        left = {pair: number for pair, number in sets.items() if len(pair) == 2}
+        self._counts = [sets[leaf,] for leaf in range(num_leaves)]
+        self._chosen: dict[tuple[int, ...], int] = {}
+        while left:
+            pairs = Counter(leaf for pair in left for leaf in pair)
+            # Of those with equally many, first the one that has the smaller choice.
+            leaf = min(pairs, key=lambda one: (self._counts[one], pairs[one], one))
+            partner = max((sum(pair) - leaf for pair in left if leaf in pair), key=self._order)
+            pair = (min(leaf, partner), max(leaf, partner))
+            self._chosen[pair] = leaf
+            self._counts[leaf] += left.pop(pair)
+
+    def leaf_of(self, leaves: Sequence[int]) -> int:
+        """The leaf that an object with these true leaves is annotated as."""
+        pair = tuple(sorted(leaves))
+        # What the training split does not have is left to the frequencies.
+        return self._chosen[pair] if pair in self._chosen else min(pair, key=self._order)
+
+    def _order(self, leaf: int) -> tuple[int, int]:
+        return self._counts[leaf], leaf
+
+
 def annotate_lvis(
     records: Sequence[ImageRecord],
     split: str,
-    own_objects: np.ndarray,
+    rule: CoLabelRule,
     vocabulary: ShapesVocabulary,
     options: ShapesOptions,
 ) -> list[LvisImage]:
@@ -63,7 +105,7 @@ def annotate_lvis(
     Args:
         records: images of the split, all of them and in order.
         split: its name.
-        own_objects: (L,) of the training split, see `count_own_objects`.
+        rule: made of the training split.
         vocabulary: the classes.
         options: of the data set.
     """
@@ -72,7 +114,8 @@ def annotate_lvis(
         annotations: list[tuple[int, VisibleRegion]] = []
         partial: set[int] = set()
         for planned, drawn in zip(record.planned.objects, record.drawn, strict=True):
-            leaves = _annotated_leaves(planned, own_objects, options.lvis_labels)
+            written = [label for label in planned.labels if label < vocabulary.num_leaves]
+            leaves = [rule.leaf_of(planned.leaves)] if options.lvis_labels == "leaf" else written
             regions = drawn.members if planned.group else (drawn.region,)
             annotations += [(leaf, region) for leaf in leaves for region in regions]
             partial |= set(planned.leaves) if planned.group else set(planned.leaves) - set(leaves)
@@ -86,12 +129,6 @@ def annotate_lvis(
     return found
 
 
-def count_own_objects(images: Sequence[PlannedImage], num_leaves: int) -> np.ndarray:
-    """(L,) int64: the planned objects that are of a leaf and of no other."""
-    leaves = [one.leaves[0] for image in images for one in image.objects if len(one.leaves) == 1]
-    return np.bincount(np.array(leaves, dtype=np.int64), minlength=num_leaves)
-
-
 def count_lvis(images: Sequence[LvisImage], num_leaves: int) -> tuple[np.ndarray, np.ndarray]:
     """(images, annotations) of each leaf, (L,) int64 each."""
     in_images, instances = np.zeros(num_leaves, dtype=np.int64), np.zeros(num_leaves, dtype=np.int64)
@@ -100,6 +137,17 @@ def count_lvis(images: Sequence[LvisImage], num_leaves: int) -> tuple[np.ndarray
         in_images[list(set(leaves))] += 1
         np.add.at(instances, leaves, 1)
     return in_images, instances
+
+
+def warn_of_unseen(train_counts: tuple[np.ndarray, np.ndarray], vocabulary: ShapesVocabulary) -> None:
+    """Warns of leaves without an annotation in the training split: all their objects are two-coloured."""
+    names = [vocabulary.class_names[leaf] for leaf in np.flatnonzero(train_counts[0] == 0).tolist()]
+    if names:
+        logger.warning(
+            "LVIS form: no training annotation of %s, whose objects are annotated as their second class; "
+            "lower co_label_rate, or use more images",
+            ", ".join(names),
+        )
 
 
 def lvis_frequencies(image_counts: Sequence[int], thresholds: tuple[int, int]) -> list[str]:
@@ -176,13 +224,6 @@ def _categories(
             }
         )
     return categories
-
-
-def _annotated_leaves(planned: PlannedObject, own_objects: np.ndarray, labels: str) -> list[int]:
-    """The leaves that an object, or each member of a group, has an annotation of."""
-    if labels == "written":
-        return [label for label in planned.labels if label < len(own_objects)]
-    return [min(planned.leaves, key=lambda leaf: (int(own_objects[leaf]), leaf))]
 
 
 def _lose_some(
