@@ -165,7 +165,8 @@ def test_twins_train_alike(name):
     described = ({**group, "params": len(group["params"])} for group in ours.param_groups)
     assert list(described) == [{**g, "params": len(g["params"])} for g in theirs.param_groups]
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    assert (lazy.optimizer.clip_type, lazy.optimizer.clip_value) == (clip.CLIP_TYPE, clip.CLIP_VALUE)
+    found = (lazy.optimizer.get("clip_type", ""), lazy.optimizer.get("clip_value", 0.0))
+    assert found == ((clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else ("", 0.0))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,6 +180,8 @@ def test_twins_read_the_same_data(name):
     assert parse(train.get("stages", ())) == parse(cfg.DATALOADER.STAGES)
     if train.sampler == "SoftBalanceTrainingSampler":
         assert train.sampler_options["lambda_"] == cfg.DATALOADER.SOFT_BALANCE.LAMBDA
+    if train.sampler == "RepeatFactorTrainingSampler":
+        assert train.sampler_options["threshold"] == cfg.DATALOADER.REPEAT_THRESHOLD
     assert train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
     assert train.aspect_ratio_grouping == cfg.DATALOADER.ASPECT_RATIO_GROUPING
     assert train.num_workers == test.num_workers == cfg.DATALOADER.NUM_WORKERS
@@ -220,8 +223,22 @@ def test_twins_are_evaluated_alike(name):
     assert evaluator.expand_predictions == keys.EXPAND_PREDICTIONS
     assert evaluator.write_predictions_csv == keys.WRITE_PREDICTIONS_CSV
     assert tuple(evaluator.frequency_thresholds or ()) == tuple(keys.HEAD_MEDIUM_TAIL)
-    assert tuple(evaluator.coco_tasks) == (("bbox", "segm") if cfg.MODEL.MASK_ON else ())
+    by_default = ("bbox", "segm") if cfg.MODEL.MASK_ON and not cfg.TEST.LVIS.TASKS else ()
+    assert tuple(evaluator.coco_tasks) == by_default
     assert evaluator.coco_max_detections == cfg.TEST.COCO.MAX_DETECTIONS
+    assert evaluator.open_images == keys.ENABLED
+    lvis = cfg.TEST.LVIS
+    assert tuple(evaluator.lvis_tasks) == tuple(lvis.TASKS)
+    assert evaluator.lvis_max_detections == lvis.MAX_DETECTIONS
+    assert evaluator.lvis_fixed_ap_detections == lvis.FIXED_AP_DETECTIONS
+
+
+def test_published_schedule_of_lvis():
+    cfg = model_zoo.get_config("lvis/mask_rcnn_R_50_FPN_2x_LVIS.yaml")
+    solver, epoch = cfg.SOLVER, -(-100170 // cfg.SOLVER.IMS_PER_BATCH)
+    assert (solver.MAX_ITER, *solver.STEPS) == (24 * epoch, 16 * epoch, 22 * epoch)
+    multiplier = build_lr_multiplier(**lr_arguments(cfg))
+    assert multiplier(0) == pytest.approx(1e-3) and multiplier(500 / solver.MAX_ITER) == 1
 
 
 def test_published_schedule():

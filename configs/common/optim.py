@@ -17,6 +17,17 @@ openimages_12_epochs = L(build_lr_multiplier)(
     stages="${oc.select:dataloader.train.stages,[]}",
 )
 
+# See configs/Base-RCNN-FPN-LVIS.yaml: batch 16.
+lvis_24_epochs = L(build_lr_multiplier)(
+    name="WarmupMultiStepLR",
+    max_iter="${train.max_iter}",
+    steps=[100176, 137742],
+    gamma=0.1,
+    warmup_iters=500,
+    warmup_factor=0.001,
+    stages="${oc.select:dataloader.train.stages,[]}",
+)
+
 cosine = L(build_lr_multiplier)(
     name="WarmupCosineLR",
     max_iter="${train.max_iter}",
