@@ -181,7 +181,7 @@ class SpilledDetections:
         self.image = np.repeat(self.seen, counts).astype(np.int32)
         self.cls, self.score, self.box = (joined[name][rows] for name in ("cls", "score", "box"))
         self._runs = [one["runs"] for one in read if "runs" in one]
-        self._bases = np.cumsum([0, *(len(runs) for runs in self._runs)])
+        self._bases = np.cumsum([0, *(len(runs) for runs in self._runs[:-1])])
         if self._runs:
             ends = np.cumsum(joined["length"], dtype=np.int64)
             self._first_byte, self._last_byte = (ends - joined["length"])[rows], ends[rows]

@@ -5,6 +5,9 @@ import random
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from longtail_det2.data.datasets.coco import prepare_coco
 
 
 @pytest.fixture(scope="session")
@@ -47,5 +50,23 @@ def shuffled(oid, tmp_path):
         for name in ("classes.csv", "hierarchy.json"):
             (tmp_path / name).write_bytes((oid / name).read_bytes())
         return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def make_lvis_store(tmp_path):
+    """A store from the content of a COCO- or LVIS-form file; the images are empty."""
+
+    def make(content, hierarchy=None, name="store"):
+        for one in content["images"]:
+            path = tmp_path / one["file_name"]
+            if not path.exists():
+                Image.new("L", (one["width"], one["height"])).save(path)
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        if hierarchy is not None:
+            (tmp_path / "hierarchy.json").write_text(json.dumps(hierarchy))
+            hierarchy = tmp_path / "hierarchy.json"
+        return prepare_coco(tmp_path / f"{name}.json", tmp_path, tmp_path / name, hierarchy)
 
     return make

@@ -9,63 +9,26 @@ from lvis_cases import (
     CASES,
     FIXED,
     GOLDEN,
-    HEIGHT,
-    WIDTH,
+    TASKS,
+    assert_equal,
     best_of_each_class,
+    evaluate,
     instances_of,
     lvis_numbers,
     make_content,
     make_outputs,
     make_results,
 )
-from PIL import Image
 
 from longtail_det2.data.datasets.coco import prepare_coco
-from longtail_det2.evaluation.lvis_evaluation import LVISStoreEvaluator
-
-TASKS = ("bbox", "segm")
-
-
-@pytest.fixture
-def make_store(tmp_path):
-    def make(content, name="store", hierarchy=None):
-        for one in content["images"]:
-            path = tmp_path / one["file_name"]
-            if not path.exists():
-                Image.new("L", (WIDTH, HEIGHT)).save(path)
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-        if hierarchy is not None:
-            (tmp_path / "hierarchy.json").write_text(json.dumps(hierarchy))
-            hierarchy = tmp_path / "hierarchy.json"
-        return prepare_coco(tmp_path / f"{name}.json", tmp_path, tmp_path / name, hierarchy)
-
-    return make
-
-
-def evaluate(store, outputs, **options):
-    evaluator = LVISStoreEvaluator(store, **{"tasks": TASKS, **options})
-    evaluator.reset()
-    for start in range(0, len(outputs), 3):
-        evaluator.process(*zip(*outputs[start : start + 3], strict=True))
-    return evaluator.evaluate()
-
-
-def assert_equal(found, expected):
-    """lvis says -1 (here times 100) where there is nothing to take a mean of."""
-    for name, value in found.items():
-        reference = expected[name]
-        if reference < 0:
-            assert np.isnan(value), name
-        else:
-            assert value == pytest.approx(reference, abs=1e-6), name
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equal_to_the_recorded_numbers_of_lvis(make_store, case):
+def test_equal_to_the_recorded_numbers_of_lvis(make_lvis_store, case):
     expected = json.loads(GOLDEN.read_text())[case]
     content = make_content(case)
     outputs = make_outputs(content, make_results(case, content))
-    results = evaluate(make_store(content), outputs, fixed_ap_detections=FIXED[case])
+    results = evaluate(make_lvis_store(content), outputs, fixed_ap_detections=FIXED[case])
     assert list(results) == ["lvis_bbox", "lvis_bbox_fixed", "lvis_segm", "lvis_segm_fixed"]
     assert list(results["lvis_bbox"]) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
     assert list(results["lvis_segm_fixed"]) == ["AP", "APr", "APc", "APf"]
@@ -75,13 +38,13 @@ def test_equal_to_the_recorded_numbers_of_lvis(make_store, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equal_to_lvis_itself(make_store, case, tmp_path):
+def test_equal_to_lvis_itself(make_lvis_store, case, tmp_path):
     """The same from the detections that the evaluator wrote."""
     pytest.importorskip("lvis")
     content = make_content(case)
     outputs = make_outputs(content, make_results(case, content))
     results = evaluate(
-        make_store(content), outputs, output_dir=tmp_path / "out", fixed_ap_detections=FIXED[case]
+        make_lvis_store(content), outputs, output_dir=tmp_path / "out", fixed_ap_detections=FIXED[case]
     )
     rows = json.loads((tmp_path / "out/lvis_instances_results.json").read_text())
     assert len(rows) == sum(len(output["instances"]) for _, output in outputs)
@@ -105,7 +68,7 @@ def test_recorded_cases_are_hard_enough():
     assert any(coco_mask.area(row["segmentation"]) == 0 for row in rows)
 
 
-def test_photographs(make_store, shared_dir, tmp_path):
+def test_photographs(shared_dir, tmp_path):
     """Masks of stores are polygons in single precision; with such a file the numbers are those of lvis."""
     pytest.importorskip("lvis")
     path = shared_dir / "data/photos/lvis/train.json"
