@@ -1,0 +1,18 @@
+from .....configs.shapes.mask_rcnn_tiny_softmax_shapes_lvis import (
+    dataloader,
+    datasets,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+from ..common.seesaw import normalized_linear as _classifier  # without "_" it would be a key
+from ..common.seesaw import normalized_mask as _predictor
+from ..common.seesaw import seesaw as _seesaw
+
+model.roi_heads.box_predictor.classification_loss = _seesaw
+model.roi_heads.box_predictor.classifier = _classifier
+model.roi_heads.mask_head.predictor = _predictor
+dataloader.train.sampler = "RepeatFactorTrainingSampler"
+dataloader.train.sampler_options = {"threshold": 0.05}
+train.output_dir = "./output/mask_rcnn_tiny_seesaw_shapes_lvis"
