@@ -47,22 +47,15 @@ SPECIFICATION = {
 }
 
 
-@pytest.mark.slow
-def test_trainings_and_evaluations_end_in_a_table(repository, tmp_path):
+def command(repository, tmp_path, output, specification):
+    """Function that runs the command with further arguments."""
     path = tmp_path / "table.yaml"
-    path.write_text(yaml.safe_dump(SPECIFICATION, sort_keys=False))
-    output = tmp_path / "out put"
-    command = [
-        sys.executable,
-        str(repository / "scripts/run_ablation.py"),
-        str(path),
-        "--output",
-        str(output),
-    ]
+    path.write_text(yaml.safe_dump(specification, sort_keys=False))
+    script = str(repository / "scripts/run_ablation.py")
 
     def run(*arguments):
         return subprocess.run(
-            [*command, *arguments],
+            [sys.executable, script, str(path), "--output", str(output), *arguments],
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -70,6 +63,13 @@ def test_trainings_and_evaluations_end_in_a_table(repository, tmp_path):
             timeout=600,
         )
 
+    return run
+
+
+@pytest.mark.slow
+def test_trainings_and_evaluations_end_in_a_table(repository, tmp_path):
+    output = tmp_path / "out put"
+    run = command(repository, tmp_path, output, SPECIFICATION)
     done = run("--seeds", "1", "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -86,3 +86,34 @@ def test_trainings_and_evaluations_end_in_a_table(repository, tmp_path):
     assert "| lazy | 1 |" in table and "3 trainings and 1 further evaluations" in table
     again = run("--seeds", "1")
     assert again.returncode == 0 and "train " not in again.stdout
+
+
+@pytest.mark.slow
+def test_shapes_in_lvis_form(repository, tmp_path):
+    """The names of the configs' data sets find the stores, in YAML and lazy form."""
+    data = {**SPECIFICATION["data"]["shapes"], "formats": ["lvis"], "lvis_thresholds": [8, 16]}
+    prepare = ["category_statistics.py --store {data}/stores/train --output {data}/statistics"]
+    metrics = {"lvis_bbox/AP": "box", "lvis_segm/AP": "mask", "lvis_segm_fixed/AP": "mask, fixed"}
+    lazy = SPECIFICATION["rows"][2]["overrides"]
+    specification = {
+        "seeds": [1],
+        "metrics": metrics,
+        "data": {"lvis": {**data, "prepare": prepare}},
+        "rows": [
+            {
+                "name": "yaml",
+                "config": "shapes/mask_rcnn_tiny_softmax_shapes_lvis.yaml",
+                "overrides": {**SHORT, "SOLVER.MAX_ITER": 2},
+            },
+            {"name": "lazy", "config": "shapes/mask_rcnn_tiny_softmax_shapes_lvis.py", "overrides": lazy},
+        ],
+    }
+    output = tmp_path / "out"
+    done = command(repository, tmp_path, output, specification)("--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((output / "results.json").read_text())["results"]
+    assert [one["line"] for one in results] == ["yaml", "lazy"]
+    for one in results:
+        assert set(metrics) < set(one["metrics"]) and "mAP50" not in one["metrics"]
+        assert "coco_bbox/AP" not in one["metrics"] and 0 <= one["metrics"]["lvis_segm/AP"] <= 100
+    assert (output / "data/lvis/shapes_lvis/statistics/category_statistics.json").is_file()
