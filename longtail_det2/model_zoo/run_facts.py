@@ -192,11 +192,11 @@ def class_names_beside(folder: Path, class_ids: Sequence[str]) -> tuple[str, ...
     Returns:
         In index order; () if nothing there names these classes.
     """
-    for path in [folder / "classes.json", *sorted(folder.glob("inference/*/metrics.json"))]:
+    for path in [folder / "classes.json", *sorted(folder.glob("inference/*/*metrics.json"))]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if "classes" in content:
-                content = {key + "s": [one[key] for one in content["classes"]] for key in ("id", "name")}
+                content = {key + "s": [str(one[key]) for one in content["classes"]] for key in ("id", "name")}
             ids, names = content["ids"], content.get("names") or ()
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # absent, of another evaluator, or half a file: names are a convenience only

@@ -76,7 +76,8 @@ def build_report(
     parts = [sections.header(title, data.log, evaluation)]
     parts += [f'<p class="note">{escape(problem)}</p>' for problem in data.problems]
     if evaluation is not None:
-        parts += [sections.cards(evaluation), sections.results(evaluation), sections.coco_results(evaluation)]
+        parts += [sections.cards(evaluation), sections.results(evaluation)]
+        parts += [sections.coco_results(evaluation), sections.lvis_results(evaluation)]
     parts.append(sections.run_facts(data, train, validation, options.steps))
     if evaluation is not None:
         parts += [sections.ap_by_frequency(evaluation), sections.long_tail(evaluation)]

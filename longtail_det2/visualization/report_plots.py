@@ -184,5 +184,8 @@ def _by_count(classes: Sequence[ClassResult]) -> list[ClassResult]:
 
 
 def _hover(one: ClassResult) -> str:
+    images = f"{one.train_images:,} training images"
+    if math.isnan(one.num_gt):  # another metric than that of Open Images
+        return f"{one.name}: {images}"
     ap = "no ground truth" if math.isnan(one.ap) else f"AP {100 * one.ap:.1f} %"
-    return f"{one.name}: {ap}, {one.train_images:,} training images, {one.num_gt:g} boxes to find"
+    return f"{one.name}: {ap}, {images}, {one.num_gt:g} boxes to find"

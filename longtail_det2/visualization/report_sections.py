@@ -28,6 +28,23 @@ from longtail_det2.visualization.run_data import ClassResult, Evaluation, RunDat
 
 _GROUPS = ("head", "medium", "tail")
 _COCO_TASKS = {"coco_bbox": "boxes", "coco_segm": "masks"}
+_LVIS_TASKS = {
+    "lvis_bbox": "boxes",
+    "lvis_bbox_fixed": "boxes, fixed AP",
+    "lvis_segm": "masks",
+    "lvis_segm_fixed": "masks, fixed AP",
+}
+_LVIS_MEANS = {
+    "AP": "AP",
+    "APr": "AP rare classes",
+    "APc": "AP common classes",
+    "APf": "AP frequent classes",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "APs": "AP small objects",
+    "APm": "AP medium objects",
+    "APl": "AP large objects",
+}
 _COCO_MEANS = {
     "AP": "AP",
     "AP50": "AP50",
@@ -49,13 +66,20 @@ def header(title: str, log: TrainingLog | None, evaluation: Evaluation | None) -
         sentences.append(f"Trained for {int(log.iteration[-1]) + 1:,} iterations.")
     if evaluation is not None:
         images = f"{evaluation.num_images:,} images of " if evaluation.num_images else ""
-        metric = "the Open Images challenge metric" + (" and by COCO's" if evaluation.coco else "")
+        known = {
+            "the Open Images challenge metric": evaluation.summary,
+            "COCO's metric": evaluation.coco,
+            "LVIS's metric": evaluation.lvis,
+        }
+        metric = " and by ".join(name for name, means in known.items() if means) or "no metric"
         sentences.append(f"Evaluated on {images}{evaluation.dataset} by {metric}.")
     return f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(" ".join(sentences))}</p>'
 
 
 def cards(evaluation: Evaluation) -> str:
-    """The numbers to look at first."""
+    """The numbers to look at first: of the Open Images metric, else of LVIS's."""
+    if not evaluation.summary:
+        return _lvis_cards(evaluation)
     labels = {"": "official mAP, all classes", "leaves": "leaf classes"}
     labels.update({group: f"{group} classes" for group in _GROUPS})
     pieces = []
@@ -66,8 +90,22 @@ def cards(evaluation: Evaluation) -> str:
     return f'<div class="cards">{"".join(pieces)}</div>' if pieces else ""
 
 
+def _lvis_cards(evaluation: Evaluation) -> str:
+    pieces = []
+    for task in ("lvis_segm", "lvis_bbox"):
+        groups = {"AP": "", "APf": "head", "APc": "medium", "APr": "tail"}
+        for name, kind in groups.items():
+            value = evaluation.lvis.get(task, {}).get(name, math.nan)
+            if not math.isnan(value):
+                text = f"<b>{_percent(value)} %</b><span>{_LVIS_MEANS[name]}, {_LVIS_TASKS[task]}</span>"
+                pieces.append(f'<div class="card {kind}">{text}</div>')
+    return f'<div class="cards">{"".join(pieces)}</div>' if pieces else ""
+
+
 def results(evaluation: Evaluation) -> str:
-    """The table of means, and how to read it."""
+    """The table of means of the Open Images metric, and how to read it; empty if it was not computed."""
+    if not evaluation.summary:
+        return ""
     rows = []
     for kind, label, members in _kinds(evaluation):
         value = _summary(evaluation, kind)
@@ -108,6 +146,28 @@ def coco_results(evaluation: Evaluation) -> str:
     caption = "Means of COCO's metric, computed by longtail_det2's COCOStoreEvaluator."
     return section(
         "COCO's metric", f'<div class="wide">{table(columns, rows, caption)}</div>', *_paragraphs([text])
+    )
+
+
+def lvis_results(evaluation: Evaluation) -> str:
+    """The table of LVIS's metric; empty if it was not computed."""
+    if not evaluation.lvis:
+        return ""
+    rows = []
+    for task, means in evaluation.lvis.items():
+        cells = [Cell(_percent(means.get(name, math.nan)), numeric=True) for name in _LVIS_MEANS]
+        rows.append([Cell(escape(_LVIS_TASKS.get(task, task))), *cells])
+    columns = ("Of", *(f"{name}, %" for name in _LVIS_MEANS.values()))
+    text = (
+        "LVIS's AP is COCO's (the mean over the overlaps 0.5, 0.55, ..., 0.95 and over the classes), but a "
+        "class is judged only in images where it is annotated or verified absent, and of an image the best "
+        "300 detections over all classes count. Rare classes are in at most 10 training images, common ones "
+        "in at most 100. Fixed AP takes instead the best 10,000 detections of each class over all images, so "
+        "that classes do not compete for places. The numbers 300 and 10,000 are the defaults."
+    )
+    caption = "Means of LVIS's metric, computed by longtail_det2's LVISStoreEvaluator."
+    return section(
+        "LVIS's metric", f'<div class="wide">{table(columns, rows, caption)}</div>', *_paragraphs([text])
     )
 
 
@@ -206,9 +266,11 @@ def per_class(evaluation: Evaluation) -> str:
     def order(one: ClassResult) -> tuple[int, int, str]:
         return int(not one.is_leaf), -(one.train_images or 0), one.name
 
-    tasks = list(evaluation.coco)
+    tasks = [*evaluation.coco, *evaluation.lvis]
     rows = [_class_row(one, tasks) for one in sorted(evaluation.classes, key=order)]
-    coco = [f"COCO's AP, {_COCO_TASKS.get(task, task)}, %" for task in tasks]
+    names = {task: f"COCO's AP, {name}" for task, name in _COCO_TASKS.items()}
+    names |= {task: f"LVIS's AP, {name}" for task, name in _LVIS_TASKS.items()}
+    coco = [f"{names.get(task, task)}, %" for task in tasks]
     columns = ("Class", "Group", "AP, %", "AP expanded, %", *coco, "training images", "boxes to find")
     caption = "AP expanded: predictions count for the ancestors of their class too. Click a heading to sort."
     return (
@@ -313,7 +375,7 @@ def _class_row(one: ClassResult, tasks: Sequence[str]) -> list[Cell]:
             for ap in (one.coco.get(t, math.nan) for t in tasks)
         ),
         Cell(count, numeric=True, key=str(-1 if one.train_images is None else one.train_images)),
-        Cell(f"{one.num_gt:,.10g}", numeric=True, key=_key(one.num_gt)),
+        Cell("–" if math.isnan(one.num_gt) else f"{one.num_gt:,.10g}", numeric=True, key=_key(one.num_gt)),
     ]
 
 

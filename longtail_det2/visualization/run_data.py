@@ -22,6 +22,8 @@ from longtail_det2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_METRIC_FILES = ("metrics.json", "lvis_metrics.json", "coco_metrics.json")
+
 __all__ = ["ClassResult", "Evaluation", "RunData", "TrainingLog", "find_evaluations", "read_run"]
 
 
@@ -37,8 +39,8 @@ class ClassResult:
         train_images: training images with the class; None if unknown.
         is_leaf: no class is below it in the hierarchy.
         group: "head", "medium", "tail", or None (inner classes, or training counts unknown).
-        coco: COCO's AP in [0, 1] by what was evaluated ("coco_bbox", "coco_segm"); NaN without ground truth;
-            empty if COCO's metric was not computed.
+        coco: COCO's and LVIS's AP in [0, 1] by what was evaluated ("coco_bbox", "lvis_segm", ...); NaN
+            without ground truth; empty if neither metric was computed.
     """
 
     id: str
@@ -59,13 +61,16 @@ class Evaluation:
     Attributes:
         dataset: name of the folder, which is the name of the data set.
         metric: name of the metric.
-        summary: means in [0, 1] by name; NaN where there is none.
+        summary: means of the Open Images metric in [0, 1] by name; NaN where there is none; empty if it was
+            not computed.
         classes: one entry per class in class-index order.
         options: options of the metric (`iou_threshold`, `group_of_weight`, ...).
         num_images: images that the metric read; None if unknown.
-        predictions: coco_instances_results.json if it has masks, else predictions.csv, or None.
+        predictions: detections in COCO's form if they have masks, else predictions.csv, else detections in
+            COCO's form, or None.
         coco: means of COCO's metric in [0, 1] by what was evaluated ("coco_bbox", "coco_segm") and by name
             ("AP", "AP50", ...); empty if it was not computed.
+        lvis: the same of LVIS's metric ("lvis_bbox", "lvis_bbox_fixed", ...).
     """
 
     dataset: str
@@ -76,6 +81,7 @@ class Evaluation:
     num_images: int | None
     predictions: Path | None
     coco: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    lvis: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,8 +172,9 @@ def read_run(path: str | Path, dataset: str | None = None) -> RunData:
 
 def find_evaluations(run: Path) -> list[Path]:
     """Folders below inference/ that hold the results of a data set, by name."""
-    found = sorted(path.parent for path in run.glob("inference/*/metrics.json"))
-    return found or ([run / "inference"] if (run / "inference" / "metrics.json").is_file() else [])
+    found = {path.parent for name in _METRIC_FILES for path in run.glob(f"inference/*/{name}")}
+    single = run / "inference"
+    return sorted(found) or [single] * any((single / name).is_file() for name in _METRIC_FILES)
 
 
 def _read_log(path: Path) -> TrainingLog | None:
@@ -205,15 +212,20 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_evaluation(folder: Path) -> Evaluation | None:
-    path = folder / "metrics.json"
+    path = next((folder / name for name in _METRIC_FILES if (folder / name).is_file()), folder)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         coco, of_class = _read_coco(folder / "coco_metrics.json")
+        lvis, more = _read_coco(folder / "lvis_metrics.json")
         classes = tuple(
-            _class_result(row, of_class.get(str(row["id"]), {})) for row in document.get("classes", ())
+            _class_result(row, {**of_class.get(str(row["id"]), {}), **more.get(str(row["id"]), {})})
+            for row in document.get("classes", ())
         )
-        summary = {str(name): _number(value) for name, value in document.get("summary", {}).items()}
-        names = ["coco_instances_results.json"] * ("coco_segm" in coco) + ["predictions.csv"]
+        means = document.get("summary", {}) if path.name == _METRIC_FILES[0] else {}
+        summary = {str(name): _number(value) for name, value in means.items()}
+        files = ("coco_instances_results.json", "lvis_instances_results.json")
+        names = [files[0]] * ("coco_segm" in coco) + [files[1]] * ("lvis_segm" in lvis)
+        names += ["predictions.csv", *files]
         return Evaluation(
             dataset=folder.name,
             metric=str(document.get("metric", "")),
@@ -223,6 +235,7 @@ def _read_evaluation(folder: Path) -> Evaluation | None:
             num_images=document.get("num_images"),
             predictions=next((folder / name for name in names if (folder / name).is_file()), None),
             coco=coco,
+            lvis=lvis,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(
@@ -232,7 +245,7 @@ def _read_evaluation(folder: Path) -> Evaluation | None:
 
 
 def _read_coco(path: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """COCO's metric: means by task and name, and AP of each class by its id and task; both may be empty."""
+    """COCO's or LVIS's metric: means by task and name, AP of each class by its id and task; maybe empty."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         means = {

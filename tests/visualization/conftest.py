@@ -136,13 +136,21 @@ def run(tmp_path, store):
 def masked_run(tmp_path, masked_store):
     """Output folder of a run whose detector has masks, evaluated by both metrics."""
     folder = tmp_path / "masked_run"
-    results = folder / "inference" / "masked"
-    counts = masked_store.image_counts(expanded=True)
-    evaluators = StoreEvaluators(
-        masked_store.path, output_dir=results, train_counts=counts, coco_tasks=("bbox", "segm")
-    )
-    evaluators.reset()
-    for record in MultiLabelDataset(masked_store):
-        evaluators.process([record], [{"instances": fill_boxes(make_instances(record))}])
-    evaluators.evaluate()
+    evaluate_run(folder, masked_store, coco_tasks=("bbox", "segm"))
     return folder
+
+
+@pytest.fixture
+def lvis_run(tmp_path, masked_store):
+    """The same by LVIS's metric alone: the folder and the results."""
+    folder = tmp_path / "lvis_run"
+    return folder, evaluate_run(folder, masked_store, open_images=False, lvis_tasks=("bbox", "segm"))
+
+
+def evaluate_run(folder, store, **metrics):
+    results, counts = folder / "inference" / "masked", store.image_counts(expanded=True)
+    evaluators = StoreEvaluators(store.path, output_dir=results, train_counts=counts, **metrics)
+    evaluators.reset()
+    for record in MultiLabelDataset(store):
+        evaluators.process([record], [{"instances": fill_boxes(make_instances(record))}])
+    return evaluators.evaluate()

@@ -98,6 +98,25 @@ def test_report_of_a_run_with_masks(masked_run, masked_store, tmp_path):
     assert same == [True, False] * 3  # truth and predictions of each picture
 
 
+def test_report_of_a_run_with_the_lvis_metric_alone(lvis_run, masked_store, tmp_path):
+    folder, means = lvis_run
+    evaluation = read_run(folder).evaluation
+    assert evaluation.summary == {} and not evaluation.coco
+    for task, values in means.items():
+        expected = {name: value / 100 for name, value in values.items()}
+        assert evaluation.lvis[task] == pytest.approx(expected, nan_ok=True)
+    assert evaluation.predictions.name == "lvis_instances_results.json"
+    assert [one.train_images for one in evaluation.classes] == masked_store.image_counts(
+        expanded=True
+    ).tolist()
+    build_report(folder, tmp_path / "report.html", train_store=masked_store, val_store=masked_store)
+    page = Page((tmp_path / "report.html").read_text())
+    text = " ".join(page.text)
+    assert "by LVIS's metric." in text and "masks, fixed AP" in text and page.images
+    assert "challenge" not in text and "nan" not in text.split()
+    assert f"{means['lvis_segm']['AP']:.1f}" in text
+
+
 def test_damaged_masks_pass_a_picture_over(masked_run, masked_store, tmp_path, caplog):
     results = masked_run / "inference" / "masked" / "coco_instances_results.json"
     rows = json.loads(results.read_text())
