@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -13,20 +13,26 @@ from typing import IO, Any
 from longtail_det2.utils.errors import DataError
 
 
-def read_json(path: Path, advice: str = "", error: type[DataError] = DataError) -> Any:
+def read_json(
+    path: Path,
+    advice: str = "",
+    error: type[DataError] = DataError,
+    object_hook: Callable[[dict[str, Any]], Any] | None = None,
+) -> Any:
     """The content of a file.
 
     Args:
         path: of the file.
         advice: what to do about a file that is absent or damaged; follows the message.
         error: what is raised.
+        object_hook: of `json.loads`.
 
     Raises:
         DataError: no such file, it cannot be read, or it is not JSON; in one line.
     """
     end = f"; {advice}" if advice else ""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=object_hook)
     except FileNotFoundError:
         raise error(f"{path}: no such file{end}") from None
     except OSError as reason:

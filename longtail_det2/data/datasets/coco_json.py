@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections.abc import Mapping
@@ -330,10 +329,7 @@ def _describe_box(rows: CocoRows, images: CocoImages, row: int) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=compact_segmentation)
-    except (OSError, ValueError, RecursionError):
-        content = read_json(path)  # which says in one line what is wrong
+    content = read_json(path, object_hook=compact_segmentation)
     return content if isinstance(content, dict) else {}
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from longtail_det2.data.datasets.lvis_json import frequency_groups
 from longtail_det2.data.datasets.shapes_masks import VisibleRegion
 from longtail_det2.data.datasets.shapes_options import ShapesOptions
 from longtail_det2.data.datasets.shapes_plan import SPLITS, PlannedImage
@@ -150,12 +151,6 @@ def warn_of_unseen(train_counts: tuple[np.ndarray, np.ndarray], vocabulary: Shap
         )
 
 
-def lvis_frequencies(image_counts: Sequence[int], thresholds: tuple[int, int]) -> list[str]:
-    """Letter of each class: "r" up to thresholds[0] images, "c" up to thresholds[1], else "f"."""
-    rare, common = thresholds
-    return ["r" if count <= rare else "c" if count <= common else "f" for count in image_counts]
-
-
 def write_lvis(
     path: Path,
     split: str,
@@ -208,7 +203,7 @@ def _categories(
 ) -> list[dict[str, Any]]:
     """The leaves, with the fields of LVIS."""
     image_counts, instance_counts = (counts.tolist() for counts in train_counts)
-    letters = lvis_frequencies(image_counts, thresholds)
+    letters = frequency_groups(image_counts, thresholds)
     categories = []
     for leaf, name in enumerate(vocabulary.class_names[: vocabulary.num_leaves]):
         categories.append(
