@@ -18,7 +18,8 @@ VARIED = ("soft_balance", "hybrid", "rfs", "normed_mask")
 def is_like_another(name):
     """Whether a smaller config, or two of the same size, have all that it has: such are only built."""
     deeper, varied = (sum(one in name for one in kind) for kind in (DEEPER, VARIED))
-    return varied + deeper > 1 or name.rsplit("/", 1)[-1].startswith("mask_rcnn_R_101")
+    twin = name.endswith(".py") and "_2x_" in name  # of large models the YAML form alone is trained
+    return varied + deeper > 1 or twin or name.rsplit("/", 1)[-1].startswith("mask_rcnn_R_101")
 
 
 NAMES = [name for name in model_zoo.list_configs() if not is_like_another(name)]
@@ -26,7 +27,7 @@ STAGES = [["UniformTrainingSampler", ITERATIONS - 8], ["SoftBalanceTrainingSampl
 
 
 def is_large(name):
-    return "OpenImages" in name or "R_50" in name
+    return any(one in name for one in ("OpenImages", "R_50", *DEEPER))
 
 
 def yaml_options(name, pictures, run):
