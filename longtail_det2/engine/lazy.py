@@ -9,6 +9,7 @@ from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.engine.train_loop import HookBase
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
@@ -35,17 +36,30 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         The results of the one test set, or those of each by its name; {} on other processes than the main one
         and where the config has no evaluator.
     """
-    if "evaluator" not in cfg.dataloader:
-        return {}
     results: dict[str, Any] = {}
-    for name in lazy_dataset_names(cfg)[1]:
-        test, evaluator = cfg.dataloader.test.copy(), cfg.dataloader.evaluator.copy()
-        test.dataset.names = evaluator.dataset = name
-        if evaluator.get("output_dir") is None:
-            evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", name)
-        loader: Iterable[Any] = instantiate(test)
-        results[name] = evaluate_model(model, loader, instantiate(evaluator), name)
+    for name in _evaluated(cfg):
+        test = cfg.dataloader.test.copy()
+        test.dataset.names = name
+        results[name] = evaluate_model(model, _made(test), _evaluator(cfg, name), name)
     return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _evaluated(cfg: DictConfig) -> list[str]:
+    """The test data sets, where there is an evaluator for them."""
+    return lazy_dataset_names(cfg)[1] if "evaluator" in cfg.dataloader else []
+
+
+def _evaluator(cfg: DictConfig, name: str) -> DatasetEvaluator:
+    evaluator = cfg.dataloader.evaluator.copy()
+    evaluator.dataset = name
+    if evaluator.get("output_dir") is None:
+        evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", name)
+    return _made(evaluator)
+
+
+def _made(node: DictConfig) -> Any:
+    """What a lazy node describes; Detectron2's function has no types."""
+    return instantiate(node)
 
 
 def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
@@ -68,7 +82,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     if cfg.train.get("log_class_gradients", False):
         logs.append(ClassGradients(model, class_ids, cfg.train.output_dir))
     cfg.optimizer.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = _made(cfg.optimizer)
     seed = int(cfg.train.get("seed", -1))
     loader = ResumableLoader(
         lambda start, seed: sampling_log.watch(_train_loader(cfg, start, seed)),
@@ -84,6 +98,8 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
         reset_weights=cfg.train.get("reset_weights", ()),
         trainer=trainer,
     )
+    for name in _evaluated(cfg):  # what is wrong with an evaluation shows now, not when it is due
+        _evaluator(cfg, name)
     results: dict[str, Any] = {}
 
     def evaluate() -> dict[str, Any]:
@@ -95,7 +111,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     trainer.register_hooks(
         default_hooks(
             optimizer=optimizer,
-            scheduler=LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter),
+            scheduler=LRMultiplier(optimizer, _made(cfg.lr_multiplier), cfg.train.max_iter),
             checkpointer=checkpointer,
             checkpoint_period=cfg.train.checkpointer.period,
             max_checkpoints=cfg.train.checkpointer.get("max_to_keep") or 0,
@@ -122,8 +138,7 @@ def _train_loader(cfg: DictConfig, start: int, seed: int) -> Iterable[Any]:
         if own is None or own < 0 or own == cfg.train.get("seed"):
             part.seed = seed
     (loader.sampler if described else loader).start = start
-    built: Iterable[Any] = instantiate(loader)
-    return built
+    return _made(loader)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

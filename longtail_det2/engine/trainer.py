@@ -98,6 +98,9 @@ class Trainer(DefaultTrainer):
         cfg = self.cfg
         if cfg.TEST.PRECISE_BN.ENABLED:
             raise ConfigError("TEST.PRECISE_BN.ENABLED is not supported: set it to False")
+        for name in cfg.DATASETS.TEST:  # what is wrong with an evaluation shows now, not when it is due
+            if get_metadata(name).get("evaluator_type") != "coco":  # which reads all annotations
+                self.build_evaluator(cfg, name)
 
         def evaluate() -> OrderedDict[str, Any]:
             self._results = self.test(cfg, self._trainer.model)

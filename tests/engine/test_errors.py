@@ -203,3 +203,13 @@ def test_settle_classes(pictures, tmp_path):
         settle_classes(["a"], ["c"], -1)
     with pytest.raises(DataError, match="shapes_train"):
         settle_classes(["shapes_train"], [], -1)
+
+
+def test_an_impossible_evaluation_is_said_before_training(yaml_args, lazy_args, tmp_path, capsys):
+    message = fails(trainer.main, yaml_args("TEST.LVIS.TASKS", "('keypoints',)"), capsys)
+    assert "LVIS" in message and "keypoints" in message
+    message = fails(lazy.main, lazy_args("dataloader.evaluator.coco_tasks=[keypoints]"), capsys)
+    assert "keypoints" in message
+    message = fails(trainer.main, yaml_args("TEST.OPEN_IMAGES.ENABLED", "False"), capsys)
+    assert "TEST.OPEN_IMAGES.ENABLED" in message
+    assert not list((tmp_path / "run").glob("model*"))
