@@ -7,7 +7,6 @@ for long tails should bring the ratios nearer to each other.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from longtail_det2.modeling.roi_heads import MultiLabelFastRCNNOutputLayers
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +98,7 @@ class ClassGradients(HookBase):
         }
         path = os.path.join(self._output_dir, CLASS_GRADIENTS_FILE)
         try:
-            with atomic_text_writer(path) as file:
-                json.dump(content, file)
-                file.write("\n")
+            write_json(path, content)
         except OSError as error:  # training is over
             logger.error("%s cannot be written: %s", path, error)
 

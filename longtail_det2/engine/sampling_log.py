@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from bisect import bisect_right
@@ -17,7 +16,7 @@ from detectron2.utils import comm
 from longtail_det2.data.datasets.dataset import labels_per_image
 from longtail_det2.data.samplers import ClassIndex, Stage, TrainingSampler
 from longtail_det2.data.training_stream import TrainingStream
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +120,7 @@ class SamplingLog(HookBase):
         path = os.path.join(self._output_dir, SAMPLED_CLASSES_FILE)
         content = {"class_ids": names, "images_by_class": index.counts.tolist(), "stages": self._found}
         try:
-            with atomic_text_writer(path) as file:
-                json.dump(content, file)
-                file.write("\n")
+            write_json(path, content)
         except OSError as error:  # training goes on
             logger.error("%s cannot be written: %s", path, error)
 

@@ -41,6 +41,13 @@ def read_json(
         raise error(f"{path}: not a JSON file, or only a part of one ({reason}){end}") from None
 
 
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes a file of one line, which appears under its name when it is complete."""
+    with atomic_text_writer(path) as file:
+        json.dump(content, file)
+        file.write("\n")
+
+
 @contextmanager
 def atomic_text_writer(path: str | Path) -> Iterator[IO[str]]:
     """A text stream whose file appears under its name only when the block ends without an error."""
