@@ -43,6 +43,8 @@ def yaml_options(name, pictures, run):
         options += ["DATALOADER.STAGES", str(STAGES)]
     if is_large(name):  # frozen normalisation without trained weights diverges
         options += ["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"]
+        # Masks of hundreds of regions take a minute.
+        options += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "64", "TEST.DETECTIONS_PER_IMAGE", "30"]
     return options
 
 
@@ -73,6 +75,7 @@ def lazy_options(name, pictures, run):
             "model.backbone.bottom_up.stem.norm=BN",
             "model.backbone.bottom_up.freeze_at=0",
             "lr_multiplier.steps=[]",
+            *(["model.roi_heads.batch_size_per_image=64"] if "rcnn" in name else []),
         ]
     return options
 
