@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from longtail_det2.engine.gradient_log import CLASS_GRADIENTS_FILE
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
@@ -97,6 +98,10 @@ def draw_gradients(path: Path, runs: Sequence[GradientRatios]) -> None:
             axes.plot(images, _running_median(ratio), color=color, linewidth=1.8, label=run.label)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.axhline(1, color="#525b68", linewidth=0.8)
         axes.grid(True)
         axes.set_axisbelow(True)
