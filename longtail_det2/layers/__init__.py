@@ -6,11 +6,13 @@ from .concurrent_softmax import (
     multi_label_softmax_loss,
 )
 from .normalized import NormalizedConv2d, NormalizedLinear, normalize
+from .precision import at_least_float32
 from .seesaw import multi_label_seesaw_loss, seesaw_log_factors, seesaw_loss
 
 __all__ = [
     "NormalizedConv2d",
     "NormalizedLinear",
+    "at_least_float32",
     "concurrent_softmax_loss",
     "concurrent_softmax_scores",
     "multi_label_seesaw_loss",

@@ -34,6 +34,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .precision import at_least_float32
+
 _ROWS = 512
 """Regions worked on at once on a CPU; their matrices fit into its cache."""
 
@@ -62,7 +64,7 @@ def concurrent_softmax_loss(logits: Tensor, labels: Tensor, rates: Tensor) -> Te
         ValueError: the shapes do not fit.
     """
     _check_shapes(logits, rates, labels)
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     with torch.autocast(logits.device.type, enabled=False):
         wants_gradient = logits.requires_grad and torch.is_grad_enabled()
         truth, rates = labels.to(torch.int8), rates.to(logits.dtype)
@@ -87,7 +89,7 @@ def concurrent_softmax_scores(logits: Tensor, rates: Tensor) -> Tensor:
         ValueError: the shapes do not fit.
     """
     _check_shapes(logits, rates)
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     with torch.autocast(logits.device.type, enabled=False):
         rates = rates.to(logits.dtype)
         terms = (logits - logits.detach().amax(dim=1, keepdim=True)).exp_()
@@ -123,7 +125,7 @@ def multi_label_softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if logits.ndim != 2 or labels.shape != logits.shape:
         raise ValueError(f"need logits and labels (R, C), got {tuple(logits.shape)}, {tuple(labels.shape)}")
-    logits, labels = _at_least_float32(logits), labels.to(torch.int8)
+    logits, labels = at_least_float32(logits), labels.to(torch.int8)
     positive = _positive(labels)
     left_out = labels.clamp(max=0).bool() & positive.any(dim=1, keepdim=True)  # one class at least stays in
     log_scores = F.log_softmax(logits.masked_fill(left_out, -math.inf), dim=1)
@@ -282,10 +284,6 @@ def _weights(rates: Tensor, logits: Tensor) -> Tensor:
 def _zero_or_nan(logits: Tensor) -> Tensor:
     """(R,) 0, or NaN where a logit is NaN or positive infinity: a mask must not hide those."""
     return logits.detach().amax(dim=1) * 0
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _check_shapes(logits: Tensor, rates: Tensor, labels: Tensor | None = None) -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .precision import at_least_float32
+
 
 def normalize(values: Tensor, dims: int | tuple[int, ...], power: float = 1.0, eps: float = 1e-6) -> Tensor:
     """Values by their length: x / (|x|^power + eps), with |x| the Euclidean length along `dims`.
@@ -29,7 +31,7 @@ def normalize(values: Tensor, dims: int | tuple[int, ...], power: float = 1.0, e
         The shape of `values`, at least float32. Where x is zero so is the result, and its gradient, 1 / eps
         of what comes in, is finite for any power: the length has no gradient there.
     """
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    values = at_least_float32(values)
     with torch.autocast(values.device.type, enabled=False):
         squares = values.square().sum(dim=dims, keepdim=True)
         zero = squares == 0

@@ -37,6 +37,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .precision import at_least_float32
+
 
 def seesaw_loss(
     logits: Tensor, labels: Tensor, counts: Tensor, p: float = 0.8, q: float = 2.0, eps: float = 1e-2
@@ -62,7 +64,7 @@ def seesaw_loss(
     _check_shapes(logits, counts)
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"need labels (R,) for {len(logits)} regions, got {tuple(labels.shape)}")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits)
     with torch.autocast(logits.device.type, enabled=False):
         counted = (labels >= 0) & (labels < logits.shape[1])
         if logits.is_cuda:
@@ -96,7 +98,7 @@ def multi_label_seesaw_loss(
     _check_shapes(logits, counts)
     if labels.shape != logits.shape:
         raise ValueError(f"need labels like the logits, {tuple(logits.shape)}, got {tuple(labels.shape)}")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits)
     with torch.autocast(logits.device.type, enabled=False):
         rows, classes = (labels > 0).nonzero(as_tuple=True)
         left_out = (labels[rows] != 0).scatter(1, classes[:, None], False)

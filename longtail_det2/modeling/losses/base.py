@@ -19,11 +19,11 @@ import difflib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from longtail_det2.layers import at_least_float32 as at_least_float32  # for losses of one's own, too
 from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
@@ -174,8 +174,3 @@ def build_classification_loss(
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{key}: there is no loss {name!r}.{hint} Known: {', '.join(known)}.")
     return CLASSIFICATION_LOSS_REGISTRY.get(name)(cfg, num_classes=num_classes, hierarchy=hierarchy)
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """`values` as float32 where they are narrower; float64 stays, so that gradients can be checked in it."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -9,12 +9,12 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtail_det2.layers import concurrent_softmax_loss, multi_label_softmax_loss
+from longtail_det2.layers import at_least_float32, concurrent_softmax_loss, multi_label_softmax_loss
 from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
-from .base import CLASSIFICATION_LOSS_REGISTRY, at_least_float32
+from .base import CLASSIFICATION_LOSS_REGISTRY
 from .held_rates import HoldsRates, RatesSource
 from .rates_of_run import NODE, RatesOfRun
 from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
@@ -125,7 +125,7 @@ class ConcurrentSoftmaxLoss(HoldsRates, SoftmaxCrossEntropyLoss):
         if self.train_form == "softmax":
             with torch.autocast(logits.device.type, enabled=False):
                 return multi_label_softmax_loss(logits, labels)
-        return concurrent_softmax_loss(logits, labels, self.rates_for_training())
+        return concurrent_softmax_loss(logits, labels, self.read_rates())
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

@@ -78,24 +78,19 @@ class HoldsRates(ClassificationLoss):
         self.rates_known.fill_(True)
         self._known = True
 
-    def rates_for_training(self) -> Tensor:
-        """(K, K) r_ij in the direction of the config.
+    def concurrent_scores(self, logits: Tensor) -> Tensor:
+        """Scores of logits (R, K) or (R, K + 1), see :func:`concurrent_softmax_scores`."""
+        if not self._known:
+            self._find_rates_for_scores()
+        return concurrent_softmax_scores(logits, self.read_rates())
+
+    def find_rates(self) -> None:
+        """Makes sure that there are rates, for training.
 
         Raises:
             ConfigError: there are none.
             DataError: they cannot be read or counted.
         """
-        self.find_rates()
-        return self._read_rates()
-
-    def concurrent_scores(self, logits: Tensor) -> Tensor:
-        """Scores of logits (R, K) or (R, K + 1), see :func:`concurrent_softmax_scores`."""
-        if not self._known:
-            self._find_rates_for_scores()
-        return concurrent_softmax_scores(logits, self._read_rates())
-
-    def find_rates(self) -> None:
-        """Makes sure that there are rates; see :meth:`rates_for_training`."""
         if self._known:
             self._compare_once()
             return
@@ -108,7 +103,8 @@ class HoldsRates(ClassificationLoss):
         count = int((self.rates > 0).sum())
         logger.info("Concurrent rates of %d classes, %d of them above 0", len(self.rates), count)
 
-    def _read_rates(self) -> Tensor:
+    def read_rates(self) -> Tensor:
+        """(K, K) r_ij in the direction of the config."""
         if self.direction == "given_row":
             return self.rates
         turned = self.rates.T.contiguous()

@@ -11,12 +11,12 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtail_det2.layers import multi_label_seesaw_loss, seesaw_loss
+from longtail_det2.layers import at_least_float32, multi_label_seesaw_loss, seesaw_loss
 from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
-from .base import CLASSIFICATION_LOSS_REGISTRY, at_least_float32
+from .base import CLASSIFICATION_LOSS_REGISTRY
 from .focal_sums import focal_sum
 from .held_rates import HoldsRates, RatesSource
 from .rates_of_run import RatesOfRun

@@ -10,11 +10,12 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from torch.nn import functional as F
 
+from longtail_det2.layers import at_least_float32
 from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.structures.multi_label import IGNORED, POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
-from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, at_least_float32
+from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss
 from .focal_sums import dense_focal_sum
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from longtail_det2.layers import at_least_float32
 from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
-from .base import CLASSIFICATION_LOSS_REGISTRY, at_least_float32
+from .base import CLASSIFICATION_LOSS_REGISTRY
 from .focal_sums import dense_focal_sum, focal_sum
 from .sigmoid_bce import SigmoidBCELoss
 

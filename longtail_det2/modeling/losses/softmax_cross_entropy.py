@@ -10,10 +10,11 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from torch.nn import functional as F
 
+from longtail_det2.layers import at_least_float32
 from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.structures.multi_label import MultiLabelTargets
 
-from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, at_least_float32
+from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss
 
 if TYPE_CHECKING:
     from longtail_det2.data.hierarchy import LabelHierarchy

@@ -26,13 +26,13 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA
+from longtail_det2.layers import at_least_float32
 from longtail_det2.modeling.events import event_storage
 from longtail_det2.modeling.losses import (
     ClassificationLoss,
     build_classification_loss,
     check_serves_dense_heads,
 )
-from longtail_det2.modeling.losses.base import at_least_float32
 from longtail_det2.modeling.roi_heads.box_regression import pair_losses
 from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.utils.errors import ConfigError

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtail_det2.modeling.losses.base import at_least_float32
+from longtail_det2.layers import at_least_float32
 from longtail_det2.structures.dense_targets import MATCHED_NOTHING, DenseTargets
 
 from .dense import (
