@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.model_outputs import (
+    class_facts,
     fractions,
     json_id,
     log_coverage,
@@ -27,7 +28,12 @@ from longtail_det2.evaluation.model_outputs import (
     number_or_null,
     read_instances,
 )
-from longtail_det2.evaluation.openimages_evaluation import class_groups, name_of_dataset, open_store
+from longtail_det2.evaluation.openimages_evaluation import (
+    class_groups,
+    groups_of_classes,
+    name_of_dataset,
+    open_store,
+)
 from longtail_det2.evaluation.store_truth import (
     StoreTruth,
     check_tasks,
@@ -86,8 +92,8 @@ class COCOStoreEvaluator(DatasetEvaluator):
         check_tasks(tasks, self.store, "COCO")
         self._tasks = tuple(tasks)
         self._output_dir = None if output_dir is None else Path(output_dir)
-        counts = None if train_counts is None else np.asarray(train_counts)
-        self._groups = class_groups(self.store, counts, frequency_thresholds)
+        self._train_counts = None if train_counts is None else np.asarray(train_counts)
+        self._groups = class_groups(self.store, self._train_counts, frequency_thresholds)
         self._max_detections = max_detections
         self._distributed = distributed
         self._index = {name.decode(): i for i, name in enumerate(self.store.image_ids.tolist())}
@@ -170,13 +176,14 @@ class COCOStoreEvaluator(DatasetEvaluator):
         class_ids = [json_id(name) for name in self.store.class_ids]
         with atomic_text_writer(self._output_dir / "coco_instances_results.json") as stream:
             json.dump([_for_json(row, image_ids, class_ids) for row in rows], stream)
+        group_of_class = groups_of_classes(self._groups)
         classes = [
             {
-                "id": class_ids[k],
-                "name": self.store.class_names[k],
+                **facts,
+                "group": group_of_class.get(k),
                 **{task: number_or_null(ap[k]) for task, ap in per_class.items()},
             }
-            for k in range(self.store.num_classes)
+            for k, facts in enumerate(class_facts(self.store, self._train_counts))
         ]
         with atomic_text_writer(self._output_dir / "coco_metrics.json") as stream:
             summary = fractions(results)

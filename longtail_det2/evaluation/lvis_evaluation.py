@@ -184,7 +184,7 @@ class LVISStoreEvaluator(DatasetEvaluator):
                 per_class[name] = one.ap[:, 0]
                 self._log(name, results[name])
         if self._output_dir is not None:
-            self._write(found, results, per_class)
+            self._write(found, results, per_class, truth.num_objects())
         return results
 
     def _warn_of_few(self, found: SpilledDetections) -> None:
@@ -217,6 +217,7 @@ class LVISStoreEvaluator(DatasetEvaluator):
         found: SpilledDetections,
         results: Mapping[str, Mapping[str, float]],
         per_class: Mapping[str, np.ndarray],
+        num_gt: np.ndarray,
     ) -> None:
         assert self._output_dir is not None
         self._output_dir.mkdir(parents=True, exist_ok=True)
@@ -228,6 +229,7 @@ class LVISStoreEvaluator(DatasetEvaluator):
             self.store,
             results,
             per_class,
+            num_gt=num_gt,
             frequencies=self._frequencies,
             train_counts=self._train_counts,
             options={

@@ -86,6 +86,12 @@ class LvisTruth:
     absent: ByClass
     not_exhaustive: ByClass
 
+    def num_objects(self) -> np.ndarray:
+        """(K,) objects to find of each class: those that are not ignored."""
+        offsets = self.annotations.offsets
+        classes = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        return np.bincount(classes[~self.ignored[self.annotations.values]], minlength=len(offsets) - 1)
+
 
 @dataclass(frozen=True)
 class LvisDetections:

@@ -12,7 +12,7 @@ import numpy as np
 import longtail_det2
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.lvis_spill import SpilledDetections
-from longtail_det2.evaluation.model_outputs import fractions, json_id, number_or_null
+from longtail_det2.evaluation.model_outputs import class_facts, fractions, json_id, number_or_null
 from longtail_det2.utils.files import atomic_text_writer
 
 
@@ -63,6 +63,7 @@ def write_metrics(
     results: Mapping[str, Mapping[str, float]],
     per_class: Mapping[str, np.ndarray],
     *,
+    num_gt: np.ndarray,
     frequencies: Sequence[str] | None,
     train_counts: np.ndarray | None,
     options: Mapping[str, Any],
@@ -74,19 +75,19 @@ def write_metrics(
         store: with the ground truth.
         results: percentages by task and name.
         per_class: (K,) AP in [0, 1] of each class by task.
+        num_gt: (K,) objects to find of each class.
         frequencies: "r", "c" or "f" of each class.
         train_counts: (K,) training images of each class.
         options: of the metric.
     """
     classes = [
         {
-            "id": json_id(store.class_ids[k]),
-            "name": store.class_names[k],
+            **facts,
             "frequency": None if frequencies is None else frequencies[k],
-            "train_images": None if train_counts is None else int(train_counts[k]),
+            "num_gt": int(num_gt[k]),
             **{task: number_or_null(ap[k]) for task, ap in per_class.items()},
         }
-        for k in range(store.num_classes)
+        for k, facts in enumerate(class_facts(store, train_counts))
     ]
     document = {
         "metric": "LVIS",

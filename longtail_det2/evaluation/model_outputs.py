@@ -92,6 +92,20 @@ def log_coverage(store: AnnotationStore, processed: int, not_in_store: int, not_
         logger.warning("%d of %d images had no output: their objects count as missed", missing, len(store))
 
 
+def class_facts(store: AnnotationStore, train_counts: np.ndarray | None) -> list[dict[str, Any]]:
+    """What the metrics' files say of each class besides its AP: id, name, is_leaf, train_images or None."""
+    leaves = set(store.hierarchy.leaves.tolist())
+    return [
+        {
+            "id": json_id(store.class_ids[k]),
+            "name": store.class_names[k],
+            "is_leaf": k in leaves,
+            "train_images": None if train_counts is None else int(train_counts[k]),
+        }
+        for k in range(store.num_classes)
+    ]
+
+
 def json_id(text: str) -> int | str:
     """An id as the data set's file has it: ids that were numbers are numbers again."""
     return int(text) if text.isdecimal() and str(int(text)) == text else text

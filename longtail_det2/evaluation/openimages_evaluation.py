@@ -20,6 +20,7 @@ from tabulate import tabulate
 import longtail_det2
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.frequency_groups import FREQUENCY_GROUPS, split_by_frequency
+from longtail_det2.evaluation.model_outputs import class_facts, number_or_null
 from longtail_det2.evaluation.openimages_io import (
     ground_truth_from_store,
     write_detections,
@@ -145,7 +146,10 @@ class OpenImagesEvaluator(DatasetEvaluator):
         summary = summarize(result, expanded, self._groups, self._iou_threshold)
         if self._output_dir is not None:
             document = metrics_document(self.store, result, expanded, self._groups, self._train_counts)
-            self._write({**document, "summary": _json_numbers(summary)}, detections)
+            self._write(
+                {**document, "summary": {name: number_or_null(value) for name, value in summary.items()}},
+                detections,
+            )
         logger.info("Open Images metric on %s:\n%s", self._name, _table(summary, result, self._groups))
         return OrderedDict(bbox={name: 100.0 * value for name, value in summary.items()})
 
@@ -253,6 +257,11 @@ def summarize(
     return summary
 
 
+def groups_of_classes(groups: Mapping[str, np.ndarray]) -> dict[int, str]:
+    """Class index -> "head", "medium" or "tail", of those that are in one; see :func:`class_groups`."""
+    return {int(k): name for name in FREQUENCY_GROUPS for k in groups.get(name, ())}
+
+
 def metrics_document(
     store: AnnotationStore,
     result: OpenImagesResult,
@@ -267,20 +276,17 @@ def metrics_document(
         expanded too) in [0, 1], num_gt, train_images, is_leaf, group ("head", "medium", "tail"; null for
         inner classes).
     """
-    leaves = set(groups["leaves"].tolist())
-    group_of_class = {int(c): name for name in FREQUENCY_GROUPS for c in groups.get(name, ())}
+    group_of_class = groups_of_classes(groups)
     classes = [
         {
+            **facts,
             "id": store.class_ids[i],
-            "name": store.class_names[i],
-            "AP": _json_number(result.ap[i]),
-            "AP_expanded": None if expanded is None else _json_number(expanded.ap[i]),
+            "AP": number_or_null(result.ap[i]),
+            "AP_expanded": None if expanded is None else number_or_null(expanded.ap[i]),
             "num_gt": float(result.num_gt[i]),
-            "train_images": None if train_counts is None else int(train_counts[i]),
-            "is_leaf": i in leaves,
             "group": group_of_class.get(i),
         }
-        for i in range(store.num_classes)
+        for i, facts in enumerate(class_facts(store, train_counts))
     ]
     return {
         "metric": result.metric,
@@ -334,14 +340,6 @@ def _pack(
         "not_finite": not_finite,
         "not_in_store": not_in_store,
     }
-
-
-def _json_number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-def _json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: _json_number(value) for name, value in values.items()}
 
 
 def _table(summary: Mapping[str, float], result: OpenImagesResult, groups: Mapping[str, np.ndarray]) -> str:

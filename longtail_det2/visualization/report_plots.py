@@ -12,19 +12,37 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from longtail_det2.visualization.run_data import ClassResult, TrainingLog
 from longtail_det2.visualization.svg_theme import COLORS, SERIES, new_figure, style_axes, to_svg
 
-__all__ = ["GROUP_NAMES", "ap_figure", "frequency_figure", "group_of_class", "training_figure"]
+__all__ = [
+    "COLOR_OF_GROUP",
+    "GROUP_NAMES",
+    "ap_figure",
+    "frequency_figure",
+    "group_of_class",
+    "training_figure",
+]
 
 GROUP_NAMES = {
     "head": "head",
     "medium": "medium",
     "tail": "tail",
+    "frequent": "frequent",
+    "common": "common",
+    "rare": "rare",
     "leaf": "leaf classes",
     "inner": "inner classes (have subclasses)",
 }
 """What the legends call the kinds of classes."""
 
-_MARKERS = {"head": "o", "medium": "s", "tail": "^", "leaf": "o", "inner": "D"}
-_COLOR_OF = {**{name: name for name in ("head", "medium", "tail", "inner")}, "leaf": "s1"}
+COLOR_OF_GROUP = {
+    **{name: name for name in ("head", "medium", "tail", "inner")},
+    "frequent": "head",
+    "common": "medium",
+    "rare": "tail",
+    "leaf": "s1",
+}
+"""Names of colours of the theme."""
+
+_MARKERS = {"head": "o", "medium": "s", "tail": "^", "s1": "o", "inner": "D"}
 _ZERO_AT = 0.5
 """Where the logarithmic axis shows the count 0."""
 
@@ -33,39 +51,49 @@ def group_of_class(result: ClassResult) -> str:
     """Key of GROUP_NAMES: the frequency group; else whether the class is a leaf."""
     if not result.is_leaf:
         return "inner"
-    return result.group if result.group in ("head", "medium", "tail") else "leaf"
+    return result.group if result.group in COLOR_OF_GROUP else "leaf"
 
 
-def ap_figure(classes: Sequence[ClassResult], iou: float = 0.5) -> str | None:
-    """SVG of AP (at overlap `iou`) against training images, one mark a class; None if no class has both."""
-    shown = [one for one in classes if one.train_images is not None and not math.isnan(one.ap)]
+def ap_figure(classes: Sequence[ClassResult], task: str = "", label: str = "AP at IoU 0.5, %") -> str | None:
+    """SVG of AP against training images, one mark a class; None if no class has both.
+
+    Args:
+        classes: of an evaluation.
+        task: whose AP, see :meth:`ClassResult.ap_of`.
+        label: of the axis.
+    """
+    shown = [one for one in classes if one.train_images is not None and not math.isnan(one.ap_of(task))]
     if not shown:
         return None
     titles: dict[str, list[str]] = {}
     with new_figure(8.6, 4.2) as figure:
         axes = figure.subplots()
-        style_axes(axes, "training images with the class (logarithmic)", f"AP at IoU {iou:g}, %")
+        style_axes(axes, "training images with the class (logarithmic)", label)
         for group, name in GROUP_NAMES.items():
             members = [one for one in shown if group_of_class(one) == group]
             if not members:
                 continue
             counts = np.array([max(one.train_images or 0, _ZERO_AT) for one in members])
-            values = np.array([100 * one.ap for one in members])
+            values = np.array([100 * one.ap_of(task) for one in members])
             _scatter(axes, counts, values, group, f"{name} ({len(members)})", f"dots-{group}")
-            titles[f"dots-{group}"] = [_hover(one) for one in members]
+            titles[f"dots-{group}"] = [_hover(one, task) for one in members]
             if group != "inner":
                 ends = (counts.min() / 1.06, counts.max() * 1.06)
-                axes.plot(
-                    ends, [values.mean()] * 2, color=COLORS[_COLOR_OF[group]], linewidth=1.6, alpha=0.75
-                )
+                color = COLORS[COLOR_OF_GROUP[group]]
+                axes.plot(ends, [values.mean()] * 2, color=color, linewidth=1.6, alpha=0.75)
         axes.set_ylim(-3, 103)
         _log_axis(axes, "x", [max(one.train_images or 0, _ZERO_AT) for one in shown])
         figure.legend(loc="outside upper left", ncols=4, handletextpad=0.2, columnspacing=1.4)
         return to_svg(figure, "ap", "AP of each class against its number of training images", titles)
 
 
-def frequency_figure(classes: Sequence[ClassResult]) -> str | None:
-    """SVG of training images by rank, leaves and inner classes apart; None without training counts."""
+def frequency_figure(classes: Sequence[ClassResult], task: str = "") -> str | None:
+    """SVG of training images by rank, leaves and inner classes apart; None without training counts.
+
+    Args:
+        classes: of an evaluation.
+        task: whose AP the marks tell, see :meth:`ClassResult.ap_of`.
+    """
     known = [one for one in classes if one.train_images is not None]
     if not known:
         return None
@@ -89,9 +117,10 @@ def frequency_figure(classes: Sequence[ClassResult]) -> str | None:
             ranks = np.array([rank for rank, _ in ranked], dtype=float)
             counts = np.array([max(one.train_images or 0, _ZERO_AT) for _, one in ranked])
             if group != "inner":
-                axes.vlines(ranks, _ZERO_AT, counts, color=COLORS[_COLOR_OF[group]], linewidth=1, alpha=0.35)
+                color = COLORS[COLOR_OF_GROUP[group]]
+                axes.vlines(ranks, _ZERO_AT, counts, color=color, linewidth=1, alpha=0.35)
             _scatter(axes, ranks, counts, group, f"{name} ({len(ranked)})", f"rank-{group}")
-            titles[f"rank-{group}"] = [_hover(one) for _, one in ranked]
+            titles[f"rank-{group}"] = [_hover(one, task) for _, one in ranked]
         _log_axis(axes, "y", [max(one.train_images or 0, _ZERO_AT) for one in known])
         figure.legend(loc="outside upper left", ncols=4, handletextpad=0.2, columnspacing=1.4)
         return to_svg(figure, "frequency", "Training images of each class, by rank", titles)
@@ -148,10 +177,11 @@ def smooth(values: np.ndarray, share: float = 0.04) -> np.ndarray:
 
 
 def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, group: str, label: str, gid: str) -> None:
-    color = COLORS[_COLOR_OF[group]]
+    kind = COLOR_OF_GROUP[group]
+    color = COLORS[kind]
     face = "none" if group == "inner" else color
-    size = 30 if group == "tail" else 24
-    style = {"s": size, "marker": _MARKERS[group], "linewidths": 1.1, "alpha": 0.85}
+    size = 30 if kind == "tail" else 24
+    style = {"s": size, "marker": _MARKERS[kind], "linewidths": 1.1, "alpha": 0.85}
     points = axes.scatter(x, y, c=face, edgecolors=color, label=label, **style)
     points.set(gid=gid, zorder=3, clip_on=False)
 
@@ -183,9 +213,7 @@ def _by_count(classes: Sequence[ClassResult]) -> list[ClassResult]:
     return sorted(classes, key=lambda one: (-(one.train_images or 0), one.name))
 
 
-def _hover(one: ClassResult) -> str:
-    images = f"{one.train_images:,} training images"
-    if math.isnan(one.num_gt):  # another metric than that of Open Images
-        return f"{one.name}: {images}"
-    ap = "no ground truth" if math.isnan(one.ap) else f"AP {100 * one.ap:.1f} %"
-    return f"{one.name}: {ap}, {images}, {one.num_gt:g} boxes to find"
+def _hover(one: ClassResult, task: str) -> str:
+    ap = "no ground truth" if math.isnan(one.ap_of(task)) else f"AP {100 * one.ap_of(task):.1f} %"
+    text = f"{one.name}: {ap}, {one.train_images:,} training images"
+    return text if math.isnan(one.num_gt) else f"{text}, {one.num_gt:g} boxes to find"

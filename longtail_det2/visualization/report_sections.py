@@ -19,6 +19,7 @@ from longtail_det2.visualization.report_facts import (
 from longtail_det2.visualization.report_html import Cell, definitions, details, figure, section, table
 from longtail_det2.visualization.report_pictures import Picture, draw_pictures
 from longtail_det2.visualization.report_plots import (
+    COLOR_OF_GROUP,
     ap_figure,
     frequency_figure,
     group_of_class,
@@ -196,7 +197,7 @@ def run_facts(
 
 def ap_by_frequency(evaluation: Evaluation) -> str:
     """AP of each class against its training images."""
-    svg = ap_figure(evaluation.classes, evaluation.options.get("iou_threshold", 0.5))
+    svg = ap_figure(evaluation.classes, evaluation.main_task, f"{_main_ap(evaluation)}, %")
     if svg is None:
         return ""
     caption = (
@@ -208,7 +209,7 @@ def ap_by_frequency(evaluation: Evaluation) -> str:
 
 def long_tail(evaluation: Evaluation) -> str:
     """Training images of the classes by rank."""
-    svg = frequency_figure(evaluation.classes)
+    svg = frequency_figure(evaluation.classes, evaluation.main_task)
     if svg is None:
         return ""
     counts = [one.train_images for one in evaluation.classes if one.is_leaf and one.train_images is not None]
@@ -266,13 +267,14 @@ def per_class(evaluation: Evaluation) -> str:
     def order(one: ClassResult) -> tuple[int, int, str]:
         return int(not one.is_leaf), -(one.train_images or 0), one.name
 
-    tasks = [*evaluation.coco, *evaluation.lvis]
-    rows = [_class_row(one, tasks) for one in sorted(evaluation.classes, key=order)]
-    names = {task: f"COCO's AP, {name}" for task, name in _COCO_TASKS.items()}
-    names |= {task: f"LVIS's AP, {name}" for task, name in _LVIS_TASKS.items()}
-    coco = [f"{names.get(task, task)}, %" for task in tasks]
-    columns = ("Class", "Group", "AP, %", "AP expanded, %", *coco, "training images", "boxes to find")
-    caption = "AP expanded: predictions count for the ancestors of their class too. Click a heading to sort."
+    main = evaluation.main_task
+    others = [task for task in (*evaluation.lvis, *evaluation.coco) if task != main]
+    expanded = bool(evaluation.summary)
+    rows = [_class_row(one, main, others, expanded) for one in sorted(evaluation.classes, key=order)]
+    aps = [_main_ap(evaluation) if main else "AP", *["AP expanded"] * expanded, *map(_task_ap, others)]
+    columns = ("Class", "Group", *(f"{name}, %" for name in aps), "training images", "objects to find")
+    caption = "AP expanded: predictions count for the ancestors of their class too. " if expanded else ""
+    caption += "Click a heading to sort."
     return (
         section("All classes", f'<div class="scroll">{table(columns, rows, caption, sortable=True)}</div>')
         if rows
@@ -291,6 +293,19 @@ def footer() -> str:
 def _metric_name(evaluation: Evaluation) -> str:
     """How the evaluator names its summary: "mAP50" for an IoU threshold of 0.5."""
     return f"mAP{100 * evaluation.options.get('iou_threshold', 0.5):g}"
+
+
+def _main_ap(evaluation: Evaluation) -> str:
+    """What the AP of single classes is that figures show."""
+    if evaluation.main_task:
+        return _task_ap(evaluation.main_task)
+    return f"AP at IoU {evaluation.options.get('iou_threshold', 0.5):g}"
+
+
+def _task_ap(task: str) -> str:
+    """The AP of COCO's or LVIS's metric in words."""
+    metric, tasks = ("LVIS", _LVIS_TASKS) if task in _LVIS_TASKS else ("COCO", _COCO_TASKS)
+    return f"{metric}'s AP, {tasks.get(task, task)}"
 
 
 def _summary(evaluation: Evaluation, kind: str) -> float:
@@ -358,22 +373,18 @@ def _picture(one: Picture) -> str:
     return f'<div class="picture{"" if one.predictions else " single"}">{images}{text}</div>'
 
 
-def _class_row(one: ClassResult, tasks: Sequence[str]) -> list[Cell]:
+def _class_row(one: ClassResult, main: str, others: Sequence[str], expanded: bool) -> list[Cell]:
     group = group_of_class(one)
     hollow = " hollow" if group == "inner" else ""
-    color = "s1" if group == "leaf" else group
-    dot = f'<span class="dot{hollow}" style="--c:var(--{color})"></span>'
-    bar = 0 if math.isnan(one.ap) else 100 * one.ap
+    dot = f'<span class="dot{hollow}" style="--c:var(--{COLOR_OF_GROUP[group]})"></span>'
+    ap = one.ap_of(main)
+    more = [one.ap_expanded] * expanded + [one.ap_of(task) for task in others]
     count = "–" if one.train_images is None else f"{one.train_images:,}"
     return [
         Cell(escape(one.name)),
         Cell(f"{dot}{group}", key=group),
-        Cell(_percent(one.ap), key=_key(one.ap), bar=bar),
-        Cell(_percent(one.ap_expanded), numeric=True, key=_key(one.ap_expanded)),
-        *(
-            Cell(_percent(ap), numeric=True, key=_key(ap))
-            for ap in (one.coco.get(t, math.nan) for t in tasks)
-        ),
+        Cell(_percent(ap), key=_key(ap), bar=0 if math.isnan(ap) else 100 * ap),
+        *(Cell(_percent(value), numeric=True, key=_key(value)) for value in more),
         Cell(count, numeric=True, key=str(-1 if one.train_images is None else one.train_images)),
         Cell("–" if math.isnan(one.num_gt) else f"{one.num_gt:,.10g}", numeric=True, key=_key(one.num_gt)),
     ]

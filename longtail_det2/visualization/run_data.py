@@ -23,6 +23,8 @@ from longtail_det2.utils.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _METRIC_FILES = ("metrics.json", "lvis_metrics.json", "coco_metrics.json")
+_MAIN_TASKS = ("lvis_segm", "lvis_bbox", "coco_segm", "coco_bbox")
+_LVIS_GROUPS = {"f": "frequent", "c": "common", "r": "rare"}
 
 __all__ = ["ClassResult", "Evaluation", "RunData", "TrainingLog", "find_evaluations", "read_run"]
 
@@ -38,7 +40,8 @@ class ClassResult:
         num_gt: ground-truth boxes after expansion (group-of boxes by their weight).
         train_images: training images with the class; None if unknown.
         is_leaf: no class is below it in the hierarchy.
-        group: "head", "medium", "tail", or None (inner classes, or training counts unknown).
+        group: "head", "medium", "tail"; of LVIS's metric alone "frequent", "common", "rare"; or None (inner
+            classes, or training counts unknown).
         coco: COCO's and LVIS's AP in [0, 1] by what was evaluated ("coco_bbox", "lvis_segm", ...); NaN
             without ground truth; empty if neither metric was computed.
     """
@@ -52,6 +55,10 @@ class ClassResult:
     is_leaf: bool
     group: str | None
     coco: Mapping[str, float] = field(default_factory=dict)
+
+    def ap_of(self, task: str) -> float:
+        """AP in [0, 1] by what was evaluated, see :attr:`Evaluation.main_task`; NaN where there is none."""
+        return self.coco.get(task, math.nan) if task else self.ap
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,13 @@ class Evaluation:
     predictions: Path | None
     coco: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     lvis: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def main_task(self) -> str:
+        """Whose AP figures show: "" for the Open Images metric, else a key of `lvis` or `coco`."""
+        if self.summary:
+            return ""
+        return next((task for task in _MAIN_TASKS if task in self.lvis or task in self.coco), "")
 
 
 @dataclass(frozen=True)
@@ -274,7 +288,7 @@ def _class_result(row: Mapping[str, Any], coco: Mapping[str, float]) -> ClassRes
         num_gt=_number(row.get("num_gt")),
         train_images=None if count is None else int(count),
         is_leaf=bool(row.get("is_leaf", True)),
-        group=row.get("group"),
+        group=row.get("group") or _LVIS_GROUPS.get(row.get("frequency") or ""),
         coco=coco,
     )
 

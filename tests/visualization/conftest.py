@@ -147,6 +147,14 @@ def lvis_run(tmp_path, masked_store):
     return folder, evaluate_run(folder, masked_store, open_images=False, lvis_tasks=("bbox", "segm"))
 
 
+@pytest.fixture
+def coco_run(tmp_path, masked_store):
+    """The same by COCO's metric of boxes alone."""
+    folder = tmp_path / "coco_run"
+    evaluate_run(folder, masked_store, open_images=False, coco_tasks=("bbox",))
+    return folder
+
+
 def evaluate_run(folder, store, **metrics):
     results, counts = folder / "inference" / "masked", store.image_counts(expanded=True)
     evaluators = StoreEvaluators(store.path, output_dir=results, train_counts=counts, **metrics)

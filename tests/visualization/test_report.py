@@ -117,6 +117,32 @@ def test_report_of_a_run_with_the_lvis_metric_alone(lvis_run, masked_store, tmp_
     assert f"{means['lvis_segm']['AP']:.1f}" in text
 
 
+def test_figures_and_table_of_classes_show_lvis_ap_by_frequency(lvis_run, masked_store, tmp_path):
+    folder, _ = lvis_run
+    evaluation = read_run(folder).evaluation
+    assert evaluation.main_task == "lvis_segm"
+    inner = set(masked_store.hierarchy.inner.tolist())
+    for k, one in enumerate(evaluation.classes):
+        assert one.is_leaf == (k not in inner) and one.group == "rare"  # of four images
+        assert one.num_gt > 0 or np.isnan(one.ap_of("lvis_segm"))
+    assert sum(not one.is_leaf for one in evaluation.classes) == len(inner) > 0
+    build_report(folder, tmp_path / "report.html", train_store=masked_store, val_store=masked_store)
+    html = (tmp_path / "report.html").read_text()
+    known = next(one for one in evaluation.classes if one.ap_of("lvis_segm") > 0)
+    assert f"{known.name}: AP {100 * known.ap_of('lvis_segm'):.1f} %, {known.train_images}" in html
+    text = " ".join(Page(html).text)
+    assert "LVIS's AP, masks, %" in text and "AP expanded" not in text
+
+
+def test_figures_show_coco_ap_where_that_is_all(coco_run, masked_store, tmp_path):
+    evaluation = read_run(coco_run).evaluation
+    assert evaluation.main_task == "coco_bbox"
+    leaves = [one for one in evaluation.classes if one.is_leaf]
+    assert {one.group for one in leaves} <= {"head", "medium", "tail"} and leaves
+    build_report(coco_run, tmp_path / "report.html", val_store=masked_store)
+    assert "COCO's AP, boxes, %" in " ".join(Page((tmp_path / "report.html").read_text()).text)
+
+
 def test_damaged_masks_pass_a_picture_over(masked_run, masked_store, tmp_path, caplog):
     results = masked_run / "inference" / "masked" / "coco_instances_results.json"
     rows = json.loads(results.read_text())
