@@ -7,14 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from longtail_det2.data.datasets.lvis_json import LVIS_THRESHOLDS, frequency_groups
 from longtail_det2.data.store import AnnotationStore, ImageLabel
-from longtail_det2.evaluation.frequency_groups import split_by_frequency
 from longtail_det2.evaluation.lvis_metric import ByClass, LvisTruth, Runs
 from longtail_det2.evaluation.store_truth import truth_of_store, whole_box_runs
 from longtail_det2.utils.errors import ConfigError
-
-FREQUENCY_THRESHOLDS = (10, 100)
-"""A class in at most so many training images is rare, in at most so many common, in more frequent."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +43,9 @@ def class_frequencies(store: AnnotationStore, train_counts: np.ndarray | None) -
         "%s knows no frequencies of its classes: those in at most %d training images are rare, in at most %d "
         "common, in more frequent",
         store.path,
-        *FREQUENCY_THRESHOLDS,
+        *LVIS_THRESHOLDS,
     )
-    return tuple("fcr"[group] for group in split_by_frequency(train_counts, FREQUENCY_THRESHOLDS).tolist())
+    return tuple(frequency_groups(train_counts))
 
 
 def image_order(image_ids: Sequence[str]) -> np.ndarray:
