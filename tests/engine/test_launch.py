@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,26 @@ def main(args):
 
 if __name__ == "__main__":
     sys.exit(run(main, parse_args()))
+"""
+
+
+LIST_THREADS = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from detectron2.utils import comm
+from longtail_det2.engine.launch import leave_group
+
+def gloo_threads():
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name for name in names)
+
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+comm._LOCAL_PROCESS_GROUP = dist.new_group([0])
+dist.barrier(comm._get_global_gloo_group())
+print(gloo_threads())
+leave_group()
+print(gloo_threads())
 """
 
 
@@ -86,6 +107,13 @@ def test_error_in_spawned_processes(script, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists threads as Linux does")
+def test_no_thread_outlives_the_process_group(tmp_path):
+    done = start("-c", LIST_THREADS, tmp_path / "rendezvous")
+    before, after = map(int, done.stdout.split())
+    assert before > 0 and after == 0, done.stderr
+
+
 def test_torchrun_wins(script, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 0, "--standalone"]
     done = start(*torchrun, script, "--num-gpus", 7, tmp_path)

@@ -7,10 +7,10 @@ import socket
 
 import numpy as np
 import pytest
-import torch
 from detectron2.utils import comm
 from lvis_cases import TASKS, feed, make_content, make_outputs, make_results
 
+from longtail_det2.engine.launch import launch
 from longtail_det2.evaluation.lvis_evaluation import LVISStoreEvaluator
 from longtail_det2.evaluation.lvis_spill import DetectionSpill, SpilledDetections, remove_parts
 from longtail_det2.evaluation.model_outputs import ImageDetections
@@ -197,12 +197,11 @@ def test_foreign_images_and_numbers_that_are_not_finite(case, tmp_path, caplog):
     assert "2 detections with a box or score that is not finite were dropped" in caplog.text
 
 
-def _rank(rank, rendezvous, store_path, pairs, folder):
-    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def _rank(store_path, pairs, folder):
+    rank = comm.get_rank()
     evaluator = LVISStoreEvaluator(store_path, tasks=TASKS, output_dir=folder, fixed_ap_detections=40)
     results = feed(evaluator, pairs[rank]).evaluate()
     assert (results == {}) == (rank == 1)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -210,9 +209,7 @@ def test_two_real_processes_equal_one(case, tmp_path):
     store, outputs = case
     feed(make(case, tmp_path / "1"), outputs).evaluate()
     pairs = (outputs[0::2], [*outputs[1::2], outputs[0]])
-    rendezvous = f"file://{tmp_path / 'rendezvous'}"
-    arguments = (rendezvous, str(store.path), pairs, str(tmp_path / "2"))
-    torch.multiprocessing.spawn(_rank, arguments, nprocs=2)
+    launch(_rank, 2, args=(str(store.path), pairs, str(tmp_path / "2")))
     assert names(tmp_path / "2") == list(FILES)
     for name in FILES:
         assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store import AnnotationStore, write_store
+from longtail_det2.engine.launch import launch
 from longtail_det2.evaluation import OpenImagesEvaluator
 from longtail_det2.evaluation.openimages_io import read_classes, read_detections, read_ground_truth
 from longtail_det2.utils.errors import ConfigError, DataError
@@ -238,12 +239,11 @@ def test_training_counts_of_other_classes_are_refused(golden_store):
         OpenImagesEvaluator(golden_store, train_counts=[1, 2, 3])
 
 
-def _rank(rank, rendezvous, store_path, pairs, folder):
-    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def _rank(store_path, pairs, folder):
+    rank = comm.get_rank()
     evaluator = OpenImagesEvaluator(store_path, output_dir=folder, train_counts=COUNTS)
     results = feed(evaluator, pairs[rank]).evaluate()
     assert (results == {}) == (rank == 1)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -252,9 +252,6 @@ def test_two_real_processes_equal_one(golden_store, outputs, tmp_path):
         OpenImagesEvaluator(golden_store, output_dir=tmp_path / "1", train_counts=COUNTS), outputs
     ).evaluate()
     pairs = (outputs[0::2], [*outputs[1::2], outputs[0]])
-    rendezvous = f"file://{tmp_path / 'rendezvous'}"
-    torch.multiprocessing.spawn(
-        _rank, (rendezvous, str(golden_store.path), pairs, str(tmp_path / "2")), nprocs=2
-    )
+    launch(_rank, 2, args=(str(golden_store.path), pairs, str(tmp_path / "2")))
     for name in ("metrics.json", "predictions.csv"):
         assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
