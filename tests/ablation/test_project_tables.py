@@ -19,7 +19,7 @@ def test_table(path):
     specification = load_specification(path, REPOSITORY / "scripts")
     jobs = expand(specification)
     assert len(specification.seeds) >= 3
-    assert sum(not job.is_evaluation for job in jobs) <= 60
+    assert sum(not job.is_evaluation for job in jobs) <= 80
     # Two jobs of equal settings would be two names for one line.
     assert len({(job.hash, job.seed) for job in jobs}) == len(jobs)
     for data in specification.data.values():
