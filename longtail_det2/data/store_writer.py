@@ -1,13 +1,9 @@
 """The columns of an annotation store and their atomic writer (layout: `longtail_det2.data.store`)."""
 
 import errno
-import glob
 import json
 import os
-import secrets
 import shutil
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.partial_folders import make_partial_folder, put_in_place, remove_stale_folders
 
 FORMAT = "longtail_det2.annotations"
 VERSION = 1
 FREQUENCIES = ("r", "c", "f")
 """LVIS's groups of classes: rare, common, frequent."""
-_STALE_SECONDS = 24 * 3600
 
 
 class ObjectFlag(IntFlag):
@@ -120,8 +116,8 @@ class AnnotationStoreWriter:
                 f"{self.path} exists and is no annotation store: remove it or choose another place"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(self.path)
-        self._directory = _make_temporary(self.path)
+        remove_stale_folders(self.path)
+        self._directory = make_partial_folder(self.path)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -267,19 +263,8 @@ class AnnotationStoreWriter:
 
     def _publish(self) -> None:
         assert self._directory is not None
-        old = None
-        if self.path.exists():
-            old = _make_temporary(self.path)
-            os.replace(self.path, old)  # a directory replaces an empty one
-        try:
-            os.replace(self._directory, self.path)
-        except OSError:
-            if old is not None:
-                os.replace(old, self.path)
-            raise
+        put_in_place(self._directory, self.path)
         self._directory = None
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
 
     @contextmanager
     def _explaining(self, size: int = 0) -> Iterator[None]:
@@ -322,31 +307,6 @@ def _reason(path: Path, error: OSError, size: int) -> str:
     return f"{error.strerror or error}"
 
 
-def remove_stale(path: Path) -> None:
-    """Remove temporary directories that dead runs left beside the store `path`.
-
-    A run of this machine is dead when its process is; one of another machine after a day without change.
-    """
-    for directory in path.parent.glob(f"{glob.escape(_temporary_prefix(path))}*-*-*"):
-        host, pid, _ = directory.name[len(_temporary_prefix(path)) :].rsplit("-", 2)
-        if not pid.isdecimal():
-            continue  # none of ours
-        dead = host == socket.gethostname() and not _is_alive(int(pid))
-        try:
-            old = time.time() - directory.stat().st_mtime > _STALE_SECONDS
-        except FileNotFoundError:
-            continue
-        if dead or old:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _make_temporary(path: Path) -> Path:
-    name = f"{_temporary_prefix(path)}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    directory = path.parent / name
-    directory.mkdir()
-    return directory
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False, indent=1)
@@ -370,17 +330,3 @@ def _to_bytes(values: np.ndarray | Sequence[str]) -> np.ndarray:
 
 def _looks_like_store(path: Path) -> bool:
     return path.is_dir() and ((path / "header.json").is_file() or not any(path.iterdir()))
-
-
-def _temporary_prefix(path: Path) -> str:
-    return f".{path.name}.partial-"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -18,6 +18,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from longtail_det2.utils.files import atomic_text_writer
+
 logger = logging.getLogger(__name__)
 
 NONFINITE_FILE = "nonfinite_loss.json"
@@ -164,10 +166,8 @@ def _note(path: str, facts: dict[str, Any]) -> None:
     facts["losses"] = {
         name: value if math.isfinite(value) else str(value) for name, value in facts["losses"].items()
     }
-    temporary = f"{path}.partial-{os.getpid()}"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with atomic_text_writer(path) as file:
             json.dump(facts, file, indent=1)
-        os.replace(temporary, path)
     except OSError as error:
         logger.error("%s cannot be written: %s", path, error)

@@ -9,7 +9,6 @@ pixels, and with masks "length" (n,) int32 and "runs", the bytes of COCO's compr
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import socket
 import tempfile
@@ -22,9 +21,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from longtail_det2.data.store_writer import remove_stale
 from longtail_det2.evaluation.model_outputs import ImageDetections
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.partial_folders import make_partial_folder, remove_stale_folders
 
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "image": ("<i4", ()),
@@ -136,10 +135,8 @@ class DetectionSpill:
         parent = self._parent
         parent.mkdir(parents=True, exist_ok=True)
         target = parent.resolve() / "lvis_detections"
-        remove_stale(target)  # of runs that were killed; it knows them by names of this form
-        name = f".{target.name}.partial-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._folder = target.parent / name
-        self._folder.mkdir()
+        remove_stale_folders(target)
+        self._folder = make_partial_folder(target)
         # The process that forks off a worker with this object in it keeps the folder.
         self._cleanup = weakref.finalize(self, _remove_own, self._folder, os.getpid())
         self._files = {name: (self._folder / name).open("wb", buffering=_BUFFER) for name in self._names}

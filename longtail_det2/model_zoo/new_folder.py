@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.partial_folders import make_partial_folder
 
 
 def check_vacant(target: Path) -> None:
@@ -24,8 +25,8 @@ def folder_that_appears(target: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made, or something appeared under its name meanwhile.
     """
-    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    temporary.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = make_partial_folder(target)
     try:
         yield temporary
         os.rename(temporary, target)

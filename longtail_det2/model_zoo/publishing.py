@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from longtail_det2 import __version__
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.files import atomic_text_writer
 
 from .new_folder import check_vacant, folder_that_appears
 from .run_facts import RunFacts, config_without_paths, read_run
@@ -93,7 +93,8 @@ def publish(
     if zoo:
         key = index_key(name)
         index[key] = Checkpoint(key, f"{key}/{file}", sha256, len(ids) or None, results)
-        _replace_file(Path(zoo) / INDEX_NAME, index_document(index))
+        with atomic_text_writer(Path(zoo) / INDEX_NAME) as stream:
+            stream.write(index_document(index))
     return Published(target / file, sha256, results)
 
 
@@ -217,12 +218,6 @@ def _writable_index(zoo: Path, name: str) -> dict[str, Checkpoint]:
     if index_key(name) in index:
         raise ConfigError(f"{path} has weights for {name} already: nothing is overwritten")
     return index
-
-
-def _replace_file(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    _write(temporary, text)
-    os.replace(temporary, path)
 
 
 def _write(path: Path, text: str) -> None:

@@ -61,6 +61,7 @@ from longtail_det2.data.datasets.shapes_writers import (
     write_readme,
 )
 from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.partial_folders import make_partial_folder, put_in_place, remove_stale_folders
 
 __all__ = ["FORMATS", "GENERATION_FILE", "IMAGE_FORMATS", "ShapesOptions", "generate_shapes"]
 
@@ -114,30 +115,18 @@ def generate_shapes(
     plans = {split: plan_split(options, vocabulary, split) for split in SPLITS}
     started = time.perf_counter()
     output.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(output)
-    partial = _partial_path(output, os.getpid())
-    partial.mkdir()
+    remove_stale_folders(output)
+    partial = make_partial_folder(output)
     try:
         generation = _generate_into(partial, options, vocabulary, plans, workers, progress)
         # Another process may have made the same folder meanwhile: what is there stays, or is an error.
         present = _check_output(output, options, force)
         if present is None:
-            _swap_in(partial, output)
+            put_in_place(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     logger.info("%s: generated in %.1f s", output, time.perf_counter() - started)
     return generation
-
-
-def _swap_in(partial: Path, output: Path) -> None:
-    """Puts the finished folder in place of `output`."""
-    if not output.exists():
-        os.replace(partial, output)
-        return
-    old = partial.with_name(partial.name + "-old")
-    os.replace(output, old)
-    os.replace(partial, output)
-    shutil.rmtree(old)
 
 
 def _generate_into(
@@ -306,28 +295,3 @@ def _check_output(output: Path, options: ShapesOptions, force: bool) -> dict[str
         f"{output} holds a data set made with other options ({', '.join(changed) or 'another version'}); "
         f"use --force (force=True) to replace it, or choose another output folder"
     )
-
-
-def _partial_path(output: Path, process: int) -> Path:
-    """Where process `process` works before it renames the folder to `output`."""
-    return output.with_name(f".{output.name}.partial-{process}")
-
-
-def _remove_stale(output: Path) -> None:
-    """Removes what killed runs left beside `output`, but not the work of a run that is alive."""
-    for path in output.parent.glob(f".{output.name}.partial-*"):
-        process = path.name.rpartition("partial-")[2].partition("-")[0]
-        if process.isdigit() and not _alive(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
