@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from longtail_det2.data.datasets.lvis_json import frequency_groups
+from longtail_det2.data.store_writer import FREQUENCIES
 from longtail_det2.engine.gradient_log import CLASS_GRADIENTS_FILE
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
 from longtail_det2.utils.errors import DataError
@@ -19,7 +22,7 @@ from .category_plots import category_figure
 _COLORS = ("#0068a8", "#b06f00", "#bb2a6b", "#16836a", "#7351b5", "#6b7482")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _SMOOTHED = 9
-"""Classes of neighbouring frequency whose median is the line."""
+"""Classes of neighbouring frequency, in each run, whose median is the line."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +30,23 @@ class GradientRatios:
     """What one training gave each class.
 
     Attributes:
-        label: of the run, for the picture.
+        name: folder of the run.
         class_ids: of the K classes.
         images: (K,) training images with the class.
         ratio: (K,) positive by negative gradient, of all predictors together; NaN where there was none.
     """
 
-    label: str
+    name: str
     class_ids: tuple[str, ...]
     images: np.ndarray
     ratio: np.ndarray
 
 
-def read_gradients(run: Path, label: str = "") -> GradientRatios:
+def read_gradients(run: Path) -> GradientRatios:
     """Reads what a run left in its output folder.
 
     Args:
         run: folder with class_gradients.json and sampled_classes.json.
-        label: in the picture; by default the folder's name.
 
     Raises:
         DataError: a file is absent or damaged, or they are of different classes.
@@ -68,34 +70,51 @@ def read_gradients(run: Path, label: str = "") -> GradientRatios:
     positive, negative = np.asarray(sums)
     known = (negative > 0) & (positive > 0)
     ratio = np.divide(positive, negative, out=np.full(len(ids), np.nan), where=known)
-    return GradientRatios(label or run.name, ids, images, ratio)
+    return GradientRatios(str(run), ids, images, ratio)
 
 
-def draw_gradients(path: Path, runs: Sequence[GradientRatios]) -> None:
+def ratios_of_groups(runs: Sequence[GradientRatios]) -> tuple[float, float, float]:
+    """Geometric mean of the ratios of rare, common and frequent classes, by LVIS's thresholds.
+
+    Args:
+        runs: at least one; classes may have other frequencies in each.
+
+    Returns:
+        NaN for a group without classes.
+    """
+    images, ratio = _pooled(runs)
+    group = np.array(frequency_groups(images))
+    means = [np.log(ratio[group == one]) for one in FREQUENCIES]
+    rare, common, frequent = (float(np.exp(one.mean())) if len(one) else math.nan for one in means)
+    return rare, common, frequent
+
+
+def draw_gradients(path: Path, methods: Mapping[str, Sequence[GradientRatios]]) -> None:
     """Draws the ratio of positive to negative gradient of each class against its training images.
 
-    A dot is a class, a line the running median over classes of neighbouring frequency. Classes without
-    training images, or that were never a positive, are not drawn.
+    A dot is a class of one run, a line the running median over classes of neighbouring frequency. Classes
+    without training images, or that were never a positive, are not drawn.
 
     Args:
         path: .png or .svg file, written atomically.
-        runs: at least one; all of the same classes.
+        methods: runs, at least one, by what to call them; all of the same classes.
 
     Raises:
         DataError: the runs are of different classes, or the file cannot be written.
     """
-    for run in runs[1:]:
-        if run.class_ids != runs[0].class_ids:
-            raise DataError(f"{run.label} is of other classes than {runs[0].label}: draw them by themselves")
+    first, *others = (run for runs in methods.values() for run in runs)
+    for run in others:
+        if run.class_ids != first.class_ids:
+            raise DataError(f"{run.name} is of other classes than {first.name}: draw them by themselves")
     with category_figure(path, 7.2, 4.4) as figure:
         axes = figure.subplots()
-        for place, run in enumerate(runs):
-            shown = np.flatnonzero((run.images > 0) & np.isfinite(run.ratio))
-            shown = shown[np.argsort(run.images[shown], kind="stable")]
+        for place, (label, runs) in enumerate(methods.items()):
+            images, ratio = _pooled(runs)
             color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)]
-            images, ratio = run.images[shown], run.ratio[shown]
-            axes.plot(images, ratio, marker, color=color, markersize=3.5, alpha=0.45, markeredgewidth=0)
-            axes.plot(images, _running_median(ratio), color=color, linewidth=1.8, label=run.label)
+            alpha = max(0.45 / len(runs) ** 0.5, 0.15)
+            axes.plot(images, ratio, marker, color=color, markersize=3.5, alpha=alpha, markeredgewidth=0)
+            line = _running_median(ratio, _SMOOTHED * len(runs))
+            axes.plot(images, line, color=color, linewidth=1.8, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
@@ -112,6 +131,14 @@ def draw_gradients(path: Path, runs: Sequence[GradientRatios]) -> None:
         figure.legend(loc="outside lower center", ncols=3, columnspacing=1.4)
 
 
-def _running_median(values: np.ndarray) -> np.ndarray:
-    half = _SMOOTHED // 2
+def _pooled(runs: Sequence[GradientRatios]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and ratios of the classes of all runs that have both, in ascending order of images."""
+    images, ratio = (np.concatenate([getattr(run, name) for run in runs]) for name in ("images", "ratio"))
+    shown = np.flatnonzero((images > 0) & np.isfinite(ratio))
+    shown = shown[np.argsort(images[shown], kind="stable")]
+    return images[shown], ratio[shown]
+
+
+def _running_median(values: np.ndarray, width: int) -> np.ndarray:
+    half = width // 2
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])

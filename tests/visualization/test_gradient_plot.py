@@ -35,24 +35,31 @@ def make_run(path, ids=("a", "b", "c"), predictors=1, slope=1.0):
 
 def test_ratios(tmp_path):
     run = read_gradients(make_run(tmp_path / "run", predictors=3))
-    assert run.label == "run" and run.images.tolist() == [3, 50, 0]
+    assert run.name == str(tmp_path / "run") and run.images.tolist() == [3, 50, 0]
     np.testing.assert_allclose(run.ratio, [0.25, 1.0, np.nan])
 
 
 def test_command_draws_several_runs(tmp_path, command, capsys):
-    runs = [str(make_run(tmp_path / "one")), str(make_run(tmp_path / "two", slope=3.0))]
-    assert command([*runs, "--labels", "softmax", "Seesaw", "--output", str(tmp_path / "plot.png")]) == 0
+    one, two, three = (str(make_run(tmp_path / name, slope=k)) for name, k in (("1", 1), ("2", 4), ("3", 3)))
+    methods = ["--runs", "softmax", one, two, "--runs", "Seesaw", three]
+    assert command([*methods, "--output", str(tmp_path / "plot.png")]) == 0
     with Image.open(tmp_path / "plot.png") as image:
         assert image.size == (1080, 660)
-    assert "plot.png" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        command([*runs, "--labels", "softmax", "--output", str(tmp_path / "plot.png")])
-    with pytest.raises(SystemExit):
-        command([*runs, "--output", str(tmp_path / "plot.txt")])
+    printed = capsys.readouterr().out
+    assert "plot.png" in printed
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["softmax", "2", "0.50", "1.00", "-"] in lines and ["Seesaw", "1", "0.75", "1.00", "-"] in lines
+    for wrong in (
+        ["--runs", "softmax", "--output", "plot.png"],
+        ["--runs", "softmax", one, "--runs", "softmax", two, "--output", "plot.png"],
+        [*methods, "--output", "plot.txt"],
+    ):
+        with pytest.raises(SystemExit):
+            command(wrong)
 
 
 def test_runs_without_the_log(tmp_path, command, capsys):
-    assert command([str(tmp_path), "--output", str(tmp_path / "plot.png")]) == 2
+    assert command(["--runs", "one", str(tmp_path), "--output", str(tmp_path / "plot.png")]) == 2
     message = capsys.readouterr().err
     assert "class_gradients.json" in message and "LOG_CLASS_GRADIENTS True" in message
     run = make_run(tmp_path / "damaged")
@@ -63,8 +70,8 @@ def test_runs_without_the_log(tmp_path, command, capsys):
 
 def test_different_classes(tmp_path):
     one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two", ids=("a", "b", "d"))
-    with pytest.raises(DataError, match="two is of other classes than one"):
-        draw_gradients(tmp_path / "plot.png", [read_gradients(one), read_gradients(two)])
+    with pytest.raises(DataError, match=r"two is of other classes than .*one"):
+        draw_gradients(tmp_path / "plot.png", {"a": [read_gradients(one)], "b": [read_gradients(two)]})
     assert not (tmp_path / "plot.png").exists()
     sampled = json.loads((two / "sampled_classes.json").read_text())
     (two / "sampled_classes.json").write_text(json.dumps({**sampled, "class_ids": ["a", "b", "c"]}))
