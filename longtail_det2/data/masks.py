@@ -78,7 +78,7 @@ def to_runs(mask: Segmentation, height: int, width: int) -> dict[str, Any]:
     """
     if isinstance(mask, dict):
         return mask
-    polygons = [np.asarray(polygon, dtype=np.float64).tolist() for polygon in mask]
+    polygons = [_as_written(polygon).tolist() for polygon in mask]
     merged: Any = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return merged
 
@@ -87,6 +87,17 @@ def to_bitmap(mask: Segmentation, height: int, width: int) -> np.ndarray:
     """A mask as (height, width) bool, by COCO's rules; see `to_runs`."""
     runs: Any = to_runs(mask, height, width)
     return coco_mask.decode(runs).astype(bool)
+
+
+def _as_written(polygon: np.ndarray) -> np.ndarray:
+    """Coordinates in double precision as an annotation file has them, if that has two decimals at most.
+
+    A store keeps single precision. COCO's rules draw edges in steps of a fifth of a pixel, so that 12.1 and
+    the nearest number of single precision are not always the same pixels.
+    """
+    exact = np.asarray(polygon, dtype=np.float64)
+    rounded = exact.round(2)
+    return np.where(rounded.astype(np.float32) == exact, rounded, exact)
 
 
 def run_lengths(counts: bytes) -> list[int]:

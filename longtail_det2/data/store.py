@@ -26,6 +26,10 @@ A store with masks has also (p polygons with v vertices together; an object has 
     run_offsets              (m+1,) int64
     run                      (b,)   uint8, COCO's compressed run lengths of the whole image
 
+A store of annotations that say their areas has also::
+
+    area                     (m,)   float64 in pixels, as annotated; NaN where it is not
+
 A store is written into a temporary sibling directory and renamed when complete, so a killed run leaves
 nothing that `AnnotationStore.open` would accept.
 """
@@ -41,6 +45,7 @@ import numpy as np
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.sources import changed_sources
 from longtail_det2.data.store_writer import (
+    AREA_COLUMNS,
     COLUMNS,
     FORMAT,
     MASK_COLUMNS,
@@ -73,6 +78,7 @@ class AnnotationStore:
         image_label_offsets, image_labels, image_label_positive: the columns (see the module's docstring).
         polygon_offsets, vertex_offsets, vertices, run_offsets, runs: those of the masks, only where
         `has_masks`; `longtail_det2.data.masks` reads them.
+        areas: annotated areas of the objects, only where `has_areas`.
     """
 
     image_ids: np.ndarray
@@ -91,6 +97,7 @@ class AnnotationStore:
     vertices: np.ndarray
     run_offsets: np.ndarray
     runs: np.ndarray
+    areas: np.ndarray
 
     def __init__(
         self,
@@ -187,6 +194,11 @@ class AnnotationStore:
         """Whether the columns of the masks are there (single objects may still have none)."""
         return "polygons" in self.header["counts"]
 
+    @property
+    def has_areas(self) -> bool:
+        """Whether annotated areas are there (those of single objects may still be unknown)."""
+        return bool(self.header.get("has_areas", False))
+
     @cached_property
     def image_root(self) -> Path | None:
         """Folder that `file_names` are relative to; None for a store made without images.
@@ -269,7 +281,8 @@ def write_store(
 
     Args:
         path: directory to make.
-        columns: {column name: array}, every column of the module's docstring; those of the masks all or none.
+        columns: {column name: array}, every column of the module's docstring; those of the masks all or none,
+            areas as you like.
         class_ids: K identifiers in class-index order.
         class_names: K names; the ids if None.
         **header: `parents`, `frequency`, `image_root`, `sources`, `options`, `summary` of
@@ -286,7 +299,8 @@ def write_store(
 
 
 def _columns_of(header: Mapping[str, Any]) -> dict[str, Column]:
-    return {**COLUMNS, **MASK_COLUMNS} if "polygons" in header["counts"] else COLUMNS
+    masks = MASK_COLUMNS if "polygons" in header["counts"] else {}
+    return {**COLUMNS, **masks, **(AREA_COLUMNS if header.get("has_areas") else {})}
 
 
 def _map_column(path: Path, name: str, column: Column, counts: Mapping[str, int]) -> np.ndarray:

@@ -74,7 +74,9 @@ MASK_COLUMNS = {
     "run": Column("runs", "|u1", "run_bytes"),
 }
 """Columns that a store with masks has too: all of them, or none."""
-_ALL_COLUMNS = {**COLUMNS, **MASK_COLUMNS}
+AREA_COLUMNS = {"area": Column("areas", "<f8", "objects")}
+"""The column that a store of annotations with areas has too."""
+_ALL_COLUMNS = {**COLUMNS, **MASK_COLUMNS, **AREA_COLUMNS}
 _OFFSETS = {
     "object_offsets": "objects",
     "label_offsets": "labels",
@@ -133,7 +135,7 @@ class AnnotationStoreWriter:
 
         Raises:
             DataError: unknown column, wrong shape, offsets that do not ascend from 0, boxes or vertices
-                that are not finite, or the disk is full.
+                that are not finite, areas that are not positive, or the disk is full.
         """
         if self._directory is None:
             raise DataError("use AnnotationStoreWriter as a context manager")
@@ -164,6 +166,8 @@ class AnnotationStoreWriter:
             self._highest_label = max(self._highest_label, int(values.max()))
         elif name in ("box", "vertex") and not np.isfinite(values).all():
             raise DataError(f"column {name!r} has coordinates that are not finite")
+        elif name == "area" and not (np.isnan(values) | ((values > 0) & np.isfinite(values))).all():
+            raise DataError(f"column {name!r} has areas that are neither positive nor unknown (NaN)")
         elif name == "image_size":
             self._sizes_known = bool((values > 0).all())
         elif name == "image_id" and values.size and np.any(values[1:] <= values[:-1]):
@@ -228,6 +232,7 @@ class AnnotationStoreWriter:
                 os.path.realpath(root), os.path.realpath(self.path)
             )
         header["has_image_sizes"] = self._sizes_known
+        header["has_areas"] = "area" in self._shapes
         header["sources"] = [dict(source) for source in sources]
         header["options"] = dict(options or {})
         header["summary"] = dict(summary or {})
@@ -238,7 +243,8 @@ class AnnotationStoreWriter:
 
     def _counts(self, num_classes: int) -> dict[str, int]:
         has_masks = any(name in self._shapes for name in MASK_COLUMNS)
-        columns = _ALL_COLUMNS if has_masks else COLUMNS
+        columns = {**COLUMNS, **(MASK_COLUMNS if has_masks else {})}
+        columns.update((name, one) for name, one in AREA_COLUMNS.items() if name in self._shapes)
         missing = [name for name in columns if name not in self._shapes]
         if missing:
             raise DataError(f"{self.path}: columns not written: {', '.join(missing)}")

@@ -20,7 +20,7 @@ class StoreTruth:
 
     Attributes:
         box: (m, 4) float64, (x, y, width, height) of each object in pixels of its image.
-        area: (m,) float64 in pixels: of the mask where the object has one, else of the box.
+        area: (m,) float64 in pixels: as annotated, else of the mask, else of the box.
         group: (m,) bool, a box around a group of objects.
         runs: None in a store without masks or if they were not asked for; else each object's COCO run
             lengths, None where it has no mask.
@@ -44,15 +44,16 @@ def truth_of_store(store: AnnotationStore, *, with_masks: bool = False) -> Store
 
     Args:
         store: with image sizes.
-        with_masks: keep the run lengths; areas are those of the masks in any case.
+        with_masks: keep the run lengths; areas that are not annotated are those of the masks in any case.
     """
     images = np.repeat(np.arange(len(store)), np.diff(store.object_offsets))
     height, width = store.image_sizes[images].T.astype(np.float64)
     corners = store.boxes * np.stack([width, height, width, height], axis=1)
     box = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     area = box[:, 2] * box[:, 3]
+    annotated = store.areas if store.has_areas else np.full(len(box), np.nan)
     runs: list[dict[str, Any] | None] | None = None
-    if store.has_masks:
+    if store.has_masks and (with_masks or np.isnan(annotated).any()):
         runs = []
         for image, (h, w) in enumerate(store.image_sizes.tolist()):
             masks = decode_masks(store, image)
@@ -62,6 +63,7 @@ def truth_of_store(store: AnnotationStore, *, with_masks: bool = False) -> Store
                     area[place] = float(coco_mask.area(one))  # pyright: ignore[reportArgumentType]
             if with_masks:
                 runs += encoded
+    area = np.where(np.isnan(annotated), area, annotated)
     rows, classes = store.hierarchy.expand(
         np.repeat(np.arange(store.num_objects), np.diff(store.label_offsets)), store.labels
     )

@@ -19,7 +19,8 @@ from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
 from longtail_det2.data.masks import decode_masks, encode_masks, run_lengths, to_bitmap, to_runs
-from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter
+from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter, write_store
+from longtail_det2.evaluation.store_truth import truth_of_store
 from longtail_det2.utils.errors import ConfigError, DataError
 
 SQUARE = [8, 4, 24, 4, 24, 12, 8, 12]
@@ -215,6 +216,52 @@ def test_the_writer_wants_all_mask_columns_or_none(prepare, tmp_path):
         write(vertex=columns["vertex"][:3])
     with pytest.raises(DataError, match="not finite"):
         write(vertex=columns["vertex"] * np.nan)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8000), st.integers(0, 4000)), min_size=3, max_size=8, unique=True),
+    st.sampled_from([1, 2]),
+)
+@settings(max_examples=200, deadline=None)
+def test_polygons_of_two_decimals_are_the_same_pixels(corners, decimals):
+    """Though a store has them in single precision: 12.1 is where COCO's rules round."""
+    polygon = [round(value / 100, decimals) for corner in corners for value in corner]
+    stored = encode_masks([[np.array(polygon)]])["vertex"].reshape(-1)
+    assert stored.dtype == np.float32
+    wanted = coco_mask.merge(coco_mask.frPyObjects([polygon], 40, 80))
+    assert to_runs([stored], 40, 80) == wanted
+
+
+def test_annotated_areas(prepare, tmp_path):
+    store = prepare(
+        annotation(1, [8, 4, 16, 8], [SQUARE], area=120.25),
+        annotation(2, [8, 4, 16, 8], category=7, area=99),  # the same object; the rarer class goes first
+        annotation(3, [30, 20, 20, 16], [TRIANGLE]),
+        annotation(4, [0, 0, 7, 3], area=5),
+    )
+    assert store.has_areas
+    np.testing.assert_array_equal(store.areas, [5, 99, np.nan])
+    truth = truth_of_store(store)
+    bitmap = to_bitmap(decode_masks(store, 0)[2], 40, 80)
+    assert truth.area.tolist() == [5, 99, bitmap.sum()]
+    columns = {path.stem: np.load(path) for path in store.path.glob("*.npy")}
+    for wrong in (0.0, -1.0, np.inf):
+        with pytest.raises(DataError, match="'area' has areas that are neither positive nor unknown"):
+            write_store(tmp_path / "other", {**columns, "area": np.array([wrong, 1, 1])}, store.class_ids)
+    assert not (tmp_path / "other").exists()
+    (store.path / "area.npy").unlink()
+    with pytest.raises(DataError, match=r"area\.npy is missing"):
+        AnnotationStore.open(store.path)
+
+
+def test_areas_that_are_none_are_passed_over(prepare, tmp_path):
+    prepare(annotation(1, [8, 4, 16, 8], [SQUARE], area=128))
+    wrong = [0, -3, "128", None, True]
+    objects = [annotation(i, [i, 4, 16, 8], area=value) for i, value in enumerate(wrong)]
+    store = prepare(*objects)
+    assert not store.has_areas and truth_of_store(store).area.round(3).tolist() == [128.0] * 5
+    text = check_coco(tmp_path / "data.json", tmp_path).text()
+    assert "annotations whose area is not a positive number (4)" in text and "has the area '128'" in text
 
 
 def test_encoding_nothing():

@@ -95,6 +95,7 @@ class _Content:
     image_columns: dict[str, np.ndarray]
     objects: Objects
     masks: list[Segmentation | None]
+    areas: np.ndarray
     tree: LabelHierarchy | None
     frequency: list[str] | None
     report: CocoReport
@@ -116,8 +117,8 @@ def prepare_coco(
     or `is_group_of` marks a box around a group; images may have `neg_category_ids`, `pos_category_ids` and
     `not_exhaustive_category_ids`; instead of `file_name`, they may have LVIS's `coco_url`, of which the last
     folder and the name count ("train2017/000000391895.jpg"). `segmentation` is kept as it is, polygons or run
-    lengths; key points are not kept. Class ids are the category ids as strings, in their order, which may
-    have gaps. Of the categories, `name` and LVIS's `frequency` are kept.
+    lengths, and so is `area`; key points are not kept. Class ids are the category ids as strings, in their
+    order, which may have gaps. Of the categories, `name` and LVIS's `frequency` are kept.
 
     Args:
         json_file: the annotations.
@@ -199,7 +200,7 @@ def _read(
     rows.image = (np.cumsum(present) - 1)[rows.image].astype(np.int32)
     columns = _image_columns(images, np.flatnonzero(present))
     _note_contradictions(rows, columns, source, findings)
-    objects, masks = _find_objects(
+    objects, masks, areas = _find_objects(
         rows, boxes, len(source.class_ids), tree, columns["image_size"], findings, settings
     )
     image_counts = count_images(objects, tree, len(source.class_ids))
@@ -207,7 +208,8 @@ def _read(
     groups = describe_frequencies(frequency, settings.frequency) if source.is_lvis or frequency else ""
     report = make_report(findings, source, columns, objects, masks, tree, num_rows, groups)
     has_masks = report.summary["objects_with_mask"] > 0
-    return _Content(source, columns, objects, masks if has_masks else [], tree, frequency, report)
+    masks = masks if has_masks else []
+    return _Content(source, columns, objects, masks, areas, tree, frequency, report)
 
 
 def _note_contradictions(
@@ -264,14 +266,27 @@ def _find_objects(
     sizes: np.ndarray,
     findings: CocoFindings,
     settings: CocoOptions,
-) -> tuple[Objects, list[Segmentation | None]]:
-    """Rows with equal (or nearly equal) boxes of one image as one object, and the objects' masks."""
+) -> tuple[Objects, list[Segmentation | None], np.ndarray]:
+    """Rows with equal (or nearly equal) boxes of one image as one object; the objects' masks and areas."""
     depth = np.zeros(num_classes, dtype=np.int64) if tree is None else tree.depth
     rank = specificity_rank(depth, np.bincount(rows.label, minlength=num_classes))
-    objects = group_rows(rows.image, rows.label, boxes, rows.flags, rank, with_rows=settings.masks)
+    objects = group_rows(rows.image, rows.label, boxes, rows.flags, rank, with_rows=True)
     if settings.merge_iou < 1:
         objects = merge_near(objects, settings.merge_iou, rank)
-    return objects, read_masks(rows, objects, sizes, rank, findings) if settings.masks else []
+    areas = _find_areas(rows, objects, rank)
+    masks = read_masks(rows, objects, sizes, rank, findings) if settings.masks else []
+    return objects, masks, areas
+
+
+def _find_areas(rows: CocoRows, objects: Objects, rank: np.ndarray) -> np.ndarray:
+    """(m,) annotated area of each object: of its rows that have one, that of the most specific label."""
+    assert objects.object_of_row is not None
+    areas = np.full(len(objects.box), np.nan)
+    known = np.flatnonzero(~np.isnan(rows.area))
+    # What is assigned last stays.
+    known = known[np.lexsort((-known, -rank[rows.label[known]]))]
+    areas[objects.object_of_row[known]] = rows.area[known]
+    return areas
 
 
 def _image_columns(images: CocoImages, chosen: np.ndarray) -> dict[str, np.ndarray]:
@@ -291,6 +306,7 @@ def _make_columns(content: _Content) -> dict[str, np.ndarray]:
     return {
         **content.image_columns,
         **(encode_masks(content.masks) if content.masks else {}),
+        **({} if np.isnan(content.areas).all() else {"area": content.areas}),
         "object_offsets": np.searchsorted(objects.image, np.arange(num_images + 1)),
         "box": objects.box,
         "flags": objects.flags,

@@ -62,6 +62,11 @@ KINDS = {
     "mask_beside_box": Kind(
         "objects whose mask and box hardly overlap", "are both in pixels of this image?", is_error=False
     ),
+    "bad_area": Kind(
+        "annotations whose area is not a positive number",
+        "that of the mask, or of the box, is taken; AP by size goes by it",
+        is_error=False,
+    ),
     "missing_image": Kind(
         "image files that are missing or unreadable", "complete the image folder", "on_missing_image"
     ),

@@ -67,6 +67,7 @@ class CocoRows:
         annotation: (r,) objects, ids of the annotations for messages.
         segmentation: (r,) objects, the annotations' masks as they are in the file, unchecked; polygons of
             numbers are arrays of doubles.
+        area: (r,) float64 in pixels, NaN where the annotation has none.
     """
 
     image: np.ndarray
@@ -75,6 +76,7 @@ class CocoRows:
     flags: np.ndarray
     annotation: np.ndarray
     segmentation: np.ndarray
+    area: np.ndarray
 
     def select(self, keep: np.ndarray) -> CocoRows:
         """The rows where `keep` (r,) bool is set."""
@@ -85,6 +87,7 @@ class CocoRows:
             self.flags[keep],
             self.annotation[keep],
             self.segmentation[keep],
+            self.area[keep],
         )
 
 
@@ -147,6 +150,7 @@ class CocoFile:
         flags: list[int] = []
         source: list[Any] = []
         masks: list[Any] = []
+        areas = array("d")
         seen: set[Any] = set()
         entries = self._content.pop("annotations")
         for place in range(len(entries)):
@@ -170,6 +174,7 @@ class CocoFile:
             flags += [int(ObjectFlag.GROUP_OF) * self._is_group(one, where)] * len(classes)
             source += [where] * len(classes)
             masks += [one.get("segmentation")] * len(classes)
+            areas.extend([self._area(one.get("area"), where)] * len(classes))
         return CocoRows(
             np.array(image, dtype=np.int32),
             np.array(label, dtype=np.int32),
@@ -177,6 +182,7 @@ class CocoFile:
             np.array(flags, dtype=np.uint8),
             np.array(source, dtype=object),
             _as_objects(masks),
+            np.frombuffer(areas, dtype=np.float64),
         )
 
     def _unique(self, part: str, word: str) -> dict[Any, Mapping[str, Any]]:
@@ -283,6 +289,14 @@ class CocoFile:
             self.findings.add("bad_box", example, count=max(labels, 1))
             return None
         return corners
+
+    def _area(self, value: object, where: str) -> float:
+        area = _number(value)
+        if 0 < area < math.inf:
+            return area
+        if value is not None:
+            self.findings.add("bad_area", f"{where} has the area {value!r}")
+        return math.nan
 
     def _is_group(self, one: Mapping[str, Any], where: str) -> bool:
         flags = [one.get("iscrowd"), one.get("is_group_of")]
