@@ -136,7 +136,7 @@ def coco_results(evaluation: Evaluation) -> str:
     for task, means in evaluation.coco.items():
         cells = [Cell(_percent(means.get(name, math.nan)), numeric=True) for name in _COCO_MEANS]
         rows.append([Cell(escape(_COCO_TASKS.get(task, task))), *cells])
-    columns = ("Of", *(f"{name}, %" for name in _COCO_MEANS.values()))
+    columns = ("Of", *map(_heading, _COCO_MEANS.values()))
     text = (
         "COCO's AP is the mean over the overlaps (IoU) 0.5, 0.55, ..., 0.95 and over the classes; AP50 and "
         "AP75 are at one overlap; small, medium and large objects have areas up to 32², up to 96², and above "
@@ -144,7 +144,7 @@ def coco_results(evaluation: Evaluation) -> str:
         "of its labels and their ancestors; boxes around groups, and objects without a mask where masks are "
         "evaluated, count neither way."
     )
-    caption = "Means of COCO's metric, computed by longtail_det2's COCOStoreEvaluator."
+    caption = "Means of COCO's metric in percent, computed by longtail_det2's COCOStoreEvaluator."
     return section(
         "COCO's metric", f'<div class="wide">{table(columns, rows, caption)}</div>', *_paragraphs([text])
     )
@@ -158,7 +158,7 @@ def lvis_results(evaluation: Evaluation) -> str:
     for task, means in evaluation.lvis.items():
         cells = [Cell(_percent(means.get(name, math.nan)), numeric=True) for name in _LVIS_MEANS]
         rows.append([Cell(escape(_LVIS_TASKS.get(task, task))), *cells])
-    columns = ("Of", *(f"{name}, %" for name in _LVIS_MEANS.values()))
+    columns = ("Of", *map(_heading, _LVIS_MEANS.values()))
     text = (
         "LVIS's AP is COCO's (the mean over the overlaps 0.5, 0.55, ..., 0.95 and over the classes), but a "
         "class is judged only in images where it is annotated or verified absent, and of an image the best "
@@ -166,7 +166,7 @@ def lvis_results(evaluation: Evaluation) -> str:
         "in at most 100. Fixed AP takes instead the best 10,000 detections of each class over all images, so "
         "that classes do not compete for places. The numbers 300 and 10,000 are the defaults."
     )
-    caption = "Means of LVIS's metric, computed by longtail_det2's LVISStoreEvaluator."
+    caption = "Means of LVIS's metric in percent, computed by longtail_det2's LVISStoreEvaluator."
     return section(
         "LVIS's metric", f'<div class="wide">{table(columns, rows, caption)}</div>', *_paragraphs([text])
     )
@@ -293,6 +293,11 @@ def footer() -> str:
 def _metric_name(evaluation: Evaluation) -> str:
     """How the evaluator names its summary: "mAP50" for an IoU threshold of 0.5."""
     return f"mAP{100 * evaluation.options.get('iou_threshold', 0.5):g}"
+
+
+def _heading(mean: str) -> str:
+    """Of a column: short, so that a table of many means fits the page."""
+    return mean.removesuffix(" classes").removesuffix(" objects")
 
 
 def _main_ap(evaluation: Evaluation) -> str:
