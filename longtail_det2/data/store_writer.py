@@ -243,8 +243,8 @@ class AnnotationStoreWriter:
 
     def _counts(self, num_classes: int) -> dict[str, int]:
         has_masks = any(name in self._shapes for name in MASK_COLUMNS)
-        columns = {**COLUMNS, **(MASK_COLUMNS if has_masks else {})}
-        columns.update((name, one) for name, one in AREA_COLUMNS.items() if name in self._shapes)
+        has_areas = "area" in self._shapes
+        columns = {**COLUMNS, **(MASK_COLUMNS if has_masks else {}), **(AREA_COLUMNS if has_areas else {})}
         missing = [name for name in columns if name not in self._shapes]
         if missing:
             raise DataError(f"{self.path}: columns not written: {', '.join(missing)}")

@@ -132,27 +132,14 @@ def _run_in_group(
         _make_local_group(local_size)
         comm.synchronize()
         result = main(*args)
-    except BaseException:
-        _forget_groups()
-        raise
-    leave_group()
-    return result
-
-
-def leave_group() -> None:
-    """Leaves the process group, and ends its threads.
-
-    A group lives as long as anybody refers to it, and Detectron2 does. A thread of gloo that is still at work
-    when the interpreter ends, such as one that has sent this rank's last results a moment ago, can abort it.
-    """
-    _forget_groups()
+    finally:
+        # A group's threads end with the last reference to it, and Detectron2 keeps some. A thread of gloo
+        # that is still at work when the interpreter ends, having just sent this rank's last results, can
+        # abort it.
+        comm._LOCAL_PROCESS_GROUP = None
+        comm._get_global_gloo_group.cache_clear()
     dist.destroy_process_group()
-
-
-def _forget_groups() -> None:
-    """Has Detectron2 forget the groups that it refers to."""
-    comm._LOCAL_PROCESS_GROUP = None
-    comm._get_global_gloo_group.cache_clear()
+    return result
 
 
 def _make_local_group(local_size: int) -> None:

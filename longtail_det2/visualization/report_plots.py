@@ -216,4 +216,4 @@ def _by_count(classes: Sequence[ClassResult]) -> list[ClassResult]:
 def _hover(one: ClassResult, task: str) -> str:
     ap = "no ground truth" if math.isnan(one.ap_of(task)) else f"AP {100 * one.ap_of(task):.1f} %"
     text = f"{one.name}: {ap}, {one.train_images:,} training images"
-    return text if math.isnan(one.num_gt) else f"{text}, {one.num_gt:g} boxes to find"
+    return text if math.isnan(one.num_gt) else f"{text}, {one.num_gt:g} objects to find"

@@ -35,17 +35,17 @@ import sys
 from pathlib import Path
 import torch.distributed as dist
 from detectron2.utils import comm
-from longtail_det2.engine.launch import leave_group
+from longtail_det2.engine.launch import _run_in_group
 
 def gloo_threads():
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     return sum("gloo" in name for name in names)
 
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
-comm._LOCAL_PROCESS_GROUP = dist.new_group([0])
-dist.barrier(comm._get_global_gloo_group())
-print(gloo_threads())
-leave_group()
+def main():
+    dist.barrier(comm._get_global_gloo_group())
+    print(gloo_threads())
+
+_run_in_group(main, (), 0, 1, init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
 print(gloo_threads())
 """
 

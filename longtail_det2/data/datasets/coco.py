@@ -14,7 +14,7 @@ from longtail_det2.data.datasets.coco_findings import CocoFindings
 from longtail_det2.data.datasets.coco_hierarchy import Unlisted, read_coco_hierarchy
 from longtail_det2.data.datasets.coco_image_files import check_image_files
 from longtail_det2.data.datasets.coco_json import CocoFile, CocoImages, CocoRows, Policy, check_boxes
-from longtail_det2.data.datasets.coco_masks import read_masks
+from longtail_det2.data.datasets.coco_masks import find_areas, read_masks
 from longtail_det2.data.datasets.coco_report import CocoReport, count_images, make_report, quote_some
 from longtail_det2.data.datasets.lvis_json import (
     FREQUENCY_RULES,
@@ -273,20 +273,8 @@ def _find_objects(
     objects = group_rows(rows.image, rows.label, boxes, rows.flags, rank, with_rows=True)
     if settings.merge_iou < 1:
         objects = merge_near(objects, settings.merge_iou, rank)
-    areas = _find_areas(rows, objects, rank)
     masks = read_masks(rows, objects, sizes, rank, findings) if settings.masks else []
-    return objects, masks, areas
-
-
-def _find_areas(rows: CocoRows, objects: Objects, rank: np.ndarray) -> np.ndarray:
-    """(m,) annotated area of each object: of its rows that have one, that of the most specific label."""
-    assert objects.object_of_row is not None
-    areas = np.full(len(objects.box), np.nan)
-    known = np.flatnonzero(~np.isnan(rows.area))
-    # What is assigned last stays.
-    known = known[np.lexsort((-known, -rank[rows.label[known]]))]
-    areas[objects.object_of_row[known]] = rows.area[known]
-    return areas
+    return objects, masks, find_areas(rows, objects, rank)
 
 
 def _image_columns(images: CocoImages, chosen: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Masks of a COCO-form file: checked one by one, one mask an object."""
+"""Masks and areas of a COCO-form file: masks checked one by one, one mask and one area an object."""
 
 from __future__ import annotations
 
@@ -32,15 +32,9 @@ def read_masks(
     Returns:
         m masks, None where there is none.
     """
-    assert objects.object_of_row is not None
     masks: list[Segmentation | None] = [None] * len(objects.box)
     has_mask = np.array([bool(mask) and mask != [[]] for mask in rows.segmentation], dtype=bool)
-    chosen = np.flatnonzero(has_mask)
-    owner = objects.object_of_row[chosen]
-    chosen = chosen[np.lexsort((chosen, rank[rows.label[chosen]], owner))]
-    owner = objects.object_of_row[chosen]
-    first = np.diff(owner, prepend=-1) != 0
-    chosen, owner = chosen[first], owner[first]
+    chosen, owner = leading_rows(rows, objects, rank, has_mask)
     spans = np.full((len(chosen), 4), np.nan)
     image_sizes = sizes[rows.image[chosen]]
     for place, (row, index, (height, width)) in enumerate(
@@ -60,6 +54,36 @@ def read_masks(
             f"{_describe(rows.box[row])} (x0, y0, x1, y1)",
         )
     return masks
+
+
+def find_areas(rows: CocoRows, objects: Objects, rank: np.ndarray) -> np.ndarray:
+    """(m,) annotated area of each object, NaN where there is none; see :func:`leading_rows`."""
+    areas = np.full(len(objects.box), np.nan)
+    chosen, owner = leading_rows(rows, objects, rank, ~np.isnan(rows.area))
+    areas[owner] = rows.area[chosen]
+    return areas
+
+
+def leading_rows(
+    rows: CocoRows, objects: Objects, rank: np.ndarray, able: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The row that speaks for each object: of its able ones, that of the most specific label.
+
+    Args:
+        rows: r labels.
+        objects: made of the rows, with `object_of_row`.
+        rank: (K,) rank of each class from the most specific one.
+        able: (r,) bool, rows that have what is asked for.
+
+    Returns:
+        (rows, their objects), one for each object that has an able row, by object.
+    """
+    assert objects.object_of_row is not None
+    chosen = np.flatnonzero(able)
+    chosen = chosen[np.lexsort((chosen, rank[rows.label[chosen]], objects.object_of_row[chosen]))]
+    owner = objects.object_of_row[chosen]
+    first = np.diff(owner, prepend=-1) != 0
+    return chosen[first], owner[first]
 
 
 def _read_mask(value: object, height: int, width: int) -> tuple[Segmentation, Sequence[float]]:
