@@ -14,7 +14,7 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from longtail_det2.data.datasets.builtin import get_hierarchy
+from longtail_det2.data.datasets.builtin import hierarchy_of
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.image_reading import read_image
 from longtail_det2.data.image_sizes import MAX_PIXELS
@@ -128,7 +128,7 @@ class MultiLabelDatasetMapper:
             "is_train": is_train,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
-            "hierarchy": get_hierarchy(cfg.DATASETS.TRAIN) if is_train else None,
+            "hierarchy": hierarchy_of(cfg.DATASETS.TRAIN) if is_train else None,
             "ignore_descendants": cfg.INPUT.IGNORE_DESCENDANTS,
             "group_of": cfg.INPUT.GROUP_OF,
             "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,

@@ -2,7 +2,7 @@
 
 Layout (n images, m objects, l object labels, q image labels; little-endian `.npy` files)::
 
-    header.json              format, version, counts, sources (path, size, sha256), options, summary
+    header.json              format, version, form, counts, sources (path, size, sha256), options, summary
     classes.json             {"ids": [...], "names": [...], "hierarchy": {"child": ["parent", ...]} or null,
                              "frequency": ["r", "c", "f", ...] of each class, or null or absent}
     image_id                 (n,)   bytes, UTF-8, ascending
@@ -15,7 +15,7 @@ Layout (n images, m objects, l object labels, q image labels; little-endian `.np
     label                    (l,)   int16 or int32 class indices as annotated, most specific first
     image_label_offsets      (n+1,) int64
     image_label              (q,)   int16 or int32 class indices verified for the whole image
-    image_label_positive     (q,)   uint8 of `ImageLabel`: 0 = verified absent, 1 = verified present, 2 = the
+    image_label_status     (q,)   uint8 of `ImageLabel`: 0 = verified absent, 1 = verified present, 2 = the
                                     same, but not all objects of the class have a box
 
 A store with masks has also (p polygons with v vertices together; an object has polygons or runs or neither)::
@@ -48,6 +48,7 @@ from longtail_det2.data.store_writer import (
     AREA_COLUMNS,
     COLUMNS,
     FORMAT,
+    FORMS,
     MASK_COLUMNS,
     VERSION,
     AnnotationStoreWriter,
@@ -71,11 +72,12 @@ class AnnotationStore:
     Attributes:
         path: directory of the store.
         header: content of header.json.
+        form: "open_images", "coco" or "lvis", the form of the annotations, which says how results are judged.
         class_ids, class_names: K identifiers (for example "/m/01g317") and names, in class-index order.
         class_frequencies: K letters "r" (rare), "c" (common) or "f" (frequent), LVIS's groups of classes;
             None where the data have none.
         image_ids, file_names, image_sizes, object_offsets, boxes, flags, label_offsets, labels,
-        image_label_offsets, image_labels, image_label_positive: the columns (see the module's docstring).
+        image_label_offsets, image_labels, image_label_status: the columns (see the module's docstring).
         polygon_offsets, vertex_offsets, vertices, run_offsets, runs: those of the masks, only where
         `has_masks`; `longtail_det2.data.masks` reads them.
         areas: annotated areas of the objects, only where `has_areas`.
@@ -91,7 +93,7 @@ class AnnotationStore:
     labels: np.ndarray
     image_label_offsets: np.ndarray
     image_labels: np.ndarray
-    image_label_positive: np.ndarray
+    image_label_status: np.ndarray
     polygon_offsets: np.ndarray
     vertex_offsets: np.ndarray
     vertices: np.ndarray
@@ -109,6 +111,7 @@ class AnnotationStore:
     ) -> None:
         self.path = path
         self.header = header
+        self.form: str = header["form"]
         self.class_ids: tuple[str, ...] = tuple(classes["ids"])
         self.class_names: tuple[str, ...] = tuple(classes["names"])
         frequency = classes.get("frequency")
@@ -138,7 +141,12 @@ class AnnotationStore:
         if header.get("version") != VERSION:
             raise DataError(
                 f"{path}: store version {header.get('version')!r}, this package reads {VERSION}; "
-                "prepare the store again with this package's scripts"
+                "make the store again with scripts/prepare_openimages.py or scripts/prepare_coco.py"
+            )
+        if header.get("form") not in FORMS:
+            raise DataError(
+                f"{path / 'header.json'}: form {header.get('form')!r} is none of {', '.join(FORMS)}; "
+                "prepare the store again"
             )
         classes = _read_json(path, "classes.json")
         try:
@@ -285,7 +293,7 @@ def write_store(
             areas as you like.
         class_ids: K identifiers in class-index order.
         class_names: K names; the ids if None.
-        **header: `parents`, `frequency`, `image_root`, `sources`, `options`, `summary` of
+        **header: `form`, `parents`, `frequency`, `image_root`, `sources`, `options`, `summary` of
             `AnnotationStoreWriter.finish`.
 
     Raises:

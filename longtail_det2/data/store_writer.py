@@ -17,7 +17,9 @@ from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.partial_folders import make_partial_folder, put_in_place, remove_stale_folders
 
 FORMAT = "longtail_det2.annotations"
-VERSION = 1
+VERSION = 2
+FORMS = ("open_images", "coco", "lvis")
+"""The forms of annotations, which say how results are judged."""
 FREQUENCIES = ("r", "c", "f")
 """LVIS's groups of classes: rare, common, frequent."""
 
@@ -63,7 +65,7 @@ COLUMNS = {
     "label": Column("labels", "class", "labels"),
     "image_label_offsets": Column("image_label_offsets", "<i8", "images", extra=1),
     "image_label": Column("image_labels", "class", "image_labels"),
-    "image_label_positive": Column("image_label_positive", "|u1", "image_labels"),
+    "image_label_status": Column("image_label_status", "|u1", "image_labels"),
 }
 """Columns that every store has."""
 MASK_COLUMNS = {
@@ -172,7 +174,7 @@ class AnnotationStoreWriter:
             self._sizes_known = bool((values > 0).all())
         elif name == "image_id" and values.size and np.any(values[1:] <= values[:-1]):
             raise DataError("column 'image_id' must ascend, each id once")
-        elif name == "image_label_positive" and values.size:
+        elif name == "image_label_status" and values.size:
             lowest, highest = int(values.min()), int(values.max())
             if lowest < 0 or highest > max(ImageLabel):
                 wrong = lowest if lowest < 0 else highest
@@ -183,6 +185,7 @@ class AnnotationStoreWriter:
         class_ids: Sequence[str],
         class_names: Sequence[str] | None = None,
         *,
+        form: str = "open_images",
         parents: Mapping[str, Sequence[str]] | None = None,
         frequency: Sequence[str] | None = None,
         image_root: str | os.PathLike[str] | None = None,
@@ -195,6 +198,7 @@ class AnnotationStoreWriter:
         Args:
             class_ids: K identifiers in class-index order.
             class_names: K names; the ids if None.
+            form: one of `FORMS`.
             parents: {"child id": ["parent id", ...]}; None means no hierarchy.
             frequency: K letters of `FREQUENCIES`; None means that the classes have no such groups.
             image_root: folder that the file names are relative to.
@@ -216,6 +220,8 @@ class AnnotationStoreWriter:
             problem = frequency_problem(frequency, len(class_ids))
             if problem:
                 raise DataError(f"frequency {problem}")
+        if form not in FORMS:
+            raise DataError(f"form is {form!r}; it must be one of {', '.join(map(repr, FORMS))}")
         counts = self._counts(len(class_ids))
         classes = {
             "ids": class_ids,
@@ -224,7 +230,7 @@ class AnnotationStoreWriter:
         }
         if frequency is not None:
             classes["frequency"] = frequency
-        header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "counts": counts}
+        header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "form": form, "counts": counts}
         if image_root is not None:
             root = os.path.abspath(image_root)
             header["image_root"] = root

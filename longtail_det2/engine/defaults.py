@@ -18,9 +18,8 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
-from longtail_det2.data.datasets.builtin import get_hierarchy, get_metadata, register_all, register_store
+from longtail_det2.data.datasets.builtin import class_ids_of, register_all, register_store
 from longtail_det2.data.datasets.coco_cache import CocoEntry
-from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.wording import counted
 
@@ -168,17 +167,6 @@ def settle_classes(train: Sequence[str], test: Sequence[str], num_classes: int) 
             "take the data set's number."
         )
     return class_ids
-
-
-def class_ids_of(name: str) -> tuple[str, ...]:
-    """Class identifiers of a registered data set in the order of their indices."""
-    metadata = get_metadata(name)
-    return tuple(metadata.get("class_ids") or metadata.thing_classes)
-
-
-def hierarchy_of(names: str | Sequence[str]) -> LabelHierarchy:
-    """The hierarchy of the classes of one or several data sets; see :func:`get_hierarchy`."""
-    return get_hierarchy([names] if isinstance(names, str) else list(names))
 
 
 def frequency_counts(names: str | Sequence[str]) -> np.ndarray | None:

@@ -16,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.data.datasets.builtin import class_ids_of
 from longtail_det2.data.samplers import stages_of_run
 from longtail_det2.utils.errors import ConfigError
 
 from .activation_checkpoint import checkpoint_activations
 from .build import build_lazy_model
 from .config_files import log_config_file
-from .defaults import class_ids_of, lazy_dataset_names, setup_lazy
+from .defaults import lazy_dataset_names, setup_lazy
 from .gradient_log import ClassGradients
 from .sampling_log import SamplingLog
 from .training import default_hooks, distribute, evaluate_model, prepare_start

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.data.build import build_test_loader_from_config, build_train_loader_from_config
-from longtail_det2.data.datasets.builtin import get_metadata
+from longtail_det2.data.datasets.builtin import class_ids_of, get_metadata
 from longtail_det2.data.samplers import stages_of_run
 from longtail_det2.evaluation.build import StoreEvaluators
 from longtail_det2.utils.errors import ConfigError
@@ -27,7 +27,7 @@ from longtail_det2.utils.errors import ConfigError
 from .activation_checkpoint import checkpoint_activations
 from .build import build_model
 from .config_files import log_config_file
-from .defaults import class_ids_of, frequency_counts, setup
+from .defaults import frequency_counts, setup
 from .gradient_log import ClassGradients
 from .sampling_log import SamplingLog
 from .solver import build_lr_scheduler, build_optimizer, optimizer_arguments

@@ -276,7 +276,7 @@ def verified_classes(store: AnnotationStore) -> np.ndarray | None:
     rows, classes = store.hierarchy.expand(np.repeat(of_object, np.diff(store.label_offsets)), store.labels)
     verified[rows, classes] = True
     image = np.repeat(images, np.diff(store.image_label_offsets))
-    present = store.image_label_positive != 0
+    present = store.image_label_status != 0
     for chosen, up in ((present, True), (~present, False)):
         rows, classes = store.hierarchy.expand(image[chosen], store.image_labels[chosen], up=up)
         verified[rows, classes] = True

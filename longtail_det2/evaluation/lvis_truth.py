@@ -100,7 +100,7 @@ def lvis_truth(store: AnnotationStore, order: np.ndarray, *, with_masks: bool) -
 def _verified(store: AnnotationStore, number: np.ndarray, kind: ImageLabel) -> ByClass:
     """Images of each class that have an image-level label of one kind, with its expansion."""
     image = np.repeat(number, np.diff(store.image_label_offsets))
-    chosen = store.image_label_positive == int(kind)
+    chosen = store.image_label_status == int(kind)
     rows, classes = store.hierarchy.expand(
         image[chosen], store.image_labels[chosen], up=kind is not ImageLabel.ABSENT
     )

@@ -131,7 +131,7 @@ def ground_truth_from_store(store: AnnotationStore) -> GroundTruth:
         group_of=(store.flags[objects] & int(ObjectFlag.GROUP_OF)) != 0,
         label_image=np.repeat(images, np.diff(store.image_label_offsets)),
         label_cls=np.asarray(store.image_labels),
-        label_present=store.image_label_positive != 0,
+        label_present=store.image_label_status != 0,
     )
 
 

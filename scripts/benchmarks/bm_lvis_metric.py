@@ -65,7 +65,7 @@ def make_store(folder: Path, images: int, classes: int, seed: int) -> None:
         "label": cls.ravel(),
         "image_label_offsets": ends,
         "image_label": np.concatenate(labels),
-        "image_label_positive": np.concatenate([[0] * 8 + [2] * (len(one) - 8) for one in labels]),
+        "image_label_status": np.concatenate([[0] * 8 + [2] * (len(one) - 8) for one in labels]),
     }
     frequency = ["f" if k < classes // 3 else "c" if k < 2 * classes // 3 else "r" for k in range(classes)]
     ids = [str(k + 1) for k in range(classes)]

@@ -61,7 +61,7 @@ def build_store(folder, pictures=PICTURES, class_ids=CLASS_IDS, parents=PARENTS,
         "label": np.array([label for _, labels, _ in objects for label in labels], np.int32),
         "image_label_offsets": np.cumsum([0] + [len(one) for one in verified]),
         "image_label": np.array([c for one in verified for c, _ in one], np.int32),
-        "image_label_positive": np.array([p for one in verified for _, p in one], np.uint8),
+        "image_label_status": np.array([p for one in verified for _, p in one], np.uint8),
     }
     return write_store(folder / name, columns, class_ids, parents=parents, image_root=images)
 

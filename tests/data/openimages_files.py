@@ -83,5 +83,5 @@ def objects(store: AnnotationStore) -> list:
 
 def image_labels(store: AnnotationStore, image: int) -> list[tuple[int, int]]:
     part = slice(*store.image_label_offsets[image : image + 2].tolist())
-    pairs = zip(store.image_labels[part].tolist(), store.image_label_positive[part].tolist(), strict=True)
+    pairs = zip(store.image_labels[part].tolist(), store.image_label_status[part].tolist(), strict=True)
     return list(pairs)

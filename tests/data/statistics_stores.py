@@ -34,7 +34,7 @@ def build_store(folder, pictures, class_ids=CLASS_IDS, parents=PARENTS, name="st
         "label": np.array([label for _, labels, _ in objects for label in labels], np.int32),
         "image_label_offsets": np.zeros(len(pictures) + 1, np.int64),
         "image_label": np.zeros(0, np.int32),
-        "image_label_positive": np.zeros(0, np.uint8),
+        "image_label_status": np.zeros(0, np.uint8),
     }
     return write_store(folder / name, columns, class_ids, parents=parents, image_root=folder)
 

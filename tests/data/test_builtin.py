@@ -1,7 +1,7 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from longtail_det2.data.datasets.builtin import get_hierarchy, get_metadata, register_all, register_store
+from longtail_det2.data.datasets.builtin import get_metadata, hierarchy_of, register_all, register_store
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
@@ -89,19 +89,19 @@ def test_hierarchy_of_training_sets(store, make_store):
         "other",
         make_store(name="other", class_ids=["animal", "dog", "x", "pet", "fish", "car"], parents=None).path,
     )
-    assert get_hierarchy(["one", "two"]) == store.hierarchy
+    assert hierarchy_of(["one", "two"]) == store.hierarchy
     with pytest.raises(DataError, match="class 2 is 'puppy' in one but 'x' in other"):
-        get_hierarchy(["one", "other"])
+        hierarchy_of(["one", "other"])
     with pytest.raises(ConfigError, match="empty"):
-        get_hierarchy([])
+        hierarchy_of([])
     with pytest.raises(DataError, match=r"unknown data set 'on'.*do you mean 'one'"):
-        get_hierarchy(["on"])
+        hierarchy_of(["on"])
 
 
 def test_other_data_sets_are_flat():
     DatasetCatalog.register("plain", lambda: [])
     MetadataCatalog.get("plain").thing_classes = ["a", "b"]
-    assert get_hierarchy(["plain"]) == LabelHierarchy.flat(["a", "b"])
+    assert hierarchy_of(["plain"]) == LabelHierarchy.flat(["a", "b"])
 
 
 def test_a_store_that_changed_classes_is_noticed(tmp_path, make_store):

@@ -491,7 +491,7 @@ def test_golden_hierarchy_of_open_images(shared_dir, tmp_path):
         "label": np.arange(num),
         "image_label_offsets": np.zeros(num + 1, np.int64),
         "image_label": np.zeros(0, np.int64),
-        "image_label_positive": np.zeros(0, np.uint8),
+        "image_label_status": np.zeros(0, np.uint8),
     }
     store = write_store(tmp_path / "store", columns, ids, parents=tree.to_parents())
     rates = ConcurrentRates.of_stores([store], RateOptions(explicit=False))

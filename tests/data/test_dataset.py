@@ -87,7 +87,7 @@ def test_image_sizes_are_needed(make_store, tmp_path):
         "label": store.labels,
         "image_label_offsets": store.image_label_offsets,
         "image_label": store.image_labels,
-        "image_label_positive": store.image_label_positive,
+        "image_label_status": store.image_label_status,
     }
     unsized = write_store(tmp_path / "unsized", columns, store.class_ids)
     with pytest.raises(DataError, match="unsized: the store has no image sizes"):

@@ -120,7 +120,7 @@ def test_store(prepare, images):
     said = {}
     for one, (first, last) in zip(ids, itertools.pairwise(store.image_label_offsets), strict=True):
         labels = store.image_labels[first:last].tolist()
-        said[one] = dict(zip(labels, store.image_label_positive[first:last].tolist(), strict=True))
+        said[one] = dict(zip(labels, store.image_label_status[first:last].tolist(), strict=True))
     absent, partly = ImageLabel.ABSENT, ImageLabel.NOT_EXHAUSTIVE
     assert said == {
         "18380": {2: partly, 0: partly},
@@ -296,7 +296,7 @@ def test_the_real_photographs(shared_dir, tmp_path):
     assert store.class_ids == tuple(str(key) for key in sorted(listed))
     assert store.class_frequencies == tuple(listed[key]["frequency"] for key in sorted(listed))
     absent = sum(len(one["neg_category_ids"]) for one in content["images"])
-    assert np.bincount(store.image_label_positive, minlength=3)[0] == absent
+    assert np.bincount(store.image_label_status, minlength=3)[0] == absent
     counted = {
         one["id"]: len({a["image_id"] for a in content["annotations"] if a["category_id"] == one["id"]})
         for one in content["categories"]

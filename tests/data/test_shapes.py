@@ -117,7 +117,7 @@ def stored_objects(store):
 def stored_image_labels(store):
     files = [Path(name.decode() if isinstance(name, bytes) else str(name)).stem for name in store.file_names]
     rows = np.repeat(np.arange(len(files)), np.diff(store.image_label_offsets))
-    labels = zip(rows.tolist(), store.image_labels.tolist(), store.image_label_positive.tolist(), strict=True)
+    labels = zip(rows.tolist(), store.image_labels.tolist(), store.image_label_status.tolist(), strict=True)
     return sorted((files[row], label, positive) for row, label, positive in labels)
 
 

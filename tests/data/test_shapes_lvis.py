@@ -324,7 +324,7 @@ def test_the_store_is_the_plan_with_masks(partial, tmp_path):
         said = dict(
             zip(
                 store.image_labels[start:stop].tolist(),
-                store.image_label_positive[start:stop].tolist(),
+                store.image_label_status[start:stop].tolist(),
                 strict=True,
             )
         )

@@ -30,7 +30,7 @@ def columns() -> dict[str, np.ndarray]:
         "label": np.array([1, 2, 1, 2]),
         "image_label_offsets": np.array([0, 1, 3, 3]),
         "image_label": np.array([1, 2, 0]),
-        "image_label_positive": np.array([1, 2, 0]),
+        "image_label_status": np.array([1, 2, 0]),
     }
 
 
@@ -47,7 +47,7 @@ def test_round_trip(tmp_path):
     np.testing.assert_array_equal(store.image_sizes, expected["image_size"])
     np.testing.assert_array_equal(store.boxes, expected["box"].astype(np.float32))
     np.testing.assert_array_equal(store.labels, expected["label"])
-    np.testing.assert_array_equal(store.image_label_positive, expected["image_label_positive"])
+    np.testing.assert_array_equal(store.image_label_status, expected["image_label_status"])
     assert (
         store.labels.dtype == np.int16 and store.boxes.dtype == np.float32 and store.flags.dtype == np.uint8
     )
@@ -103,6 +103,11 @@ def test_frequencies(tmp_path):
     assert AnnotationStore.open(store.path).class_frequencies is None
 
 
+@pytest.mark.parametrize("form", ["open_images", "coco", "lvis"])
+def test_form(tmp_path, form):
+    assert write(tmp_path / "store", header={"form": form}).form == form
+
+
 def test_empty_store(tmp_path):
     empty = {name: values[:0] for name, values in columns().items()}
     for name in ("object_offsets", "label_offsets", "image_label_offsets"):
@@ -141,8 +146,9 @@ def test_image_root_moves_with_the_store(tmp_path):
         ({"box": np.zeros((3, 5))}, r"'box' has shape \(3, 5\)"),
         ({"image_id": np.array(["a", "a", "c"])}, "must ascend"),
         ({"other": np.zeros(3)}, "unknown column 'other'"),
-        ({"image_label_positive": np.array([1, 3, 0])}, "'image_label_positive' has the value 3; 0, 1 and 2"),
-        ({"image_label_positive": np.array([1, -1, 0])}, "'image_label_positive' has the value -1"),
+        ({"image_label_status": np.array([1, 3, 0])}, "'image_label_status' has the value 3; 0, 1 and 2"),
+        ({"image_label_status": np.array([1, -1, 0])}, "'image_label_status' has the value -1"),
+        ({"header": {"form": "voc"}}, "form is 'voc'; it must be one of 'open_images', 'coco', 'lvis'"),
         ({"header": {"frequency": ["r", "c", "f"]}}, "frequency has 3 entries, but there are 4 classes"),
         ({"header": {"frequency": ["r", "c", "f", None]}}, "frequency of class 3 is None; it must be one of"),
     ],

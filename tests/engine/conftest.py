@@ -42,7 +42,7 @@ def make_store(path, *, classes=CLASSES, parents=PARENTS, images=8, seed=0):
         "label": np.arange(empty) % len(classes),
         "image_label_offsets": np.zeros(images + 1, dtype=np.int64),
         "image_label": np.zeros(0, dtype=np.int64),
-        "image_label_positive": np.zeros(0, dtype=np.uint8),
+        "image_label_status": np.zeros(0, dtype=np.uint8),
         **encode_masks([[64 * np.array(box)[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes[:empty]]),
     }
     write_store(path, columns, classes, parents=parents, image_root=folder)

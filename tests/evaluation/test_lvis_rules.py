@@ -268,7 +268,7 @@ def flat_store(path, classes=3, frequency=None):
         "label": np.zeros(1, np.int64),
         "image_label_offsets": np.array([0, 0]),
         "image_label": np.zeros(0, np.int64),
-        "image_label_positive": np.zeros(0, np.uint8),
+        "image_label_status": np.zeros(0, np.uint8),
     }
     return write_store(path, columns, [f"c{k}" for k in range(classes)], frequency=frequency)
 

@@ -37,7 +37,7 @@ def golden_store(oid, tmp_path_factory):
         "label": truth.cls[boxes],
         "image_label_offsets": np.searchsorted(truth.label_image[labels], np.arange(count + 1)),
         "image_label": truth.label_cls[labels],
-        "image_label_positive": truth.label_present[labels].astype(np.uint8),
+        "image_label_status": truth.label_present[labels].astype(np.uint8),
     }
     parents = LabelHierarchy.from_json(oid / "hierarchy.json", ids).to_parents()
     return write_store(tmp_path_factory.mktemp("store") / "golden", columns, ids, names, parents=parents)
@@ -192,7 +192,7 @@ def test_store_without_objects_is_nan_with_a_warning(tmp_path, caplog):
         "label": np.zeros(0, np.int64),
         "image_label_offsets": np.zeros(2, np.int64),
         "image_label": np.zeros(0, np.int64),
-        "image_label_positive": np.zeros(0, np.uint8),
+        "image_label_status": np.zeros(0, np.uint8),
     }
     store = write_store(tmp_path / "store", columns, ["x", "y"])
     evaluator = OpenImagesEvaluator(store, output_dir=tmp_path / "out", train_counts=[1, 2])

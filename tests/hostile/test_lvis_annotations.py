@@ -74,7 +74,7 @@ def without(part, index, key):
 def test_the_sound_file(lvis):
     store = prepare(lvis, LVIS)
     assert store.num_objects == 3 and store.class_frequencies == ("r", "c", "f")
-    assert store.image_label_positive.tolist() == [0, 2, 0, 0]
+    assert store.image_label_status.tolist() == [0, 2, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_may_be_left_out_is_counted(lvis):
     assert summary["label_rows_left_out"] == 2  # one of no category, one on the missing image
     assert summary["image_labels_left_out"] == 2 and summary["images_left_out"] == 1
     assert (store.num_objects, summary["objects_with_mask"]) == (1, 0)
-    assert store.image_label_positive.tolist() == [0, 0, 0]
+    assert store.image_label_status.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("segmentation", [[], [[]], None])

@@ -35,9 +35,9 @@ def edit_header(store, **values):
 
 def test_store_of_another_version(data):
     store = data.prepare_coco()
-    edit_header(store, version=2)
+    edit_header(store, version=1)
     with pytest.raises(
-        DataError, match=r"store: store version 2, this package reads 1; prepare the store again"
+        DataError, match=r"store: store version 1, this package reads 2; make the store again with scripts"
     ):
         AnnotationStore.open(store.path)
     assert data.prepare_coco().num_objects == 3  # which replaces it
@@ -47,6 +47,8 @@ def test_store_of_another_version(data):
     ("values", "message"),
     [
         ({"format": "other"}, "format 'other' is not 'longtail_det2.annotations'"),
+        ({"form": "voc"}, "form 'voc' is none of open_images, coco, lvis; prepare the store again"),
+        ({"form": None}, "form None is none of"),
         ({"counts": []}, "damaged .* prepare the store again"),
         ({"counts": {}}, "lacks 'images'; prepare the store again"),
         ({"counts": {"images": 9, "objects": 3}}, "image_id.npy has shape .* prepare the store again"),

@@ -60,7 +60,7 @@ def make_store(path, images, masks=None):
         "label": np.array([label for _, labels, _ in objects for label in labels], dtype=np.int16),
         "image_label_offsets": np.zeros(len(OBJECTS) + 1, dtype=np.int64),
         "image_label": np.zeros(0, dtype=np.int16),
-        "image_label_positive": np.zeros(0, dtype=np.uint8),
+        "image_label_status": np.zeros(0, dtype=np.uint8),
     }
     return write_store(path, columns, CLASS_IDS, CLASS_NAMES, parents=PARENTS, image_root=images)
 

@@ -191,19 +191,30 @@ def get_metadata(name: str) -> Any:
     return metadata
 
 
-def get_hierarchy(names: Sequence[str]) -> LabelHierarchy:
-    """The hierarchy of some data sets' common classes; flat where they have none.
+def class_ids_of(name: str) -> tuple[str, ...]:
+    """Class identifiers of a registered data set, in the order of their indices.
+
+    Raises:
+        DataError: the name is not registered, or the data set cannot be loaded.
+    """
+    metadata = get_metadata(name)
+    return tuple(metadata.get("class_ids") or metadata.thing_classes)
+
+
+def hierarchy_of(names: str | Sequence[str]) -> LabelHierarchy:
+    """The hierarchy of the common classes of data sets; flat where they have none.
 
     Args:
-        names: registered data sets, at least one.
+        names: one or several registered data sets.
 
     Raises:
         ConfigError: no name is given.
         DataError: a name is unknown, or the class lists differ.
     """
+    names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise ConfigError("DATASETS.TRAIN is empty: name at least one data set")
-    ids = [_class_ids(get_metadata(name)) for name in names]
+    ids = [class_ids_of(name) for name in names]
     for other, name in zip(ids[1:], names[1:], strict=True):
         check_same_classes(ids[0], other, names[0], name)
     return get_metadata(names[0]).get("hierarchy") or LabelHierarchy.flat(ids[0])
@@ -220,11 +231,6 @@ def check_registered(name: str) -> None:
             f"unknown data set {name!r}{guess}; registered annotation stores: {', '.join(stores) or 'none'}. "
             "Own data: DATASETS.STORES name=STORE or name=FILE.json:IMAGES, or register_store(name, STORE)"
         )
-
-
-def _class_ids(metadata: Any) -> tuple[str, ...]:
-    ids = metadata.get("class_ids")
-    return tuple(ids if ids is not None else metadata.thing_classes)
 
 
 def _load(name: str, path: str, image_root: str | None, command: str) -> MultiLabelDataset:

@@ -150,6 +150,7 @@ def prepare_coco(
         _make_columns(content),
         content.source.class_ids,
         content.source.class_names,
+        form="lvis" if content.source.is_lvis else "coco",
         parents=None if content.tree is None else content.tree.to_parents(),
         frequency=content.frequency,
         image_root=image_root,
@@ -216,7 +217,7 @@ def _note_contradictions(
     rows: CocoRows, columns: dict[str, np.ndarray], source: CocoFile, findings: CocoFindings
 ) -> None:
     """Finds classes that an image is said not to have and that it has objects of."""
-    absent = columns["image_label_positive"] == ImageLabel.ABSENT
+    absent = columns["image_label_status"] == ImageLabel.ABSENT
     image = np.repeat(np.arange(len(columns["image_id"])), np.diff(columns["image_label_offsets"]))[absent]
     label = columns["image_label"][absent]
     wrong = np.isin(

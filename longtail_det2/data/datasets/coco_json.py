@@ -49,9 +49,7 @@ class CocoImages:
         return {
             "image_label_offsets": np.cumsum([0, *map(len, labels)]),
             "image_label": np.array([label for one in labels for label in one], dtype=np.int32),
-            "image_label_positive": np.array(
-                [said for one in labels for said in one.values()], dtype=np.uint8
-            ),
+            "image_label_status": np.array([said for one in labels for said in one.values()], dtype=np.uint8),
         }
 
 

@@ -101,7 +101,7 @@ def make_report(
         (name, words)
         for name, words in (
             ("category ids", describe_gaps(list(map(str, source.categories)))),
-            ("image labels", _describe_image_labels(columns["image_label_positive"])),
+            ("image labels", _describe_image_labels(columns["image_label_status"])),
             ("frequency", groups),
         )
         if words

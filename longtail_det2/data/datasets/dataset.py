@@ -176,7 +176,7 @@ class MultiLabelDataset(Dataset[Record]):
             return [], []
         sides: tuple[list[int], list[int]] = ([], [])
         labels = store.image_labels[first:last].tolist()
-        for label, present in zip(labels, store.image_label_positive[first:last].tolist(), strict=True):
+        for label, present in zip(labels, store.image_label_status[first:last].tolist(), strict=True):
             sides[present != 0].append(label)
         return sides[1], sides[0]
 

@@ -248,7 +248,7 @@ class _Build:
         self.summary["image_labels"] = len(keys)
         self.summary["contradictory_image_labels"] = int(np.count_nonzero(pairs[1:] == pairs[:-1]))
         writer.add("image_label", pairs % len(self.class_ids))
-        writer.add("image_label_positive", keys & 1)
+        writer.add("image_label_status", keys & 1)
         counts = np.bincount(pairs // len(self.class_ids), minlength=num_images)
         writer.add("image_label_offsets", _offsets(counts))
 
