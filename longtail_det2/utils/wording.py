@@ -1,4 +1,4 @@
-"""Words of messages that depend on a number."""
+"""Words of messages: numbers with their nouns, and texts from files that may hold anything."""
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -10,3 +10,17 @@ def counted(number: int, noun: str, plural: str = "") -> str:
         plural: for other numbers; "" adds an s to `noun`.
     """
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def printable(text: str, most: int = 200) -> str:
+    """A text from a file, fit for one line of a terminal or a log.
+
+    Args:
+        text: any text; control characters, line ends and lone surrogates are written as escapes.
+        most: number of characters kept; three dots stand for the others.
+    """
+    cut = text[:most] if len(text) > most else text
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in cut
+    )
+    return shown + (" ..." if len(text) > most else "")

@@ -1,0 +1,117 @@
+"""What is wrong or remarkable in annotation files: collected by kind, told in one table or one error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.wording import printable
+
+_SKIP = "or leave them out with --skip-bad"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of issue.
+
+    Attributes:
+        title: what the entries have in common, in the plural; their number stands before it.
+        advice: what to do about them.
+        severity: "error" keeps the store from being made, "bad" too unless bad entries are skipped, and
+            "warning" never does.
+    """
+
+    title: str
+    advice: str
+    severity: Literal["error", "bad", "warning"] = "bad"
+
+
+@dataclass
+class Issue:
+    """Number of entries of one kind, and the first one in words."""
+
+    count: int
+    example: str
+
+
+class Issues:
+    """Issues found in one file or one set of files, in the order of their discovery.
+
+    Attributes:
+        source: file or folder that messages name; "" where each example names its file.
+        kinds: {key: kind} of everything that can be wrong.
+        skip_bad: leave entries of the severity "bad" out instead of refusing the file.
+        found: {key: issue}.
+    """
+
+    def __init__(self, source: str | Path, kinds: Mapping[str, Kind], skip_bad: bool = False) -> None:
+        self.source = str(source)
+        self.kinds = kinds
+        self.skip_bad = skip_bad
+        self.found: dict[str, Issue] = {}
+
+    def add(self, kind: str, where: str, count: int = 1) -> None:
+        """Note entries of one kind.
+
+        Args:
+            kind: key of `kinds`.
+            where: the (first) entry in words that name it; kept if it is the first of its kind.
+            count: number of entries.
+        """
+        if count and kind in self.found:
+            self.found[kind].count += count
+        elif count:
+            self.found[kind] = Issue(count, printable(where, most=400))
+
+    def count(self, kind: str) -> int:
+        """Number of entries of a kind."""
+        return self.found[kind].count if kind in self.found else 0
+
+    def counts(self) -> dict[str, int]:
+        """{kind: number of entries} of everything found."""
+        return {kind: issue.count for kind, issue in self.found.items()}
+
+    def is_error(self, kind: str) -> bool:
+        """Whether entries of a kind keep the store from being made."""
+        severity = self.kinds[kind].severity
+        return severity == "error" or (severity == "bad" and not self.skip_bad)
+
+    @property
+    def errors(self) -> dict[str, Issue]:
+        """The issues that keep the store from being made."""
+        return {kind: issue for kind, issue in self.found.items() if self.is_error(kind)}
+
+    def raise_errors(self) -> None:
+        """Raise if there are errors.
+
+        Raises:
+            DataError: one line: the first entry, how many more, what to do, and counts of the other errors.
+        """
+        errors = self.errors
+        if not errors:
+            return
+        first, issue = next(iter(errors.items()))
+        kind = self.kinds[first]
+        message = f"{self.source}: {issue.example}" if self.source else issue.example
+        if issue.count > 1:
+            message += f" ({issue.count:,} {kind.title})"
+        message += f"; {kind.advice}" + (f", {_SKIP}" if kind.severity == "bad" else "")
+        others = [f"{one.count:,} {self.kinds[key].title}" for key, one in errors.items() if key != first]
+        raise DataError(message + (f". Further errors: {'; '.join(others)}" if others else ""))
+
+    def table(self) -> str:
+        """Return one line per kind, errors first: severity, count, title, first example."""
+        rows = []
+        for key, issue in sorted(self.found.items(), key=lambda item: self._order(item[0])):
+            label = ("ERROR", "skipped", "warning")[self._order(key)]
+            text = f"{self.kinds[key].title}: {issue.example}; {self.kinds[key].advice}"
+            rows.append(f"  {label:<8}{issue.count:>9,}  {text}")
+        return "\n".join(rows)
+
+    def _order(self, kind: str) -> int:
+        if self.is_error(kind):
+            return 0
+        return 1 if self.kinds[kind].severity == "bad" else 2
