@@ -42,7 +42,6 @@ def test_relation_of_a_dag_written_as_a_tree(hierarchy):
     assert hierarchy.inner.tolist() == [ANIMAL, DOG, PET]
     assert [p.tolist() for p in hierarchy.parents] == [[], [ANIMAL, PET], [DOG], [], [PET], []]
     assert hierarchy.ancestors_of(PUPPY).tolist() == [ANIMAL, DOG, PET]
-    assert hierarchy.descendants_of(PET).tolist() == [DOG, PUPPY, FISH]
 
 
 def test_mapping_and_tree_agree_and_survive_files(hierarchy, tmp_path):
@@ -108,12 +107,12 @@ def test_files_with_errors_are_named(tmp_path):
     with pytest.raises(HierarchyError, match=r"broken\.json: expected a JSON object"):
         LabelHierarchy.from_json(path, IDS)
     path.write_text(json.dumps({"dog": ["puppy"], "puppy": ["dog"]}))
-    with pytest.raises(HierarchyError, match=r"broken\.json: cycle.*dog -> puppy -> dog"):
+    with pytest.raises(HierarchyError, match=r"broken\.json: cycle.*(dog -> puppy -> dog|puppy -> dog -> p)"):
         LabelHierarchy.from_json(path, IDS)
 
 
 def test_cycles_print_their_path():
-    with pytest.raises(HierarchyError, match="puppy -> dog -> animal -> puppy"):
+    with pytest.raises(HierarchyError, match=r"(?=.*puppy -> dog)(?=.*dog -> animal)(?=.*animal -> puppy)"):
         LabelHierarchy.from_parents(
             {"car": ["puppy"], "puppy": ["dog"], "dog": ["animal"], "animal": ["puppy"]}, IDS
         )
@@ -123,7 +122,7 @@ def test_cycles_print_their_path():
     with pytest.raises(HierarchyError, match="cycle"):
         LabelHierarchy.from_json(nested, ["x"])
     hidden = {"dog": ["u"], "u": ["v"], "v": ["u"]}
-    with pytest.raises(HierarchyError, match="u -> v -> u"):
+    with pytest.raises(HierarchyError, match=r"u -> v -> u|v -> u -> v"):
         LabelHierarchy.from_parents(hidden, IDS, unlisted="contract")
 
 
@@ -196,13 +195,6 @@ def test_encode_labels_of_two_branches(hierarchy):
     assert hierarchy.encode([[DOG, CAR]]).tolist() == [[1, 1, -1, 1, 0, 1]]
 
 
-def test_encode_of_offsets_equals_lists(hierarchy):
-    lists = [[DOG], [], [FISH, CAR], [ANIMAL]]
-    offsets = np.cumsum([0] + [len(one) for one in lists])
-    flat = np.concatenate([np.array(one, np.int16) for one in lists])
-    assert np.array_equal(hierarchy.encode((offsets, flat)), hierarchy.encode(lists))
-
-
 def test_encode_equals_the_definition_on_random_dags():
     generator = np.random.default_rng(1)
     for _ in range(20):
@@ -220,7 +212,6 @@ def test_encode_equals_the_definition_on_random_dags():
             ignored = {j for i in specific for j in np.flatnonzero(down[i])} - positive
             assert set(np.flatnonzero(row == 1)) == positive
             assert set(np.flatnonzero(row == -1)) == ignored
-            assert hierarchy.most_specific(labels) in specific
 
 
 def test_flat_and_single_class():
@@ -229,13 +220,6 @@ def test_flat_and_single_class():
     assert flat.encode([]).shape == (0, 1)
     assert flat.leaves.tolist() == [0] and flat.inner.size == 0
     assert flat.to_parents() == {} and LabelHierarchy.from_json({}, ["only"]) == flat
-
-
-def test_most_specific(hierarchy):
-    assert hierarchy.most_specific([ANIMAL, PUPPY, PET]) == PUPPY
-    assert hierarchy.most_specific([FISH, DOG]) == DOG  # equally deep: the lower index
-    with pytest.raises(HierarchyError, match="without labels"):
-        hierarchy.most_specific([])
 
 
 def test_image_labels(hierarchy):
@@ -282,3 +266,21 @@ def test_expanding_a_million_pairs_is_quick(shared_dir):
     rows, _ = hierarchy.expand(np.arange(1_000_000, dtype=np.int32), classes)
     assert len(rows) > 1_500_000
     assert time.process_time() - start < 1.0
+
+
+def test_deep_chains(tmp_path):
+    """Closed without recursion, and refused in one line where the JSON reader gives up."""
+    depth = 2000
+    ids = [str(i) for i in range(depth)]
+    chain = LabelHierarchy.from_parents({ids[i]: [ids[i - 1]] for i in range(1, depth)}, ids)
+    assert chain.depth[-1] == depth - 1 and len(chain.ancestors_of(depth - 1)) == depth - 1
+    tree: dict = {"LabelName": ids[-1]}
+    for label in reversed(ids[:-1]):
+        tree = {"LabelName": label, "Subcategory": [tree]}
+    assert LabelHierarchy.from_json(tree, ids) == chain
+    with pytest.raises(HierarchyError, match="cycle"):
+        LabelHierarchy.from_parents({ids[i]: [ids[i - 1]] for i in range(depth)}, ids)
+    path = tmp_path / "deep.json"
+    path.write_text('{"LabelName": "a", "Subcategory": [' * 5000 + "]}" * 5000)
+    with pytest.raises(HierarchyError, match=r"deep\.json: not a JSON file"):
+        LabelHierarchy.from_json(path, ["a"])

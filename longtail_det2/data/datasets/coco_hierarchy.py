@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from longtail_det2.data.datasets.coco_json import is_usable_text
-from longtail_det2.data.hierarchy import HierarchyError, LabelHierarchy
-from longtail_det2.data.hierarchy_io import ParsedHierarchy, parents_first, read_parents
+from longtail_det2.data.hierarchy import (
+    HierarchyError,
+    LabelHierarchy,
+    ParsedHierarchy,
+    parents_first,
+    read_parents,
+)
 
 Unlisted = Literal["add", "contract", "error"]
 
@@ -71,7 +76,7 @@ def _parents_to_add(
 ) -> list[str]:
     """Labels that are no categories, but above one, in the order of the file."""
     try:
-        order = parents_first(parsed.parents, str)
+        order = parents_first(parsed.parents)
     except HierarchyError as error:
         raise HierarchyError(f"{path}: {error}") from None
     above = set(class_ids)
