@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from longtail_det2.data.datasets.openimages import prepare_openimages
-from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
+from longtail_det2.shapes import ShapesOptions, generate_shapes
 
 SCRIPTS = Path(__file__).resolve().parent
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes"

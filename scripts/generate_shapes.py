@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Generates the shapes data set: long-tailed, multi-labelled and hierarchical by construction.
+"""Generate the shapes data set: long-tailed, multi-label and hierarchical by construction.
 
 Example:
     python scripts/generate_shapes.py --output datasets/shapes --imbalance 300 --missing-leaf-rate 0.2
@@ -12,8 +12,7 @@ import dataclasses
 import logging
 import sys
 
-from longtail_det2.data.datasets.shapes import FORMATS, IMAGE_FORMATS, ShapesOptions, generate_shapes
-from longtail_det2.data.datasets.shapes_options import LVIS_LABELS
+from longtail_det2.shapes import FORMATS, IMAGE_FORMATS, ShapesOptions, generate_shapes
 
 HELP = {
     "train_images": "training images",
@@ -27,8 +26,7 @@ HELP = {
     "co_label_rate": "fraction of two-coloured objects: two parallel labels, two rows with one box",
     "confusion_rate": "fraction of objects labelled as a similar leaf",
     "group_of_rate": "fraction of boxes over a group of touching instances",
-    "nested_rate": "fraction of objects with another inside, nearly as large: boxes overlap with IoU > 0.5",
-    "negatives_per_image": "classes verified to be absent from each image",
+    "negatives_per_image": "classes verified absent per image",
     "seed": "seed; the same options and seed give the same bytes",
 }
 
@@ -44,9 +42,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default = getattr(defaults, name)
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=type(default), default=default, help=text)
-    parser.add_argument(
-        "--noisy-validation", action="store_true", help="missing and confused labels in validation, too"
-    )
     parser.add_argument("--format", choices=IMAGE_FORMATS, default=defaults.image_format, help="image files")
     parser.add_argument("--formats", default=",".join(FORMATS), help="annotations to write, by commas")
     parser.add_argument(
@@ -56,18 +51,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=defaults.lvis_thresholds,
         metavar=("RARE", "COMMON"),
         help="LVIS: most training images of a rare and of a common class",
-    )
-    parser.add_argument(
-        "--lvis-labels",
-        choices=LVIS_LABELS,
-        default=defaults.lvis_labels,
-        help="LVIS: each object's true leaf, or the leaves that its annotators wrote",
-    )
-    parser.add_argument(
-        "--not-exhaustive-rate",
-        type=float,
-        default=defaults.not_exhaustive_rate,
-        help="LVIS: fraction of the classes with several instances in an image that lose some annotations",
     )
     parser.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
     parser.add_argument("--force", action="store_true", help="replace a data set made with other options")
@@ -104,7 +87,6 @@ def main(arguments: list[str] | None = None) -> int:
             f"imbalance {counts['imbalance']:.0f}; missing leaf {counts['missing_leaf']}, "
             f"co-labels {counts['co_label']}, confused {counts['confused']}, groups {counts['group_of']}, "
             f"occluded {counts['occluded']}, truncated {counts['truncated']}"
-            + (f", nested {counts['nested']}" if "nested" in counts else "")
         )
     return 0
 

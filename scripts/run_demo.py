@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import torch
 
 from longtail_det2.data.datasets.openimages import prepare_openimages
-from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.engine.cli import USER_ERROR, parse_args
@@ -34,6 +33,7 @@ from longtail_det2.evaluation.openimages_io import (
     read_ground_truth,
 )
 from longtail_det2.evaluation.openimages_metric import evaluate_detections, expand_ground_truth
+from longtail_det2.shapes import ShapesOptions, generate_shapes
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.files import atomic_text_writer
 from longtail_det2.visualization.report import ReportOptions, build_report

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from longtail_det2.data.datasets.coco import prepare_coco
 from longtail_det2.data.datasets.openimages import prepare_openimages
-from longtail_det2.data.datasets.shapes import GENERATION_FILE, ShapesOptions, generate_shapes
+from longtail_det2.shapes import GENERATION_FILE, ShapesOptions, generate_shapes
 from longtail_det2.utils.errors import ConfigError, DataError
 
 from .jobs import fill, hash_of

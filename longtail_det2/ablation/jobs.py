@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longtail_det2.data.datasets import shapes
+from longtail_det2 import shapes
 from longtail_det2.utils.errors import ConfigError
 
 from .configs import ConfigFacts, read_config, to_words
@@ -170,8 +170,7 @@ def _content(data: DataSpec, seed: int) -> dict[str, Any]:
     if data.options is None:
         return {"folder": str(data.folder), "prepare": data.prepare}
     options = dataclasses.replace(data.options, seed=data.seed(seed))
-    # The generator's version is private, and still what its own generation.json is judged by.
-    return {"generator": shapes._VERSION, "options": options.to_json(), "prepare": data.prepare}
+    return {"generator": shapes.VERSION, "options": options.to_json(), "prepare": data.prepare}
 
 
 def hash_of(content: Any) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from longtail_det2.data.datasets.shapes import ShapesOptions
 from longtail_det2.engine.config_files import find_config_file
+from longtail_det2.shapes import ShapesOptions
 from longtail_det2.utils.errors import ConfigError
 
 from .specification import DataSpec, Overrides, Row, Specification, Variant

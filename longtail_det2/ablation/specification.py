@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longtail_det2.data.datasets.shapes import ShapesOptions
+from longtail_det2.shapes import ShapesOptions
 
 Overrides = dict[str, Any]
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longtail_det2.data.datasets.shapes import ShapesOptions
+from longtail_det2.shapes import ShapesOptions
 from longtail_det2.utils.errors import ConfigError
 from longtail_det2.visualization.report_facts import duration
 

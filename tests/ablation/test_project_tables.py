@@ -7,8 +7,8 @@ import pytest
 
 from longtail_det2.ablation.jobs import expand
 from longtail_det2.ablation.parsing import load_specification
-from longtail_det2.data.datasets.shapes_plan import plan_split
-from longtail_det2.data.datasets.shapes_vocabulary import ShapesVocabulary
+from longtail_det2.shapes.plan import plan_split
+from longtail_det2.shapes.vocabulary import ShapesVocabulary
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TABLES = sorted(REPOSITORY.glob("projects/*/ablations/*.yaml"))

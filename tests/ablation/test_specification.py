@@ -47,7 +47,7 @@ def test_nested_overrides_are_written_out(project):
 
 
 def test_seed_of_data():
-    from longtail_det2.data.datasets.shapes import ShapesOptions
+    from longtail_det2.shapes import ShapesOptions
 
     assert DataSpec("a", ShapesOptions(seed=4)).seed(1) == 4
     assert DataSpec("a", ShapesOptions(), seed_per_run=True).seed(1) == 1

@@ -17,10 +17,10 @@ from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.coco import check_coco, prepare_coco
 from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
 from longtail_det2.data.masks import decode_masks, encode_masks, run_lengths, to_bitmap, to_runs
 from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter, write_store
 from longtail_det2.evaluation.store_truth import truth_of_store
+from longtail_det2.shapes import ShapesOptions, generate_shapes
 from longtail_det2.utils.errors import ConfigError, DataError
 
 SQUARE = [8, 4, 24, 4, 24, 12, 8, 12]

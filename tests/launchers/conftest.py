@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from longtail_det2.data.datasets.openimages import prepare_openimages
-from longtail_det2.data.datasets.shapes import ShapesOptions, generate_shapes
+from longtail_det2.shapes import ShapesOptions, generate_shapes
 
 
 @pytest.fixture(scope="session")

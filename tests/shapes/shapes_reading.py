@@ -4,8 +4,9 @@ import csv
 import json
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
-from longtail_det2.data.datasets.shapes import ShapesOptions
+from longtail_det2.shapes import ShapesOptions
 
 OPTIONS = ShapesOptions(
     train_images=150,
@@ -45,6 +46,5 @@ def polygons_to_mask(polygons, size):
     return mask
 
 
-def runs_to_mask(runs):
-    values = np.repeat(np.arange(len(runs["counts"])) % 2 == 1, runs["counts"])
-    return values.reshape(runs["size"][1], runs["size"][0]).T
+def rle_to_mask(rle):
+    return coco_mask.decode(rle).astype(bool)

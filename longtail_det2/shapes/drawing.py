@@ -1,0 +1,232 @@
+"""Draw one image of the generated data set and measure what is visible of each object.
+
+Shapes are polygons, rasterised by Pillow with 4 x 4 samples per pixel. Later objects cover earlier ones; the
+visible share of each pixel is carried along per object, so that masks, boxes and the flags "occluded" and
+"truncated" are measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .figures import Part, VisibleRegion, background, box_of, measure_region, rasterise, unit_outline
+from .plan import SPLITS, PlannedImage, PlannedObject
+from .vocabulary import COLOURS, ShapesVocabulary
+
+OBJECT_SIZE = (0.125, 0.34)
+"""Smallest and largest object as a fraction of the image side: 16 to 44 px of 128."""
+MIN_VISIBLE = (0.55, 0.75)
+"""Visible fraction that an object of one or of two colours keeps (unless an image is hopelessly full)."""
+_ATTEMPTS, _FULL_ATTEMPTS, _PICKY_ATTEMPTS = 60, 25, 40
+_DISTRACTORS = ("bar", "ell", "zigzag", "crescent")
+
+
+@dataclass(frozen=True)
+class DrawnObject:
+    """What is visible of a planned object.
+
+    Attributes:
+        region: visible pixels.
+        occluded: something in front hides more than 5 % of it.
+        truncated: more than 1 % of it lies outside the image.
+        members: for a group the visible regions of those members that are at least 90 % visible.
+    """
+
+    region: VisibleRegion
+    occluded: bool
+    truncated: bool
+    members: tuple[VisibleRegion, ...] = ()
+
+
+@dataclass
+class _Placed:
+    layers: range  # of its parts on the canvas
+    part_areas: list[float]  # whole, px
+    box: np.ndarray  # before occlusion, XYXY
+    area: float  # whole, px
+    inside: float  # area within the image before occlusion, px
+    needed: float  # fraction of `area` that must stay visible
+
+
+def draw_image(
+    planned: PlannedImage, vocabulary: ShapesVocabulary, size: int, seed: int, split: str, index: int
+) -> tuple[np.ndarray, list[DrawnObject]]:
+    """Draw image `index` of a split; depends on nothing but the arguments.
+
+    Returns:
+        (size, size, 3) uint8 RGB and one DrawnObject per planned object, in their order.
+    """
+    rng = np.random.default_rng([seed, SPLITS.index(split), 2, index])
+    canvas = _Canvas(background(size, rng), rng)
+    # Groups need room, so they come first; others lie in front of them.
+    order = sorted(range(len(planned.objects)), key=lambda k: not planned.objects[k].group)
+    placed = {k: canvas.place(planned.objects[k], vocabulary) for k in order}
+    if rng.random() < 0.2:
+        canvas.add_occluder(list(placed.values()))
+    drawn = [canvas.measure(placed[k], planned.objects[k].group) for k in range(len(planned.objects))]
+    noise = rng.standard_normal(canvas.pixels.shape, dtype=np.float32) * np.float32(rng.uniform(2, 8))
+    return np.clip(canvas.pixels + noise + 0.5, 0, 255).astype(np.uint8), drawn
+
+
+class _Canvas:
+    """Pixels (size, size, 3) float32 and, for each figure so far, its visible share of each pixel."""
+
+    def __init__(self, pixels: np.ndarray, rng: np.random.Generator) -> None:
+        self.pixels, self.size, self.rng = pixels, len(pixels), rng
+        self.layers: list[np.ndarray] = []
+        self.placed: list[_Placed] = []
+        for _ in range(int(rng.integers(0, 4))):  # grey figures outside all classes
+            kind, radius = str(rng.choice(_DISTRACTORS)), rng.uniform(0.1, 0.3) * self.size
+            part = self._figure(kind, rng.uniform(0, self.size, size=2), radius)
+            self._blend(part, [self._grey()])
+
+    def place(self, planned: PlannedObject, vocabulary: ShapesVocabulary) -> _Placed:
+        """Find room for an object and paint it.
+
+        Early attempts keep boxes apart (four of five objects) or allow a moderate overlap; later ones shrink
+        the object. Where nothing fits, the attempt that hides least is taken.
+        """
+        shape = vocabulary.leaves[planned.leaves[0]][0]
+        needed = MIN_VISIBLE[len(planned.leaves) - 1]
+        strict = self.rng.random() < 0.8
+        # Both colours must be seen, so two-coloured objects stay within the image.
+        may_leave = len(planned.leaves) == 1 and self.rng.random() < 0.12
+        best: tuple[float, list[Part]] | None = None
+        for attempt in range(_ATTEMPTS):
+            parts = self._propose(shape, planned.group, may_leave, 0.97 ** max(attempt - _FULL_ATTEMPTS, 0))
+            limit = 0.02 if strict and attempt < _FULL_ATTEMPTS else 0.25
+            fits = self._box_overlap(box_of(parts)) <= limit
+            if not fits and attempt < _PICKY_ATTEMPTS:
+                continue
+            seen = self._least_seen(parts, needed)
+            if best is None or seen > best[0] or (fits and seen >= 1):
+                best = (seen, parts)
+            if fits and seen >= 1:
+                break
+        assert best is not None
+        return self._paint(best[1], [vocabulary.leaves[leaf][1] for leaf in planned.leaves], needed)
+
+    def _propose(self, shape: str, group: bool, may_leave: bool, shrink: float) -> list[Part]:
+        if group:
+            return self._propose_group(shape, self.rng.uniform(0.062, 0.072) * self.size * max(shrink, 0.75))
+        low, high = (side * self.size / 2 for side in OBJECT_SIZE)
+        radius = max(float(np.exp(self.rng.uniform(np.log(low), np.log(high)))) * shrink, low)
+        margin = -0.45 * radius if may_leave else 1.02 * radius
+        centre = self.rng.uniform(margin, self.size - margin, size=2)
+        return [self._figure(shape, centre, radius)]
+
+    def _propose_group(self, shape: str, radius: float) -> list[Part]:
+        """Propose six to nine touching figures on a jittered triangular grid, wholly inside the image."""
+        number = int(self.rng.integers(6, 10))
+        step = 2 * radius * (0.88 if shape in ("circle", "square", "ring") else 0.76)
+        rows, columns = np.meshgrid(np.arange(-3, 4), np.arange(-3, 4), indexing="ij")
+        grid = np.stack([columns + 0.5 * (rows % 2), rows * 0.866], axis=-1).reshape(-1, 2)
+        around = self.rng.uniform(-0.5, 0.5, size=2)
+        grid = grid[np.argsort(np.linalg.norm(grid - around, axis=1), kind="stable")[:number]]
+        centres = grid * step + self.rng.uniform(-0.08, 0.08, size=grid.shape) * step
+        low = radius * 1.3 - centres.min(axis=0)
+        high = self.size - radius * 1.3 - centres.max(axis=0)
+        centres = self.rng.permutation(centres + self.rng.uniform(low, np.maximum(high, low)))
+        return [self._figure(shape, centre, radius * self.rng.uniform(0.92, 1.08)) for centre in centres]
+
+    def _figure(self, shape: str, centre: np.ndarray, radius: float) -> Part:
+        """Rasterise a rotated, slightly stretched figure of circumradius about `radius` px at (x, y)."""
+        angle, stretch = self.rng.uniform(0, 2 * np.pi), np.sqrt(self.rng.uniform(0.85, 1.18))
+        cos, sin = np.cos(angle), np.sin(angle)
+        matrix = radius * np.array([[cos * stretch, -sin / stretch], [sin * stretch, cos / stretch]])
+        outline = tuple((points @ matrix.T + centre, fill) for points, fill in unit_outline(shape))
+        return rasterise(outline, self.size)
+
+    def _box_overlap(self, box: np.ndarray) -> float:
+        """Compute the greatest intersection of `box` with an earlier box, over the smaller of both areas."""
+        if not self.placed:
+            return 0.0
+        others = np.stack([placed.box for placed in self.placed])
+        sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+        areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
+        shared = np.prod(np.maximum(sides, 0), axis=1)
+        return float((shared / np.minimum(areas, np.prod(box[2:] - box[:2]))).max())
+
+    def _least_seen(self, parts: list[Part], needed: float = 0.0) -> float:
+        """Compute the smallest ratio of visible to needed fraction over all objects if `parts` were painted.
+
+        `parts` count as a new object if `needed` is positive.
+        """
+        ratios = [np.inf]
+        if needed > 0:
+            inside = sum(float(part.cover.sum()) for part in parts)
+            ratios.append(inside / sum(part.area for part in parts) / needed)
+        for placed in self.placed:
+            seen = sum(self._seen_behind(layer, parts) for layer in placed.layers)
+            ratios.append(seen / (placed.area * placed.needed))
+        return min(ratios)
+
+    def _seen_behind(self, layer: int, parts: list[Part]) -> float:
+        share = self.layers[layer].copy()
+        for part in parts:
+            share[part.window] *= 1 - part.cover
+        return float(share.sum())
+
+    def _paint(self, parts: list[Part], colours: list[str], needed: float) -> _Placed:
+        tones = [np.array(COLOURS[name]) + self.rng.normal(0, 5, 3).clip(-10, 10) for name in colours]
+        layers = range(len(self.layers), len(self.layers) + len(parts))
+        for part in parts:
+            self._cover(part)
+            share = np.zeros((self.size, self.size), dtype=np.float32)
+            share[part.window] = part.cover
+            self.layers.append(share)
+            # Members of a group differ in brightness, or they would run into one blot.
+            light = self.rng.uniform(0.8, 1.08) if len(parts) > 1 else 1.0
+            self._blend(part, [tone * light for tone in tones])
+        inside = float(sum(self.layers[layer].sum() for layer in layers))
+        # Parts of a group hide one another: its whole area is that of their union.
+        area = parts[0].area if len(parts) == 1 else inside
+        placed = _Placed(layers, [part.area for part in parts], box_of(parts), area, inside, needed)
+        self.placed.append(placed)
+        return placed
+
+    def _cover(self, part: Part) -> None:
+        for share in self.layers:
+            share[part.window] *= 1 - part.cover
+
+    def _blend(self, part: Part, tones: list[np.ndarray]) -> None:
+        """Paint a figure: a light gradient, and two halves where there are two tones."""
+        rows, columns = (np.arange(side.start, side.stop, dtype=np.float32) + 0.5 for side in part.window)
+        x, y = columns[None, :] - part.centre[0], rows[:, None] - part.centre[1]
+        light, cut = self.rng.uniform(0, 2 * np.pi, size=2)
+        slope = np.float32(self.rng.uniform(0.04, 0.14) / (max(len(rows), len(columns), 1) / 2))
+        gradient = 1 + slope * (x * np.float32(np.cos(light)) + y * np.float32(np.sin(light)))
+        tone = tones[0].astype(np.float32)[None, None]
+        if len(tones) == 2:
+            side = np.clip(x * np.float32(np.cos(cut)) + y * np.float32(np.sin(cut)) + 0.5, 0, 1)[..., None]
+            tone = tone * (1 - side) + tones[1].astype(np.float32) * side
+        region = self.pixels[part.window]
+        region += part.cover[..., None] * (tone * gradient[..., None] - region)
+
+    def _grey(self) -> np.ndarray:
+        return self.rng.uniform(25, 160) + self.rng.uniform(-8, 8, size=3)
+
+    def add_occluder(self, placed: list[_Placed]) -> None:
+        """Lay a thin grey bar across one object, unless that would hide too much of any."""
+        target = placed[int(self.rng.integers(len(placed)))]
+        middle = (target.box[:2] + target.box[2:]) / 2
+        part = self._figure("bar", middle, self.rng.uniform(0.12, 0.3) * self.size)
+        if self._least_seen([part]) >= 1:
+            self._cover(part)
+            self._blend(part, [self._grey()])
+
+    def measure(self, placed: _Placed, group: bool) -> DrawnObject:
+        """Measure region and flags of a placed object once everything is painted."""
+        share = np.sum([self.layers[layer] for layer in placed.layers], axis=0)
+        visible = float(share.sum())
+        members = []
+        for layer, area in zip(placed.layers, placed.part_areas, strict=True) if group else ():
+            member = measure_region(self.layers[layer] >= 0.5)
+            if member is not None and float(self.layers[layer].sum()) >= 0.9 * area:
+                members.append(member)
+        region = measure_region(share >= 0.5)
+        assert region is not None, "an object without a visible pixel"
+        occluded, truncated = visible < 0.95 * placed.inside, placed.inside < 0.99 * placed.area
+        return DrawnObject(region, occluded, truncated, tuple(members))

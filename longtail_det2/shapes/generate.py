@@ -1,0 +1,230 @@
+"""Generate a data set that is long-tailed, multi-label and hierarchical by construction.
+
+Leaf classes are shapes of a colour ("red circle") with two parents each ("circle" and "red"). Every
+difficulty of large real data sets is an option of its own:
+
+- `imbalance`: frequencies fall geometrically; which leaf is frequent is a seeded permutation.
+- `missing_leaf_rate`: the annotators wrote only one of the parents, shape or colour at random.
+- `co_label_rate`: the object is two-coloured and is both "red circle" and "yellow circle": two rows with one
+  box. A colour mostly goes with its two partners in a fixed ring, so that co-labels are systematic.
+- `confusion_rate`: the annotators wrote a similar leaf instead.
+- `group_of_rate`: six to nine touching instances under one box.
+
+Each rate is a fraction of the objects of a split, and the phenomena exclude each other. The validation split
+has equally many objects per leaf and no missing or confused labels.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.partial_folders import make_partial_folder, put_in_place, remove_stale_folders
+
+from .drawing import draw_image
+from .lvis import write_lvis
+from .plan import SPLITS, PlannedImage, ShapesOptions, plan_split
+from .vocabulary import ShapesVocabulary
+from .writers import ImageRecord, write_classes, write_coco, write_open_images
+
+logger = logging.getLogger(__name__)
+
+GENERATION_FILE = "generation.json"
+VERSION = 2
+"""Version 2 has the images, boxes, labels and masks of 1; polygons begin elsewhere, RLEs are compressed."""
+_FORMAT_NAME = "longtail_det2.shapes"
+_CHUNK = 16
+
+
+def generate_shapes(
+    output: str | Path,
+    options: ShapesOptions | None = None,
+    *,
+    workers: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Generate the data set, or find that it is there.
+
+    `output` gets `images/{split}/`, `annotations/` (Open Images form), `lvis/`, `coco/` and `generation.json`
+    (options, version, counts). All is made in a folder beside `output` and renamed when it is complete.
+
+    Args:
+        output: folder to make. One that holds the same data set is left alone.
+        options: what to generate.
+        workers: processes (default: the available cores); has no influence on the result.
+        force: replace a generated data set with other options.
+        progress: show progress bars.
+
+    Returns:
+        The content of `generation.json`.
+
+    Raises:
+        ConfigError: bad options, or `output` holds a data set with other options and `force` is False.
+        DataError: `output` holds something that this generator did not make.
+    """
+    options = options or ShapesOptions()
+    options.validate()
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}")
+    output = Path(output).absolute()
+    if (present := _present(output, options, force)) is not None:
+        logger.info("%s: already there, made with the same options", output)
+        return present
+    vocabulary = ShapesVocabulary.build(options.num_leaves)
+    plans = {split: plan_split(options, vocabulary, split) for split in SPLITS}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_folders(output)
+    partial = make_partial_folder(output)
+    try:
+        generation = _generate_into(partial, options, vocabulary, plans, workers, progress)
+        # Another process may have made the same folder meanwhile: what is there stays, or is an error.
+        if _present(output, options, force) is None:
+            put_in_place(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return generation
+
+
+def _generate_into(
+    folder: Path,
+    options: ShapesOptions,
+    vocabulary: ShapesVocabulary,
+    plans: dict[str, tuple[list[PlannedImage], np.ndarray]],
+    workers: int | None,
+    progress: bool,
+) -> dict[str, Any]:
+    for name in ("annotations", *(form for form in ("coco", "lvis") if form in options.formats)):
+        (folder / name).mkdir()
+    write_classes(folder / "annotations", vocabulary)
+    records: dict[str, list[ImageRecord]] = {}
+    for split in SPLITS:
+        (folder / "images" / split).mkdir(parents=True)
+        draw = functools.partial(_draw_one, folder / "images" / split, split, options, vocabulary)
+        records[split] = list(_draw_all(draw, plans[split][0], split, workers, progress))
+        if "openimages" in options.formats:
+            write_open_images(folder / "annotations", split, records[split], vocabulary)
+        if "coco" in options.formats:
+            write_coco(folder / "coco" / f"{split}.json", records[split], vocabulary)
+    if "lvis" in options.formats:
+        write_lvis(folder / "lvis", records, vocabulary, options)
+    generation = {
+        "format": _FORMAT_NAME,
+        "version": VERSION,
+        "options": options.to_json(),
+        "counts": {split: _count(records[split], plans[split][1], vocabulary) for split in SPLITS},
+    }
+    (folder / GENERATION_FILE).write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
+    return generation
+
+
+def _draw_all(
+    draw: functools.partial[ImageRecord],
+    planned: list[PlannedImage],
+    split: str,
+    workers: int | None,
+    progress: bool,
+) -> Iterator[ImageRecord]:
+    """Draw and save the images of a split in parallel; records come in the order of the images."""
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers, max(len(planned) // _CHUNK, 1))
+    bar = functools.partial(tqdm, total=len(planned), desc=f"{split} images", disable=not progress)
+    if workers == 1:
+        yield from bar(map(draw, enumerate(planned)))
+        return
+    # Forking is quickest, and safe here: the children use neither threads nor the parent's locks.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    with multiprocessing.get_context(method).Pool(workers, initializer=_die_with_parent) as pool:
+        yield from bar(pool.imap(draw, enumerate(planned), chunksize=_CHUNK))
+
+
+def _draw_one(
+    folder: Path,
+    split: str,
+    options: ShapesOptions,
+    vocabulary: ShapesVocabulary,
+    task: tuple[int, PlannedImage],
+) -> ImageRecord:
+    index, planned = task
+    pixels, drawn = draw_image(planned, vocabulary, options.image_size, options.seed, split, index)
+    image_id = f"{split}_{index:06d}"
+    file_name = f"{image_id}.{options.image_format}"
+    lossy = {"quality": 95, "subsampling": 0} if options.image_format == "jpg" else {}
+    Image.fromarray(pixels).save(folder / file_name, **lossy)
+    return ImageRecord(image_id, file_name, options.image_size, planned, drawn)
+
+
+def _die_with_parent() -> None:
+    """End this worker when the main process is killed, instead of waiting for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _count(
+    records: list[ImageRecord], leaf_counts: np.ndarray, vocabulary: ShapesVocabulary
+) -> dict[str, Any]:
+    objects = [planned for record in records for planned in record.planned.objects]
+    drawn = [one for record in records for one in record.drawn]
+    rows = Counter(label for planned in objects for label in planned.labels)
+    images = Counter(label for record in records for label in record.positives())
+    leaf = [planned.labels[0] < vocabulary.num_leaves for planned in objects]
+    true = leaf_counts.tolist() + [None] * (vocabulary.num_classes - vocabulary.num_leaves)
+    return {
+        "images": len(records),
+        "objects": len(objects),
+        "rows": sum(rows.values()),
+        "imbalance": float(leaf_counts.max() / leaf_counts.min()),
+        "missing_leaf": leaf.count(False),
+        "co_label": sum(len(o.leaves) > 1 for o in objects),
+        "confused": sum(known and o.labels != o.leaves for known, o in zip(leaf, objects, strict=True)),
+        "group_of": sum(o.group for o in objects),
+        "occluded": sum(one.occluded for one in drawn),
+        "truncated": sum(one.truncated for one in drawn),
+        "classes": {
+            class_id: {"objects": true[i], "rows": rows[i], "images": images[i]}
+            for i, class_id in enumerate(vocabulary.class_ids)
+        },
+    }
+
+
+def _present(output: Path, options: ShapesOptions, force: bool) -> dict[str, Any] | None:
+    """Return the generation.json of a data set that is already what is asked for, None if it must be made."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    try:
+        present = json.loads((output / GENERATION_FILE).read_text(encoding="utf-8"))
+        ours = present["format"] == _FORMAT_NAME
+    except (OSError, ValueError, KeyError, TypeError):
+        present, ours = {}, False
+    if not ours:
+        raise DataError(
+            f"{output} exists and is not a data set made by this generator (no {GENERATION_FILE} of it); "
+            f"choose another output folder, or remove this one yourself"
+        )
+    if force:
+        return None
+    old, new = present.get("options", {}), options.to_json()
+    if present.get("version") == VERSION and old == new:
+        return present
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    changed = ", ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in names)
+    raise ConfigError(
+        f"{output} holds a data set made with other options ({changed or 'another version'}); "
+        f"use --force (force=True) to replace it, or choose another output folder"
+    )
