@@ -91,9 +91,6 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # Descendants of an object's most specific label: True gives them no loss (the annotator may not have
     # looked further), False makes them negatives.
     cfg.INPUT.IGNORE_DESCENDANTS = True
-    # Images with more pixels are refused before they are decoded: a small file may claim to be so large that
-    # it fills the memory.
-    cfg.INPUT.MAX_PIXELS = 178_956_970
 
     # "UniformTrainingSampler", "RepeatFactorTrainingSampler" (see DATALOADER.REPEAT_THRESHOLD),
     # "ClassAwareTrainingSampler", "SoftBalanceTrainingSampler" (see SOFT_BALANCE) or "StagedTrainingSampler"

@@ -19,7 +19,6 @@ import torch  # noqa: E402
 from detectron2.data import MetadataCatalog  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from longtail_det2.data.image_sizes import MAX_PIXELS  # noqa: E402
 from longtail_det2.data.store import AnnotationStore  # noqa: E402
 from longtail_det2.export.source import TrainedDetector, load_detector  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
@@ -69,7 +68,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--score-threshold", type=float, default=0.5, metavar="T", help="draw scores from T on (default: 0.5)"
     )
     add("--device", default="", help="such as cpu or cuda (default: cuda where there is one)")
-    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest picture ({MAX_PIXELS:,})")
     add("--opts", nargs="+", default=[], metavar="WORD", help="config options, in the config's own syntax")
     return parser
 
@@ -93,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     pictures = find_pictures(args.input, leave_out=args.output)
     detector = load_detector(args.config_file, args.weights, args.opts)
     class_ids, names, metadata = describe_classes(detector, args.store)
-    predictor = Predictor(detector, args.device or default_device(), args.max_pixels)
+    predictor = Predictor(detector, args.device or default_device())
     targets = output_names(pictures)
     image_ids = choose_image_ids(pictures)
     with_masks = args.predictions is not None and args.predictions.suffix.lower() == ".json"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from longtail_det2.data.datasets.coco import check_coco, prepare_coco
 from longtail_det2.data.datasets.coco_report import CocoReport
-from longtail_det2.data.image_sizes import MAX_PIXELS
 from longtail_det2.utils.errors import DataError
 
 EPILOG = """\
@@ -71,7 +70,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--merge-iou", type=float, default=1.0, metavar="T", help="join boxes that overlap so much (1: equal)"
     )
     add("--no-masks", action="store_true", help="leave the masks out (default: kept where the file has any)")
-    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest image ({MAX_PIXELS:,})")
     add("--workers", type=int, default=2, metavar="N", help="processes that read image headers (2)")
     return parser
 
@@ -90,7 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
         "unlisted": args.unlisted,
         "missing": args.missing,
         "frequency": args.frequency,
-        "max_pixels": args.max_pixels,
         "workers": args.workers,
     }
     try:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from longtail_det2.data.datasets.openimages import prepare_openimages
-from longtail_det2.data.image_sizes import MAX_PIXELS
 from longtail_det2.utils.errors import DataError
 
 EPILOG = """\
@@ -104,13 +103,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="take image labels with fractional confidence as present from T on, and leave out the others "
         "(default: refuse them)",
     )
-    add(
-        "--max-pixels",
-        type=int,
-        default=MAX_PIXELS,
-        metavar="N",
-        help=f"larger images cannot be read (default: {MAX_PIXELS:,})",
-    )
     run = parser.add_argument_group("run")
     run.add_argument("--workers", type=int, default=2, help="processes that read image headers (default: 2)")
     run.add_argument("--force", action="store_true", help="build even if the store is up to date")
@@ -136,7 +128,6 @@ def main(arguments: list[str] | None = None) -> int:
             on_unknown_label=args.on_unknown_label,
             on_bad_box=args.on_bad_box,
             machine_label_threshold=args.machine_label_threshold,
-            max_pixels=args.max_pixels,
             workers=args.workers,
             force=args.force,
             progress=not args.no_progress,

@@ -16,8 +16,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from longtail_det2.data.datasets.builtin import hierarchy_of
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.data.image_reading import read_image
-from longtail_det2.data.image_sizes import MAX_PIXELS
+from longtail_det2.data.images import read_image
 from longtail_det2.data.mask_truth import MaskFormat, check_mask_format, make_masks
 from longtail_det2.utils.errors import ConfigError, DataError
 
@@ -60,7 +59,6 @@ class MultiLabelDatasetMapper:
         keep_annotations: bool = False,
         mask_format: MaskFormat | None = None,
         recompute_boxes: bool = False,
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Sets the mapper up; `MultiLabelDatasetMapper(cfg, is_train)` reads a config instead.
 
@@ -76,7 +74,6 @@ class MultiLabelDatasetMapper:
             mask_format: "polygon" or "bitmask" to give masks too; None leaves them out.
             recompute_boxes: after augmentation, boxes of objects with a mask become the tight boxes of the
                 masks (right for random crops, which cut boxes and masks differently).
-            max_pixels: larger images are an error, before they are decoded.
 
         Raises:
             ConfigError: unknown `group_of` or `mask_format`, or no or contradicting numbers of classes where
@@ -101,7 +98,6 @@ class MultiLabelDatasetMapper:
         if hierarchy is not None and num_classes not in (None, hierarchy.num_classes):
             raise ConfigError(f"num_classes is {num_classes}, but the hierarchy has {hierarchy.num_classes}")
         self.hierarchy = hierarchy
-        self.max_pixels = max_pixels
         mode = "training" if is_train else "inference"
         logging.getLogger(__name__).info("Augmentations used in %s: %s", mode, augmentations)
 
@@ -133,7 +129,6 @@ class MultiLabelDatasetMapper:
             "group_of": cfg.INPUT.GROUP_OF,
             "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
             "recompute_boxes": cfg.MODEL.MASK_ON and cfg.INPUT.CROP.ENABLED,
-            "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,9 +159,7 @@ class MultiLabelDatasetMapper:
     def _read_image(self, record: dict[str, Any]) -> np.ndarray:
         """The image; sets the record's height and width where it has none."""
         path = record["file_name"]
-        image = read_image(
-            path, self.image_format, max_pixels=self.max_pixels, image_id=record.get("image_id")
-        )
+        image = read_image(path, self.image_format, image_id=record.get("image_id"))
         height, width = image.shape[:2]
         expected = (record.setdefault("height", height), record.setdefault("width", width))
         if expected != (height, width):

@@ -130,7 +130,7 @@ def sample_pictures(
     Raises:
         DataError: a picture cannot be read.
     """
-    from longtail_det2.data.image_reading import read_image
+    from longtail_det2.data.images import read_image
 
     files = [Path(picture) for picture in pictures] or list(_test_pictures(detector))
     for file in files:

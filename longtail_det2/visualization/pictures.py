@@ -14,8 +14,7 @@ import pycocotools.mask as coco_mask
 import torch
 from detectron2.structures import Instances
 
-from longtail_det2.data.image_reading import read_image
-from longtail_det2.data.image_sizes import MAX_PIXELS, SUFFIXES
+from longtail_det2.data.images import SUFFIXES, read_image
 from longtail_det2.evaluation.openimages_io import write_detections
 from longtail_det2.evaluation.openimages_matching import Detections
 from longtail_det2.export.source import TrainedDetector, to_input
@@ -80,11 +79,10 @@ def _walk(folder: Path, leave_out: Path | None) -> Iterator[Path]:
 class Predictor:
     """Runs a trained detector on image files, one by one, as the evaluation would."""
 
-    def __init__(self, detector: TrainedDetector, device: str = "cpu", max_pixels: int = MAX_PIXELS) -> None:
-        """Moves the model to `device`; larger images than `max_pixels` are refused."""
+    def __init__(self, detector: TrainedDetector, device: str = "cpu") -> None:
+        """Move the model to `device`."""
         self._detector = detector
         self._model = detector.model.to(device).eval()
-        self._max_pixels = max_pixels
 
     def __call__(self, path: str | Path) -> tuple[np.ndarray, Instances]:
         """Predictions for one file.
@@ -96,7 +94,7 @@ class Predictor:
         Raises:
             DataError: the file cannot be read as an image.
         """
-        pixels = read_image(path, "RGB", max_pixels=self._max_pixels, option="--max-pixels")
+        pixels = read_image(path, "RGB")
         ordered = pixels[:, :, ::-1] if self._detector.image_format == "BGR" else pixels
         height, width = pixels.shape[:2]
         scaled = to_input(ordered, self._detector.min_size, self._detector.max_size)

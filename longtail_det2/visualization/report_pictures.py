@@ -15,7 +15,7 @@ from detectron2.data.catalog import Metadata
 from PIL import Image
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.image_reading import read_image
+from longtail_det2.data.images import read_image
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.openimages_matching import Detections
 from longtail_det2.utils.errors import DataError

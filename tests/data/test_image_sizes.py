@@ -1,13 +1,16 @@
 """Image sizes from headers equal those of the images as Detectron2 reads them."""
 
+import os
+
 import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from longtail_det2.data import image_sizes
-from longtail_det2.data.image_sizes import find_images, read_image_size, read_image_sizes
+from longtail_det2.data import images
+from longtail_det2.data.images import find_images, read_image_size, read_image_sizes
+from longtail_det2.data.images import read_image as read_upright
 from longtail_det2.utils.errors import DataError
 
 
@@ -35,14 +38,14 @@ def test_png_is_not_decoded(tmp_path):
     assert read_image_size(path) == (200, 300)
 
 
-def test_png_with_exif_behind_the_pixels(tmp_path):
+def test_exif_behind_the_pixels_of_a_png_is_not_looked_for(tmp_path):
     path = save(tmp_path / "image.png", 6)
     data = path.read_bytes()
     start = data.index(b"eXIf") - 4
     length = int.from_bytes(data[start : start + 4], "big") + 12
     chunk, rest = data[start : start + length], data[:start] + data[start + length :]
     path.write_bytes(rest[:-12] + chunk + rest[-12:])
-    assert read_image_size(path) == read_image(str(path), "BGR").shape[:2] == (40, 30)
+    assert read_image_size(path) == read_upright(path).shape[:2] == (30, 40)
 
 
 def test_png_with_orientation_in_xmp(tmp_path):
@@ -59,7 +62,7 @@ def test_processes_give_what_one_gives(tmp_path, monkeypatch):
         save(tmp_path / f"{index}.jpg", size=(10 + index, 5))
         names.append(f"{index}.jpg".encode())
     (tmp_path / "3.jpg").write_bytes(b"")
-    monkeypatch.setattr(image_sizes, "_IMAGES_PER_TASK", 4)
+    monkeypatch.setattr(images, "_IMAGES_PER_TASK", 4)
     done = []
     sizes, problems = read_image_sizes(tmp_path, np.array(names), 2, done.append)
     assert sizes.tolist() == [[5, 10 + index] if index != 3 else [0, 0] for index in range(10)]
@@ -74,9 +77,25 @@ def test_finding_follows_links_once_and_skips_hidden_folders(tmp_path):
     (tmp_path / "root" / ".cache").mkdir(parents=True)
     (tmp_path / "root" / "train").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "itself").symlink_to(tmp_path / "real" / "itself")
     save(tmp_path / "real" / "é" / "a.jpg")
     save(tmp_path / "root" / ".cache" / "a.jpg")
     found = find_images(tmp_path / "root", np.array([b"a", b"b"]))
     assert found.tolist() == ["train/é/a.jpg".encode(), b""]
     with pytest.raises(DataError, match="no such folder"):
         find_images(tmp_path / "nowhere", np.array([b"a"]))
+
+
+def test_folders_that_cannot_be_read_are_passed_over(tmp_path, monkeypatch, caplog):
+    save(tmp_path / "a.jpg")
+    (tmp_path / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fsdecode(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    assert find_images(tmp_path, np.array([b"a"])).tolist() == [b"a.jpg"]
+    assert "lost+found" in caplog.text and "Permission denied" in caplog.text

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longtail_det2 import model_zoo
-from longtail_det2.data.image_reading import read_image
+from longtail_det2.data.images import read_image
 from longtail_det2.engine.build import build_model
 from longtail_det2.engine.config_files import load_cfg
 from longtail_det2.export import ExportedDetector, TrainedDetector, export_detector

@@ -1,19 +1,18 @@
 """Image files of every kind and in every state: prepared, read in training, or refused by name."""
 
+import os
 import struct
-import warnings
+import subprocess
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from longtail_det2.config import get_cfg
 from longtail_det2.data.build import build_train_loader
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.image_reading import read_image
-from longtail_det2.data.image_sizes import MAX_PIXELS, read_image_size
+from longtail_det2.data.images import read_image, read_image_size
 from longtail_det2.utils.errors import DataError
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8)[None].repeat(48, 0)
@@ -39,6 +38,13 @@ def enormous_png(path, width=60_000, height=60_000):
 
 
 GREY = Image.fromarray(RAMP)
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 64 48
+%%EndComments
+0 0 64 48 rectfill
+showpage
+%%EOF
+"""
 SOUND = {
     "grey.png": lambda path: GREY.save(path),
     "grey.jpg": lambda path: GREY.save(path, quality=100),
@@ -98,20 +104,26 @@ def damage(path, kind):
     if kind == "text":
         path.write_text("<html>404</html>")
         return r"cannot read the image \(not an image of a known format\)"
+    if kind == "eps":
+        path.write_bytes(EPS)
+        return r"cannot read the image \(not an image of a known format\)"
     if kind == "folder":
         path.unlink()
         path.mkdir()
-        return r"cannot read the image \(Is a directory\)"
+        return r"cannot read the image \(not a regular file\)"
+    if kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+        return r"cannot read the image \(not a regular file\)"
     if kind == "float":
         Image.fromarray(RAMP.astype(np.float32)).save(path, format="TIFF")
-        return "the pixels are 32-bit numbers, whose range nobody knows"
+        return "the pixels are 32-bit numbers"
     assert kind == "enormous"
     enormous_png(path)
-    limit = rf"more than INPUT\.MAX_PIXELS = {MAX_PIXELS} allows; shrink the image, or raise the option"
-    return rf"60000 x 60000 pixels \(width x height\) are {limit}"
+    return r"cannot read the image \(too large: "
 
 
-DAMAGES = ["missing", "empty", "truncated", "text", "folder", "float", "enormous"]
+DAMAGES = ["missing", "empty", "truncated", "text", "eps", "folder", "pipe", "float", "enormous"]
 
 
 @pytest.mark.parametrize(
@@ -120,39 +132,53 @@ DAMAGES = ["missing", "empty", "truncated", "text", "folder", "float", "enormous
 def test_training_names_file_and_image(data, kind, workers):
     store = data.prepare_coco()
     words = damage(data.images / "b.jpg", kind)
-    cfg = get_cfg()
-    mapper = MultiLabelDatasetMapper(
-        True, augmentations=[], hierarchy=store.hierarchy, max_pixels=cfg.INPUT.MAX_PIXELS
-    )
+    mapper = MultiLabelDatasetMapper(True, augmentations=[], hierarchy=store.hierarchy)
     loader = build_train_loader(
         MultiLabelDataset(store), mapper=mapper, total_batch_size=2, num_workers=workers, seed=0
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with pytest.raises(DataError, match=rf"b\.jpg \(image '2'\): {words}"):
-            for _, _ in zip(range(10), loader, strict=False):
-                pass
+    with pytest.raises(DataError, match=rf"b\.jpg \(image '2'\): {words}"):
+        for _, _ in zip(range(10), loader, strict=False):
+            pass
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind not in ("float", "truncated")])
 def test_preparation_names_the_file(data, kind):
     damage(data.images / "b.jpg", kind)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with pytest.raises(DataError, match=r"b\.jpg: cannot read the image \(.*--on-missing-image skip"):
-            data.prepare_coco()
-        with pytest.raises(DataError, match=r"1 of 3 annotated images .*--on-missing-image skip"):
-            data.open_images()
+    with pytest.raises(DataError, match=r"b\.jpg: cannot read the image \(.*--on-missing-image skip"):
+        data.prepare_coco()
+    with pytest.raises(DataError, match=r"1 of 3 annotated images .*--on-missing-image skip"):
+        data.open_images()
     assert len(data.prepare_coco(on_missing_image="skip")) == 2
     assert len(data.open_images(on_missing_image="skip")) == 2
 
 
-def test_the_limit_is_an_option(tmp_path):
-    enormous_png(tmp_path / "a.png", 300, 200)
-    with pytest.raises(DataError, match=r"300 x 200 pixels .* are more than --max-pixels = 59999 allows"):
-        read_image(tmp_path / "a.png", max_pixels=59_999, option="--max-pixels")
-    assert read_image_size(tmp_path / "a.png", max_pixels=60_000) == (200, 300)
-    assert get_cfg().INPUT.MAX_PIXELS == MAX_PIXELS
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("pixels", [1.1, 2.2])
+def test_pillows_limit_holds_before_anything_is_decoded(tmp_path, monkeypatch, pixels):
+    path = tmp_path / "a.webp"
+    GREY.convert("RGB").save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(64 * 48 / pixels))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=r"too large: .* pixels"):
+        read_image(path)
+    with pytest.raises(Exception, match="pixels"):
+        read_image_size(path)
+
+
+def test_an_eps_file_with_another_name_starts_no_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    (tmp_path / "a.jpg").write_bytes(EPS)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.format == "EPS"  # so Pillow would take it
+    with pytest.raises(DataError, match="not an image of a known format"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "x" * 5000])
+def test_file_names_that_no_disk_holds(tmp_path, name):
+    with pytest.raises(DataError, match="cannot read the image"):
+        read_image(tmp_path / name)
 
 
 def test_image_that_changed_after_preparation(data):

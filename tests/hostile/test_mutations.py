@@ -16,7 +16,7 @@ from PIL import Image
 
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.image_sizes import MAX_PIXELS, read_image_size
+from longtail_det2.data.images import read_image_size
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.openimages_io import read_detections
 from longtail_det2.utils.errors import ConfigError, DataError
@@ -202,7 +202,7 @@ class Attempts:
             assert str(error) or repr(error)
             size = None
         result = mapper(record)
-        assert size == result["image"].shape[1:] and size[0] * size[1] <= MAX_PIXELS
+        assert size == result["image"].shape[1:] and size[0] * size[1] <= Image.MAX_IMAGE_PIXELS
 
     def check(self, prepare) -> None:
         """A store that was made opens and gives sound records; a failure leaves the one before as it was."""

@@ -150,9 +150,6 @@ def test_what_is_no_picture(demo, store, tmp_path, capsys):
     assert "none of 1 files is a picture" in error("--input", folder)
     shutil.copy(store.image_root / "im0.png", folder / "good.png")
     assert "must end in .csv or .json" in error("--input", folder, "--predictions", "p.txt")
-    assert "pixels (width x height) are more than --max-pixels = 99" in error(
-        "--input", folder / "good.png", "--max-pixels", 99
-    )
     assert "no annotation store" in error("--input", folder, "--store", tmp_path / "nowhere")
 
 

@@ -25,7 +25,6 @@ from longtail_det2.data.datasets.lvis_json import (
 )
 from longtail_det2.data.datasets.openimages_objects import Objects, group_rows, merge_near, specificity_rank
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.data.image_sizes import MAX_PIXELS
 from longtail_det2.data.masks import Segmentation, encode_masks
 from longtail_det2.data.sources import describe_file
 from longtail_det2.data.store import AnnotationStore, ImageLabel, write_store
@@ -52,7 +51,6 @@ class CocoOptions:
         frequency: LVIS's group of each class (rare, common, frequent): "file" takes what the categories say,
             if they say anything; "images" counts the images with the class here, and so is for the training
             split; the folder of a store, usually that of the training split, takes its groups; "none".
-        max_pixels: larger images count as unreadable.
         workers: processes that read image headers (more than one needs a `__main__` guard in the caller).
 
     Raises:
@@ -69,7 +67,6 @@ class CocoOptions:
     unlisted: Unlisted = "add"
     missing: Literal["error", "root"] = "error"
     frequency: str = "file"
-    max_pixels: int = MAX_PIXELS
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -194,7 +191,7 @@ def _read(
     images = source.read_images()
     rows = source.read_rows()
     num_rows = len(rows.image)
-    present = check_image_files(images, image_root, findings, settings.max_pixels, settings.workers)
+    present = check_image_files(images, image_root, findings, settings.workers)
     rows = rows.select(present[rows.image])
     boxes, keep = check_boxes(rows, images, findings)
     rows, boxes = rows.select(keep), boxes[keep]

@@ -12,7 +12,7 @@ import numpy as np
 
 from longtail_det2.data.datasets.coco_findings import CocoFindings
 from longtail_det2.data.datasets.coco_json import CocoImages
-from longtail_det2.data.image_sizes import read_image_sizes
+from longtail_det2.data.images import read_image_sizes
 from longtail_det2.utils.errors import DataError
 
 _MOST_FILES = 100_000
@@ -22,7 +22,6 @@ def check_image_files(
     images: CocoImages,
     image_root: str | os.PathLike[str] | None,
     findings: CocoFindings,
-    max_pixels: int,
     workers: int,
 ) -> np.ndarray:
     """Compares sizes with the image files and fills unknown ones in.
@@ -31,7 +30,6 @@ def check_image_files(
         images: n images; their sizes are replaced by those of the files.
         image_root: folder of the files; None compares nothing.
         findings: takes images that are absent, unreadable, or of another size.
-        max_pixels: larger images count as unreadable.
         workers: processes that read headers.
 
     Returns:
@@ -52,11 +50,11 @@ def check_image_files(
         raise DataError(f"{root}: no such folder of images")
     places = np.flatnonzero(present)
     names: Any = np.array([images.file_names[index].encode() for index in places.tolist()], dtype=np.bytes_)
-    found, unreadable = read_image_sizes(root, names, workers, lambda count: None, max_pixels)
+    found, unreadable = read_image_sizes(root, names, workers, lambda count: None)
     sizes = np.zeros_like(images.sizes)
     sizes[places] = found
     missing = [images.file_names[int(places[place])] for place, _ in unreadable]
-    missing = [name for name in missing if not (root / name).exists()]
+    missing = [name for name in missing if not os.path.exists(root / name)]
     if missing:
         findings.hint("missing_image", _guess_cause(root, missing, len(missing) == len(places)))
     for place, reason in unreadable:

@@ -23,7 +23,7 @@ from longtail_det2.data.datasets.openimages_rows import (
     read_image_label_rows,
 )
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.data.image_sizes import MAX_PIXELS, find_images, read_image_sizes
+from longtail_det2.data.images import find_images, read_image_sizes
 from longtail_det2.data.sources import describe_file, is_same_file
 from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter
 from longtail_det2.utils.errors import DataError
@@ -41,7 +41,6 @@ class _Options(TypedDict):
     on_unknown_label: str
     on_bad_box: str
     machine_label_threshold: float | None
-    max_pixels: int
 
 
 def prepare_openimages(
@@ -58,7 +57,6 @@ def prepare_openimages(
     on_unknown_label: Literal["error", "skip"] = "error",
     on_bad_box: Literal["error", "skip", "clip"] = "error",
     machine_label_threshold: float | None = None,
-    max_pixels: int = MAX_PIXELS,
     workers: int = 2,
     force: bool = False,
     progress: bool = True,
@@ -86,7 +84,6 @@ def prepare_openimages(
             cuts boxes at the border.
         machine_label_threshold: image labels with fractional confidence count as present from this value on;
             None refuses them.
-        max_pixels: larger images cannot be read.
         workers: processes that read image headers.
         force: build even if the store is up to date.
         progress: show progress bars.
@@ -104,7 +101,6 @@ def prepare_openimages(
         on_unknown_label=on_unknown_label,
         on_bad_box=on_bad_box,
         machine_label_threshold=machine_label_threshold,
-        max_pixels=max_pixels,
     )
     files = [("boxes", Path(path)) for path in boxes] + [
         ("image_labels", Path(path)) for path in image_labels
@@ -271,9 +267,7 @@ class _Build:
         self._settle("missing_images", ids, missing, f"are not below {self.images}")
         unknown = np.flatnonzero(~missing & (sizes == 0).any(axis=1))
         with self._bar("image headers", len(unknown), "image") as bar:
-            sizes[unknown], problems = read_image_sizes(
-                self.images, names[unknown], self.workers, bar.update, self.options["max_pixels"]
-            )
+            sizes[unknown], problems = read_image_sizes(self.images, names[unknown], self.workers, bar.update)
         unreadable = np.zeros(len(ids), dtype=bool)
         unreadable[unknown[[index for index, _ in problems]]] = True
         reason = f"cannot be read as images ({problems[0][1]})" if problems else ""
