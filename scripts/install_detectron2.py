@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Install Detectron2 where no build of it is at hand.
 
-A Detectron2 that imports is kept, whatever its origin (official build, conda-forge, a checkout of main).
+A Detectron2 that imports is kept, whatever its origin (official build, conda-forge, a checkout of main); only
+an earlier wheel of this script is replaced.
 Otherwise the Python sources of v0.6 are taken from the package index (source distribution
 ``pb1-detectron2==0.6``, checked by hash), repaired for current versions of Python, NumPy, Pillow, setuptools
 and torch, built as a pure-Python wheel named ``detectron2`` and installed. Compiled operators are not part of
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import shutil
 import subprocess
@@ -29,7 +31,7 @@ from typing import NamedTuple
 SDIST_NAME = "pb1-detectron2"
 SDIST_VERSION = "0.6"
 SDIST_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
-WHEEL_VERSION = "0.6+pure.1"
+WHEEL_VERSION = "0.6+pure.2"
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 
 
@@ -58,6 +60,28 @@ REPAIRS = (
     Repair("detectron2/data/datasets/pascal_voc.py", "np.str)", "np.str_)", "gone in NumPy 1.24"),
     Repair("detectron2/data/build.py", "dtype=np.int)", "dtype=np.int64)", "gone in NumPy 1.24"),
     Repair("detectron2/data/build.py", "dtype=np.int\n", "dtype=np.int64\n", "gone in NumPy 1.24"),
+    *(
+        Repair(f"detectron2/{file}", f"{old}np.bool)", f"{old}np.bool_)", "gone in NumPy 1.24")
+        for file, old in (
+            ("structures/masks.py", ".astype("),
+            ("structures/masks.py", "dtype="),
+            ("utils/visualizer.py", ".astype("),
+            ("utils/video_visualizer.py", "dtype="),
+            ("evaluation/pascal_voc_evaluation.py", ".astype("),
+        )
+    ),
+    Repair(
+        "detectron2/data/common.py",
+        "self._rng.sample(self._fallback_candidates, k=1)",
+        "self._rng.sample(list(self._fallback_candidates), k=1)",
+        "Python 3.11 samples sequences only",
+    ),
+    Repair(
+        "detectron2/engine/hooks.py",
+        "torch.optim.lr_scheduler._LRScheduler",
+        "torch.optim.lr_scheduler.LRScheduler",
+        "schedulers of torch 2 are no _LRScheduler, so their state was not saved",
+    ),
     Repair(
         "detectron2/model_zoo/model_zoo.py",
         "import pkg_resources\n",
@@ -161,7 +185,7 @@ setup(
     install_requires=[
         "Pillow>=9.1", "matplotlib", "pycocotools>=2.0.2", "termcolor>=1.1", "yacs>=0.1.8", "tabulate",
         "cloudpickle", "tqdm>4.29.0", "tensorboard", "fvcore>=0.1.5,<0.1.6", "iopath>=0.1.7,<0.1.10",
-        "omegaconf>=2.1,<2.4", "hydra-core>=1.1", "packaging",
+        "omegaconf>=2.1,<2.4", "hydra-core>=1.1", "packaging", "black",
     ],
 )
 '''
@@ -193,6 +217,15 @@ def existing_detectron2() -> str | None:
         f"a Detectron2 is installed for {sys.executable} but cannot be imported ({reason}).\n"
         "Repair it, or remove it with `python -m pip uninstall detectron2` and run this script again."
     )
+
+
+def is_outdated_wheel() -> bool:
+    """Return whether an earlier wheel of this script is installed, with fewer repairs."""
+    try:
+        version = importlib.metadata.version("detectron2")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return "+pure." in version and version != WHEEL_VERSION
 
 
 def check_torch() -> None:
@@ -373,7 +406,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         check_torch()
-        found = None if args.force else existing_detectron2()
+        found = None if args.force or is_outdated_wheel() else existing_detectron2()
         if found is not None:
             say(f"keeping the Detectron2 that is here ({found})")
             install_opencv()

@@ -237,7 +237,7 @@ def test_data_are_generated_once_and_prepared(project, capsys):
     assert sorted(path.name for path in data.iterdir()) == ["anew-seed1", "anew-seed2", "made"]
     for name in ("made", "anew-seed2"):
         assert (data / name / "shapes" / "stores" / "train").is_dir()
-    assert json.loads((data / "anew-seed2/shapes/generation.json").read_text())["seed"] == 2
+    assert json.loads((data / "anew-seed2/shapes/generation.json").read_text())["options"]["seed"] == 2
     roots = {call["options"]["DATASETS.ROOT"] for call in project.calls()}
     assert roots == {str(data / name) for name in ("made", "anew-seed1", "anew-seed2")}
     assert (data / "made/shapes/counted.txt").read_text() == "1"

@@ -1,5 +1,6 @@
 """The installer's refusals, each with a message that says what to do."""
 
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
@@ -19,6 +20,19 @@ def installer(repository):
 
 def test_keeps_a_detectron2_that_imports(installer):
     assert "detectron2" in installer.existing_detectron2()
+
+
+@pytest.mark.parametrize(
+    ("version", "outdated"), [("0.6+pure.1", True), ("0.6", False), ("0.6+cu111", False), (None, False)]
+)
+def test_only_an_earlier_wheel_of_this_script_is_replaced(installer, monkeypatch, version, outdated):
+    def installed(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(installer.importlib.metadata, "version", installed)
+    assert installer.is_outdated_wheel() == outdated
 
 
 def test_command_keeps_it_and_installs_nothing(repository):

@@ -81,3 +81,45 @@ def test_compiled_operators_explain_themselves():
 
     with pytest.raises(AttributeError, match="built from its official sources"):
         pairwise_iou_rotated(torch.zeros(1, 5), torch.zeros(1, 5))
+
+
+def test_a_mapper_may_refuse_an_image():
+    from detectron2.data.common import MapDataset
+
+    dataset = MapDataset(list(range(4)), lambda value: None if value == 1 else value)
+    assert dataset[1] in (0, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["StepLR", "LambdaLR"])
+def test_schedulers_of_torch_are_saved_and_restored(kind):
+    from detectron2.engine.hooks import LRScheduler
+
+    options = {"StepLR": {"step_size": 5}, "LambdaLR": {"lr_lambda": lambda step: 1.0}}[kind]
+
+    def hook():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        return LRScheduler(optimizer, getattr(torch.optim.lr_scheduler, kind)(optimizer, **options))
+
+    first, second = hook(), hook()
+    first.scheduler.optimizer.step()
+    for _ in range(12):
+        first.scheduler.step()
+    second.load_state_dict(first.state_dict())
+    assert second.scheduler.last_epoch == 12
+
+
+def test_no_alias_that_some_numpy_lacks_is_left():
+    import re
+    from pathlib import Path
+
+    import detectron2
+
+    sources = Path(detectron2.__file__).parent.rglob("*.py")
+    left = [path.name for path in sources if re.search(r"\bnp\.(bool|int|float|str)\)", path.read_text())]
+    assert left == []
+
+
+def test_lazy_configs_become_python(tmp_path):
+    from detectron2.config import LazyCall, LazyConfig
+
+    assert "Linear" in LazyConfig.to_py(LazyCall(torch.nn.Linear)(in_features=1, out_features=2))
