@@ -85,6 +85,9 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.DATASETS.STORES = ()
     # Folder of the built-in data sets. Empty: $DETECTRON2_DATASETS, else "datasets".
     cfg.DATASETS.ROOT = ""
+    # File of class statistics (see longtail_det2.data.statistics) for losses and evaluation. Empty: computed
+    # from DATASETS.TRAIN before the model is built, and kept in OUTPUT_DIR/statistics.json.
+    cfg.DATASETS.STATISTICS = ""
 
     # Boxes that enclose a group of objects: "keep" trains on them as on others, "drop" leaves them out.
     cfg.INPUT.GROUP_OF = "keep"

@@ -26,8 +26,8 @@ from longtail_det2.data.class_files import (
 )
 from longtail_det2.data.datasets.builtin import check_registered
 from longtail_det2.data.datasets.dataset import check_same_classes
+from longtail_det2.data.statistics import FREQUENCY_BINS, frequency_bins
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.evaluation.frequency_groups import FREQUENCY_GROUPS, split_by_frequency
 from longtail_det2.utils.errors import ConfigError, DataError
 
 FORMAT = "longtail_det2.category_statistics"
@@ -144,7 +144,7 @@ class LongTail:
 
     Attributes:
         counts: (K,) what was counted, per class.
-        groups: (K,) int64, 0 head, 1 medium, 2 tail; see `split_by_frequency`.
+        groups: (K,) int64, 0 head, 1 medium, 2 tail; see `frequency_bins`.
         num_empty: classes with count 0.
         most, least: largest and smallest count; `least` of the classes that occur. 0 if none does.
         imbalance: most / least; nan if no class occurs.
@@ -163,10 +163,10 @@ class LongTail:
 
     def group_facts(self) -> list[tuple[str, int, float]]:
         """(name, number of classes, share of all counts in [0, 1]) of head, medium and tail."""
-        sizes = np.bincount(self.groups, minlength=len(FREQUENCY_GROUPS))
-        sums = np.bincount(self.groups, weights=self.counts, minlength=len(FREQUENCY_GROUPS))
+        sizes = np.bincount(self.groups, minlength=len(FREQUENCY_BINS))
+        sums = np.bincount(self.groups, weights=self.counts, minlength=len(FREQUENCY_BINS))
         shares = sums / max(float(self.counts.sum()), 1.0)
-        return list(zip(FREQUENCY_GROUPS, sizes.tolist(), shares.tolist(), strict=True))
+        return list(zip(FREQUENCY_BINS, sizes.tolist(), shares.tolist(), strict=True))
 
 
 def long_tail(counts: np.ndarray, thresholds: Sequence[float] | None = None) -> LongTail:
@@ -174,13 +174,13 @@ def long_tail(counts: np.ndarray, thresholds: Sequence[float] | None = None) -> 
 
     Args:
         counts: (K,) integers >= 0.
-        thresholds: (low, high) of head, medium and tail as in `split_by_frequency`; None for thirds.
+        thresholds: (low, high) of head, medium and tail as in `frequency_bins`; None for thirds.
 
     Raises:
         ConfigError: no counts, negative ones, or bad thresholds.
     """
     counts = np.asarray(counts)
-    groups = split_by_frequency(counts, thresholds)
+    groups = frequency_bins(counts, thresholds)
     if len(counts) == 0:
         raise ConfigError("there are no classes, so there is no long tail")
     ascending = np.sort(counts)

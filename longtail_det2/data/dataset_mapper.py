@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from longtail_det2.data.datasets.builtin import hierarchy_of
+from longtail_det2.data.datasets.dataset import annotation_labels
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.images import read_image
 from longtail_det2.data.mask_truth import MaskFormat, check_mask_format, make_masks
@@ -200,7 +201,7 @@ class MultiLabelDatasetMapper:
         objects = [one for one, keep in zip(objects, kept.tolist(), strict=True) if keep]
         instances.gt_boxes = target[kept]
         instances.gt_classes = torch.tensor([one["category_id"] for one in objects], dtype=torch.int64)
-        instances.gt_labels = torch.from_numpy(self._encode([_labels(one) for one in objects]))
+        instances.gt_labels = torch.from_numpy(self._encode([annotation_labels(one) for one in objects]))
         instances.gt_group_of = torch.tensor([_is_group(one) for one in objects], dtype=torch.bool)
         return instances
 
@@ -217,7 +218,7 @@ class MultiLabelDatasetMapper:
         self, record: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]
     ) -> torch.Tensor:
         assert self.hierarchy is not None
-        present = {label for one in annotations for label in _labels(one)}
+        present = {label for one in annotations for label in annotation_labels(one)}
         present.update(record.get("pos_category_ids", ()))
         absent = list(record.get("neg_category_ids", ()))
         return torch.from_numpy(self.hierarchy.encode_image_labels(sorted(present), absent))
@@ -233,10 +234,6 @@ def _tight_boxes(boxes: Boxes, masks: Any, which: torch.Tensor) -> Boxes:
     tensor = boxes.tensor.clone()
     tensor[which] = masks[which].get_bounding_boxes().tensor
     return Boxes(tensor)
-
-
-def _labels(annotation: Mapping[str, Any]) -> Sequence[int]:
-    return annotation.get("category_ids") or [annotation["category_id"]]
 
 
 def _is_group(annotation: Mapping[str, Any]) -> bool:

@@ -60,7 +60,14 @@ from longtail_det2.data.store_writer import (
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.files import read_json
 
-__all__ = ["AnnotationStore", "AnnotationStoreWriter", "ImageLabel", "ObjectFlag", "write_store"]
+__all__ = [
+    "AnnotationStore",
+    "AnnotationStoreWriter",
+    "ImageLabel",
+    "ObjectFlag",
+    "rows_per_class",
+    "write_store",
+]
 
 _CHUNK_ROWS = 1 << 15
 """Rows counted at once: their keys fit into a processor's cache."""
@@ -243,39 +250,49 @@ class AnnotationStore:
         return self._parents is not None
 
     def image_counts(self, *, expanded: bool = False) -> np.ndarray:
-        """Images per class: (K,) int64, an image counting once for each class that an object of it bears.
+        """Images per class: (K,) int64, an image counts once for each class that an object of it has.
 
         Args:
             expanded: count a label's ancestors too.
         """
-        return self._count_rows(self.label_offsets[self.object_offsets], expanded)
+        hierarchy = self.hierarchy if expanded else LabelHierarchy.flat(self.class_ids)
+        return rows_per_class(self.label_offsets[self.object_offsets], self.labels, hierarchy)
 
     def object_counts(self, *, expanded: bool = False) -> np.ndarray:
-        """Objects per class: (K,) int64, an object counting once for each of its labels.
+        """Objects per class: (K,) int64, an object counts once for each of its labels.
 
         Args:
             expanded: count a label's ancestors too.
         """
         if not expanded:
             return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
-        return self._count_rows(self.label_offsets, expanded)
+        return rows_per_class(self.label_offsets, self.labels, self.hierarchy)
 
-    def _count_rows(self, offsets: np.ndarray, expanded: bool) -> np.ndarray:
-        """Rows per class, where row i has the labels [offsets[i], offsets[i + 1]); repeats count once."""
-        counts = np.zeros(self.num_classes, dtype=np.int64)
-        dtype = np.int32 if _CHUNK_ROWS * self.num_classes < 2**31 else np.int64
-        for start in range(0, len(offsets) - 1, _CHUNK_ROWS):
-            part = offsets[start : start + _CHUNK_ROWS + 1]
-            rows = np.repeat(np.arange(len(part) - 1, dtype=dtype), np.diff(part))
-            classes = self.labels[part[0] : part[-1]]
-            if expanded:
-                rows, classes = self.hierarchy.expand(rows, classes)
-            keys = rows * dtype(self.num_classes) + classes
-            keys.sort()
-            first = np.ones(len(keys), dtype=bool)
-            first[1:] = keys[1:] != keys[:-1]
-            counts += np.bincount(keys[first] % self.num_classes, minlength=self.num_classes)
-        return counts
+
+def rows_per_class(offsets: np.ndarray, labels: np.ndarray, hierarchy: LabelHierarchy) -> np.ndarray:
+    """How many rows have each class or a descendant of it.
+
+    Args:
+        offsets: (n + 1,); row i has `labels[offsets[i]:offsets[i + 1]]`, where classes may repeat.
+        labels: class indices.
+        hierarchy: of the K classes.
+
+    Returns:
+        (K,) int64.
+    """
+    num_classes = hierarchy.num_classes
+    counts = np.zeros(num_classes, dtype=np.int64)
+    dtype = np.int32 if _CHUNK_ROWS * num_classes < 2**31 else np.int64
+    for start in range(0, len(offsets) - 1, _CHUNK_ROWS):
+        part = offsets[start : start + _CHUNK_ROWS + 1]
+        rows = np.repeat(np.arange(len(part) - 1, dtype=dtype), np.diff(part))
+        rows, classes = hierarchy.expand(rows, labels[part[0] : part[-1]])
+        keys = rows * dtype(num_classes) + classes
+        keys.sort()
+        first = np.ones(len(keys), dtype=bool)
+        first[1:] = keys[1:] != keys[:-1]
+        counts += np.bincount(keys[first] % num_classes, minlength=num_classes)
+    return counts
 
 
 def write_store(

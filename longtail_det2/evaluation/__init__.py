@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from longtail_det2.evaluation.frequency_groups import FREQUENCY_GROUPS, split_by_frequency
 from longtail_det2.evaluation.openimages_metric import (
     Detections,
     GroundTruth,
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
 
 __all__ = [
-    "FREQUENCY_GROUPS",
     "Detections",
     "GroundTruth",
     "OpenImagesEvaluator",
@@ -29,7 +27,6 @@ __all__ = [
     "evaluate_detections",
     "expand_detections",
     "expand_ground_truth",
-    "split_by_frequency",
 ]
 
 

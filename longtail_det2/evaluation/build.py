@@ -39,7 +39,7 @@ class StoreEvaluators(DatasetEvaluators):
             dataset: registered data set, or directory of a store.
             output_dir: folder for the result files.
             train_counts: (K,) training images of each class.
-            frequency_thresholds: see `split_by_frequency`.
+            frequency_thresholds: see `frequency_bins`.
             coco_tasks: "bbox", "segm" or both; () leaves COCO's metric out.
             coco_max_detections: see `COCOStoreEvaluator`.
             lvis_tasks: "bbox", "segm" or both; () leaves LVIS's metric out.

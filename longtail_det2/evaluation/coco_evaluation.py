@@ -80,7 +80,7 @@ class COCOStoreEvaluator(DatasetEvaluator):
             tasks: "bbox", "segm" or both.
             output_dir: folder for the result files, made if absent; None writes nothing.
             train_counts: (K,) training images of each class, for head, medium and tail.
-            frequency_thresholds: see `split_by_frequency`.
+            frequency_thresholds: see `frequency_bins`.
             max_detections: the best so many detections of a class in an image count.
             distributed: gather from all processes.
 

@@ -18,8 +18,8 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 import longtail_det2
+from longtail_det2.data.statistics import FREQUENCY_BINS, frequency_bins
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.evaluation.frequency_groups import FREQUENCY_GROUPS, split_by_frequency
 from longtail_det2.evaluation.model_outputs import class_facts, number_or_null
 from longtail_det2.evaluation.openimages_io import (
     ground_truth_from_store,
@@ -77,7 +77,7 @@ class OpenImagesEvaluator(DatasetEvaluator):
             expand_predictions: compute the second number.
             write_predictions_csv: False leaves predictions.csv out.
             frequency_thresholds: None or empty for thirds of the leaves, or (low, high); see
-                `split_by_frequency`.
+                `frequency_bins`.
             distributed: gather from all processes; False evaluates this process alone.
 
         Raises:
@@ -210,8 +210,8 @@ def class_groups(
     leaves = store.hierarchy.leaves
     groups = {"leaves": leaves}
     if train_counts is not None:
-        codes = split_by_frequency(train_counts[leaves], thresholds)
-        groups.update({name: leaves[codes == code] for code, name in enumerate(FREQUENCY_GROUPS)})
+        codes = frequency_bins(train_counts[leaves], thresholds)
+        groups.update({name: leaves[codes == code] for code, name in enumerate(FREQUENCY_BINS)})
     return groups
 
 
@@ -259,7 +259,7 @@ def summarize(
 
 def groups_of_classes(groups: Mapping[str, np.ndarray]) -> dict[int, str]:
     """Class index -> "head", "medium" or "tail", of those that are in one; see :func:`class_groups`."""
-    return {int(k): name for name in FREQUENCY_GROUPS for k in groups.get(name, ())}
+    return {int(k): name for name in FREQUENCY_BINS for k in groups.get(name, ())}
 
 
 def metrics_document(

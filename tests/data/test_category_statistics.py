@@ -14,8 +14,8 @@ from statistics_stores import CLASS_IDS, Picture, build_store, crowded_pictures
 from longtail_det2.data.category_statistics import CategoryStatistics, category_statistics_of, long_tail
 from longtail_det2.data.concurrent_rates import ConcurrentRates, RateOptions
 from longtail_det2.data.datasets.builtin import register_store
+from longtail_det2.data.statistics import frequency_bins
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.evaluation.frequency_groups import split_by_frequency
 from longtail_det2.utils.errors import ConfigError, DataError
 
 ANIMAL, DOG, PUPPY, PET, FISH, CAR = range(6)
@@ -127,7 +127,7 @@ def test_numbers_of_the_long_tail(counts):
     assert (tail.most, tail.least) == (max(occurring), min(occurring))
     assert tail.imbalance == max(occurring) / min(occurring)
     assert tail.num_empty == counts.count(0)
-    np.testing.assert_array_equal(tail.groups, split_by_frequency(np.array(counts)))
+    np.testing.assert_array_equal(tail.groups, frequency_bins(np.array(counts)))
     facts = tail.group_facts()
     assert [name for name, _, _ in facts] == ["head", "medium", "tail"]
     assert sum(size for _, size, _ in facts) == len(counts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.masks import decode_masks
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.ragged import offsets_of
 
 _GROUP_OF = int(ObjectFlag.GROUP_OF)
 _XYXY_ABS = BoxMode.XYXY_ABS
@@ -254,16 +256,27 @@ def labels_per_image(source: Any) -> tuple[np.ndarray, np.ndarray]:
     if hasattr(source, "labels_per_image"):
         return source.labels_per_image()
     per_image = [
-        [
-            label
-            for one in record.get("annotations", ())
-            for label in one.get("category_ids", [one["category_id"]])
-        ]
-        for record in (source[index] for index in range(len(source)))
+        [label for one in source[index].get("annotations", ()) for label in annotation_labels(one)]
+        for index in range(len(source))
     ]
-    offsets = np.zeros(len(per_image) + 1, dtype=np.int64)
-    np.cumsum([len(labels) for labels in per_image], out=offsets[1:])
-    return offsets, np.array([label for labels in per_image for label in labels], dtype=np.int32)
+    flat = np.fromiter(itertools.chain.from_iterable(per_image), dtype=np.int32)
+    return offsets_of(np.array([len(labels) for labels in per_image], dtype=np.int64)), flat
+
+
+def annotation_labels(annotation: Mapping[str, Any]) -> Sequence[int]:
+    """The labels of one annotation of a Detectron2 dict: its `category_ids`, else its `category_id`.
+
+    Raises:
+        DataError: it has neither.
+    """
+    labels = annotation.get("category_ids")
+    if labels is not None and len(labels):
+        return labels
+    if "category_id" not in annotation:
+        raise DataError(
+            f"an annotation has neither 'category_ids' nor 'category_id', only {list(annotation)}"
+        )
+    return [annotation["category_id"]]
 
 
 def _concatenate_labels(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,362 @@
+r"""Class statistics of training data: images, instances, co-occurrence, anchor priors, frequency bins.
+
+An object has its annotated labels and all their ancestors. With n_i objects of class i and n_ij objects of
+both classes, the co-occurrence rate of concurrent softmax (Peng et al., CVPR 2020) is
+
+    r_ij = P(j | i) = n_ij / n_i,   r_ii = 0,   r(class, ancestor) = 1 also where n_i = 0.
+
+Group-of boxes count as images and instances of their classes, for they are trained on; they are left out of
+n_i and n_ij, because two labels of a group say that members of both classes are in it, not that one object
+has both.
+
+Statistics are computed once, before the model is built, and written to one JSON file:
+
+    {"format": "longtail_det2.class_statistics", "version": 1, "num_images": 3, "parents": {"dog": ["pet"]},
+     "classes": [{"id": "dog", "images": 2, "instances": 4, "cooccurrence": {"dog": 4, "pet": 4},
+                  "anchor_prior": 0.01}, ...]}
+
+`parents`, `cooccurrence` and `anchor_prior` may be absent. The co-occurrence of a class with itself is n_i.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+
+from longtail_det2.data.datasets.builtin import check_registered, class_ids_of, hierarchy_of
+from longtail_det2.data.datasets.dataset import annotation_labels, check_same_classes
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.store import AnnotationStore, ObjectFlag, rows_per_class
+from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.files import atomic_text_writer, read_json
+from longtail_det2.utils.ragged import gather_rows, offsets_of
+
+FORMAT = "longtail_det2.class_statistics"
+VERSION = 1
+DIRECTIONS = ("given_row", "given_column", "maximum")
+FREQUENCY_BINS = ("head", "medium", "tail")
+"""Names of the bins that :func:`frequency_bins` numbers."""
+
+Direction = Literal["given_row", "given_column", "maximum"]
+
+_ADVICE = "make it with scripts/category_statistics.py, or leave DATASETS.STATISTICS empty"
+_LARGEST_COUNT = 2**53
+"""Larger counts are not exact as float64."""
+_TABLE_SIZE = 1 << 22
+"""Below it, a table of all codes is faster than sorting those that occur."""
+_SETS_AT_ONCE = 1 << 15
+"""Label sets whose class pairs are in memory at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassStatistics:
+    """Counts per class of a training set.
+
+    Attributes:
+        class_ids: K identifiers in class-index order.
+        num_images: images of the data, with or without objects.
+        image_counts: (K,) int64, images with an object of the class or of a descendant.
+        instance_counts: (K,) int64, objects of the class or of a descendant.
+        cooccurrence: (K, K) int64, symmetric: objects of both classes; objects of the class on the diagonal.
+            Group-of boxes are left out. None if unknown.
+        anchor_priors: (K,) float64 in [0, 1], share of positive anchors; None if unknown.
+        hierarchy: of the classes; None for flat classes.
+    """
+
+    class_ids: tuple[str, ...]
+    num_images: int
+    image_counts: np.ndarray
+    instance_counts: np.ndarray
+    cooccurrence: np.ndarray | None = None
+    anchor_priors: np.ndarray | None = None
+    hierarchy: LabelHierarchy | None = None
+
+    def __post_init__(self) -> None:
+        """Raises DataError for arrays of other shapes, negative counts, or impossible co-occurrences."""
+        object.__setattr__(self, "class_ids", tuple(self.class_ids))
+        size = len(self.class_ids)
+        for name in ("image_counts", "instance_counts", "cooccurrence", "anchor_priors"):
+            if getattr(self, name) is None:
+                continue
+            values = np.asarray(getattr(self, name), np.float64 if name == "anchor_priors" else np.int64)
+            if values.shape != ((size, size) if name == "cooccurrence" else (size,)):
+                raise DataError(f"{name} has shape {values.shape}, but there are {size} classes")
+            if not (values >= 0).all():
+                raise DataError(f"{name} has values that are not >= 0")
+            object.__setattr__(self, name, values)
+        if self.anchor_priors is not None and (self.anchor_priors > 1).any():
+            raise DataError("anchor_priors has values above 1")
+        pairs = self.cooccurrence
+        if pairs is not None:
+            wrong = np.argwhere((pairs > pairs.diagonal()[:, None]) | (pairs != pairs.T))
+            if len(wrong):
+                one, other = (self.class_ids[c] for c in wrong[0])
+                raise DataError(
+                    f"cooccurrence of {one!r} and {other!r}: not symmetric, or above its diagonal"
+                )
+
+    def rates(self, direction: Direction = "given_row") -> np.ndarray:
+        """Co-occurrence rates with a diagonal of 0; no source settles which direction the method means.
+
+        Args:
+            direction: "given_row": [i, j] = P(j | i); "given_column": [i, j] = P(i | j); "maximum": the
+                larger of both.
+
+        Returns:
+            (K, K) float64 in [0, 1].
+
+        Raises:
+            ConfigError: unknown direction.
+            DataError: the statistics have no co-occurrence counts.
+        """
+        if direction not in DIRECTIONS:
+            raise ConfigError(f"direction {direction!r} is none of {', '.join(DIRECTIONS)}")
+        if self.cooccurrence is None:
+            raise DataError("the class statistics have no co-occurrence counts; compute them again")
+        rates = self.cooccurrence / np.maximum(self.cooccurrence.diagonal(), 1)[:, None]
+        np.fill_diagonal(rates, 0.0)
+        if self.hierarchy is not None:
+            rates[self.hierarchy.ancestors] = 1.0
+        if direction == "given_row":
+            return rates
+        return rates.T.copy() if direction == "given_column" else np.maximum(rates, rates.T)
+
+    def frequency_bins(self, thresholds: Sequence[float] | None = None) -> np.ndarray:
+        """(K,) int64, the bin of each class by its images; see :func:`frequency_bins`."""
+        return frequency_bins(self.image_counts, thresholds)
+
+
+def frequency_bins(counts: np.ndarray, thresholds: Sequence[float] | None = None) -> np.ndarray:
+    """Head, medium and tail: classes binned by their number of training images.
+
+    Args:
+        counts: (n,) numbers >= 0.
+        thresholds: (low, high): below `low` is tail, below `high` medium, the others head. None or empty:
+            thirds of the classes by count, the larger thirds first; equal counts are ordered by index.
+            Classes with count 0 are tail in any case.
+
+    Returns:
+        (n,) int64: 0 head, 1 medium, 2 tail.
+
+    Raises:
+        ConfigError: counts that are not a 1-D array of numbers >= 0, or thresholds that are not ordered.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or not (counts >= 0).all():
+        raise ConfigError(f"counts must be a 1-D array of numbers >= 0, got shape {counts.shape}")
+    if thresholds is None or len(thresholds) == 0:
+        bins = np.empty(len(counts), dtype=np.int64)
+        for number, members in enumerate(np.array_split(np.argsort(-counts, kind="stable"), 3)):
+            bins[members] = number
+    elif len(thresholds) != 2 or not thresholds[0] <= thresholds[1]:
+        raise ConfigError(f"thresholds must be (low, high) with low <= high, got {tuple(thresholds)}")
+    else:
+        bins = 2 - np.searchsorted(np.asarray(thresholds), counts, side="right")
+    bins[counts == 0] = 2
+    return bins
+
+
+def compute_statistics(names: str | Sequence[str]) -> ClassStatistics:
+    """Count in registered data sets together; an image in two of them counts twice.
+
+    Args:
+        names: annotation stores or plain Detectron2 dicts, with equal class lists and hierarchies.
+
+    Raises:
+        ConfigError: no name.
+        DataError: an unknown name, an absent store, different classes, or labels that are not classes.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    hierarchy = hierarchy_of(names)
+    num_images, images, groups = 0, 0, 0
+    objects = np.zeros((len(class_ids_of(names[0])),) * 2, dtype=np.int64)
+    for name in names:
+        if hierarchy_of(name) != hierarchy:
+            raise DataError(f"{names[0]} and {name} have different hierarchies: prepare both with the same")
+        image_offsets, label_offsets, labels, is_group = _columns(name)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(objects):
+            raise DataError(f"data set {name!r} has labels that are not among its {len(objects)} classes")
+        num_images += len(image_offsets) - 1
+        images = images + rows_per_class(label_offsets[image_offsets], labels, hierarchy)
+        _add_cooccurrence(objects, label_offsets, labels, ~is_group, hierarchy)
+        positions, offsets = gather_rows(label_offsets, np.flatnonzero(is_group))
+        groups = groups + rows_per_class(offsets, labels[positions], hierarchy)
+    instances = objects.diagonal() + groups
+    known = None if hierarchy.is_flat else hierarchy
+    return ClassStatistics(class_ids_of(names[0]), num_images, images, instances, objects, None, known)
+
+
+def _columns(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Object offsets of images, label offsets of objects, labels, and whether objects are group-of."""
+    check_registered(name)
+    dataset: Any = DatasetCatalog.get(name)
+    store = getattr(dataset, "store", None)
+    if isinstance(store, AnnotationStore):
+        is_group = (store.flags & np.uint8(ObjectFlag.GROUP_OF)) != 0
+        return store.object_offsets, store.label_offsets, store.labels, is_group
+    annotations = [record.get("annotations", ()) for record in dataset]
+    objects = list(itertools.chain.from_iterable(annotations))
+    labels = [annotation_labels(one) for one in objects]
+    is_group = [bool(one.get("iscrowd", 0) or one.get("is_group_of", False)) for one in objects]
+    return (
+        offsets_of(np.array([len(one) for one in annotations], dtype=np.int64)),
+        offsets_of(np.array([len(one) for one in labels], dtype=np.int64)),
+        np.array(list(itertools.chain.from_iterable(labels)), dtype=np.int64),
+        np.array(is_group, dtype=bool),
+    )
+
+
+def _add_cooccurrence(
+    counts: np.ndarray,
+    offsets: np.ndarray,
+    labels: np.ndarray,
+    counting: np.ndarray,
+    hierarchy: LabelHierarchy,
+) -> None:
+    """Add the objects of each pair of classes to `counts` (K, K).
+
+    Millions of objects have few distinct label sets, so pairs are formed per set and weighted by its objects.
+    """
+    num_classes = len(counts)
+    sizes = np.where(counting, np.diff(offsets), 0)
+    for size in np.flatnonzero(np.bincount(sizes)).tolist():
+        if size == 0:
+            continue
+        first = offsets[:-1][sizes == size]
+        sets, weights = _distinct_sets(labels, first, size, num_classes)
+        for begin in range(0, len(sets), _SETS_AT_ONCE):
+            block = sets[begin : begin + _SETS_AT_ONCE]
+            rows, classes = hierarchy.expand(np.repeat(np.arange(len(block)), size), block.ravel())
+            rows, classes = np.divmod(np.unique(rows * num_classes + classes), num_classes)
+            position, pairs_of = gather_rows(offsets_of(np.bincount(rows)), rows)
+            keys = np.repeat(classes, np.diff(pairs_of)) * num_classes + classes[position]
+            weight = np.repeat(weights[begin + rows], np.diff(pairs_of))
+            keys, inverse = np.unique(keys, return_inverse=True)
+            counts.flat[keys] += np.bincount(inverse, weights=weight).astype(np.int64)
+
+
+def _distinct_sets(
+    labels: np.ndarray, first: np.ndarray, size: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct sets (S, size) of the `size` labels from each of `first`, and how often each occurs (S,)."""
+    places = num_classes ** np.arange(size) if num_classes**size < 2**62 else None
+    if places is None:
+        rows = np.sort(labels[first[:, None] + np.arange(size)], axis=1)
+        return np.unique(rows.astype(np.int64), axis=0, return_counts=True)
+    codes = labels[first].astype(np.int64)
+    if size > 1:
+        codes = np.sort(labels[first[:, None] + np.arange(size)], axis=1) @ places
+    if num_classes**size <= _TABLE_SIZE:
+        weights = np.bincount(codes)
+        codes = np.flatnonzero(weights)
+        weights = weights[codes]
+    else:
+        codes, weights = np.unique(codes, return_counts=True)
+    return codes[:, None] // places % num_classes, weights
+
+
+def write_statistics(path: str | os.PathLike[str], statistics: ClassStatistics) -> None:
+    """Write the JSON file, atomically.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "num_images": statistics.num_images}
+    if statistics.hierarchy is not None:
+        head["parents"] = statistics.hierarchy.to_parents()
+    ids = statistics.class_ids
+    classes = []
+    for c, class_id in enumerate(ids):
+        entry: dict[str, Any] = {
+            "id": class_id,
+            "images": int(statistics.image_counts[c]),
+            "instances": int(statistics.instance_counts[c]),
+        }
+        if statistics.cooccurrence is not None:
+            row = statistics.cooccurrence[c]
+            entry["cooccurrence"] = {ids[j]: int(row[j]) for j in np.flatnonzero(row).tolist()}
+        if statistics.anchor_priors is not None:
+            entry["anchor_prior"] = float(statistics.anchor_priors[c])
+        classes.append(json.dumps(entry, ensure_ascii=False))
+    try:
+        with atomic_text_writer(Path(path)) as file:
+            file.write(json.dumps(head, ensure_ascii=False)[:-1])
+            file.write(',\n"classes": [\n' + ",\n".join(classes) + "\n]}\n")
+    except (OSError, UnicodeEncodeError) as error:
+        raise DataError(f"{path}: cannot be written ({error})") from None
+
+
+def read_statistics(path: str | os.PathLike[str], class_ids: Sequence[str] | None = None) -> ClassStatistics:
+    """Read a file that :func:`write_statistics` wrote.
+
+    Args:
+        path: of the file.
+        class_ids: the K classes of the model in index order, which the file must hold; None checks nothing.
+
+    Raises:
+        DataError: names the file and what is wrong with it.
+    """
+    content = read_json(Path(path), _ADVICE)
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
+        raise DataError(f"{path}: not a file of class statistics of version {VERSION}; {_ADVICE}")
+    try:
+        statistics = _parse(content)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; {_ADVICE}") from None
+    if class_ids is not None:
+        check_same_classes(statistics.class_ids, class_ids, str(path), "the training data")
+    return statistics
+
+
+def _parse(content: Mapping[str, Any]) -> ClassStatistics:
+    classes = content.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(one, dict) for one in classes) or not classes:
+        raise DataError("'classes' is not a list of at least one class")
+    ids = [one.get("id") for one in classes]
+    if not all(isinstance(one, str) for one in ids) or len(set(ids)) < len(ids):
+        raise DataError("'classes' has ids that are not text or that repeat")
+    parents = content.get("parents")
+    if parents is not None and not isinstance(parents, dict):
+        raise DataError("'parents' is not an object")
+    index = {class_id: c for c, class_id in enumerate(ids)}
+    pairs = None
+    if any("cooccurrence" in one for one in classes):
+        pairs = np.zeros((len(ids), len(ids)), dtype=np.int64)
+        for c, one in enumerate(classes):
+            row = one.get("cooccurrence")
+            if not isinstance(row, dict) or not row.keys() <= index.keys():
+                raise DataError(f"class {ids[c]!r}: 'cooccurrence' is not an object of class ids and counts")
+            pairs[c, [index[other] for other in row]] = [
+                _number(count, f"class {ids[c]!r}: 'cooccurrence' with {other!r}", int)
+                for other, count in row.items()
+            ]
+
+    def column(key: str, kind: type = int) -> np.ndarray:
+        return np.array([_number(one.get(key), f"class {one['id']!r}: {key!r}", kind) for one in classes])
+
+    return ClassStatistics(
+        tuple(ids),
+        _number(content.get("num_images"), "'num_images'", int),
+        column("images"),
+        column("instances"),
+        pairs,
+        column("anchor_prior", float) if any("anchor_prior" in one for one in classes) else None,
+        None if parents is None else LabelHierarchy.from_parents(parents, ids),
+    )
+
+
+def _number(value: Any, what: str, kind: type) -> Any:
+    """`value` if it is a count (int), or a number in [0, 1] (float)."""
+    limit = 1 if kind is float else _LARGEST_COUNT
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 <= value <= limit:
+        shown = repr(value)[:60]
+        raise DataError(f"{what} is {shown}, not {'a number in [0, 1]' if limit == 1 else 'a count >= 0'}")
+    return value

@@ -1,0 +1,344 @@
+"""Class statistics: counts against loops over objects, rates, files, frequency bins."""
+
+import itertools
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from statistics_stores import CLASS_IDS, GROUP_OF, PARENTS, Picture, build_store, crowded_pictures
+
+from longtail_det2.data import statistics as module
+from longtail_det2.data.datasets.builtin import register_store
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.statistics import (
+    ClassStatistics,
+    compute_statistics,
+    frequency_bins,
+    read_statistics,
+    write_statistics,
+)
+from longtail_det2.utils.errors import ConfigError, DataError
+
+ANIMAL, DOG, PUPPY, PET, FISH, CAR = range(6)
+
+
+@pytest.fixture
+def make_store(tmp_path):
+    return partial(build_store, tmp_path)
+
+
+@pytest.fixture
+def register():
+    names = []
+
+    def register(source, class_ids=CLASS_IDS):
+        """Registers a store, or plain records; returns the name."""
+        names.append(f"statistics_{len(names)}")
+        if isinstance(source, list):
+            DatasetCatalog.register(names[-1], lambda: source)
+            MetadataCatalog.get(names[-1]).set(thing_classes=list(class_ids))
+        else:
+            register_store(names[-1], source.path)
+        return names[-1]
+
+    yield register
+    for name in names:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crowded")
+    return [build_store(folder, crowded_pictures(seed), name=f"store{seed}") for seed in range(2)]
+
+
+def slow_counts(store):
+    """The definitions as loops: images, instances and pairs."""
+    images, instances = np.zeros((2, store.num_classes), int)
+    pairs = np.zeros((store.num_classes, store.num_classes), int)
+    for image in range(len(store)):
+        seen = set()
+        for row in range(*store.object_offsets[image : image + 2].tolist()):
+            labels = set(store.labels[slice(*store.label_offsets[row : row + 2])].tolist())
+            labels = labels.union(*(store.hierarchy.ancestors_of(label).tolist() for label in labels))
+            instances[list(labels)] += 1
+            seen |= labels
+            if not store.flags[row] & GROUP_OF:
+                pairs[tuple(np.array(list(itertools.product(labels, repeat=2))).T)] += 1
+        images[list(seen)] += 1
+    return images, instances, pairs
+
+
+def assert_counts(statistics, expected):
+    found = statistics.image_counts, statistics.instance_counts, statistics.cooccurrence
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == np.int64
+
+
+def test_counts_as_loops_find_them_in_one_store_and_in_two(crowded, register):
+    expected = [slow_counts(store) for store in crowded]
+    names = [register(store) for store in crowded]
+    for name, store, counts in zip(names, crowded, expected, strict=True):
+        statistics = compute_statistics(name)
+        assert_counts(statistics, counts)
+        assert statistics.num_images == len(store) and statistics.class_ids == tuple(CLASS_IDS)
+    together = compute_statistics(names)
+    assert_counts(together, [one + other for one, other in zip(*expected, strict=True)])
+    assert together.num_images == sum(map(len, crowded))
+
+
+def test_blocks_and_tables_change_nothing(crowded, register, monkeypatch):
+    monkeypatch.setattr(module, "_SETS_AT_ONCE", 2)
+    monkeypatch.setattr(module, "_TABLE_SIZE", 7)
+    assert_counts(compute_statistics(register(crowded[0])), slow_counts(crowded[0]))
+
+
+def test_plain_records_count_like_their_store(crowded, register):
+    records = list(MultiLabelDataset(crowded[0]))
+    flat = build_store(crowded[0].path.parent, crowded_pictures(0), parents=None, name="flat")
+    name = register(records)
+    assert_counts(compute_statistics(name), slow_counts(flat))
+    MetadataCatalog.get(name).set(hierarchy=crowded[0].hierarchy)
+    assert_counts(compute_statistics(name), slow_counts(crowded[0]))
+
+
+def test_detectron2_records_have_one_label_and_crowds(register):
+    records = [
+        {"annotations": [{"category_id": DOG}, {"category_id": DOG, "iscrowd": 1}]},
+        {"annotations": [{"category_ids": [DOG, FISH]}, {"category_id": CAR, "category_ids": []}]},
+        {},
+    ]
+    statistics = compute_statistics(register(records))
+    assert statistics.num_images == 3 and statistics.image_counts.tolist() == [0, 2, 0, 0, 1, 1]
+    assert statistics.instance_counts.tolist() == [0, 3, 0, 0, 1, 1]
+    assert statistics.cooccurrence[DOG].tolist() == [0, 2, 0, 0, 1, 0]
+
+
+def test_labels_that_are_not_classes_are_refused(register):
+    for label in (6, -1):
+        with pytest.raises(DataError, match=r"statistics_.*classes"):
+            compute_statistics(register([{"annotations": [{"category_id": label}]}]))
+    with pytest.raises(DataError, match="category_id"):
+        compute_statistics(register([{"annotations": [{"bbox": []}]}]))
+
+
+def test_objects_with_very_many_labels(make_store, register):
+    """Label sets that do not fit into one 64-bit code."""
+    generator = np.random.default_rng(0)
+    ids = [f"c{index}" for index in range(300)]
+    labels = [generator.choice(300, 12, replace=False).tolist() for _ in range(20)]
+    objects = [((0, 0, 1 + n, 2), labels[n % 20][:: 1 if n % 2 else -1], 0) for n in range(30)]
+    store = make_store([Picture("a", objects)], ids, None)
+    assert_counts(compute_statistics(register(store)), slow_counts(store))
+
+
+def test_rates_are_conditional_on_the_row(make_store, register):
+    """Three dogs, one of them also a fish; two animals of no known kind."""
+    objects = [([DOG], 3), ([FISH, DOG], 1), ([ANIMAL], 2), ([CAR], 1)]
+    pictures = [
+        Picture(f"{n}{k}", [((0, 0, 5, 5), labels, 0)])
+        for n, (labels, times) in enumerate(objects)
+        for k in range(times)
+    ]
+    statistics = compute_statistics(register(make_store(pictures)))
+    r = statistics.rates()
+    assert statistics.cooccurrence.diagonal().tolist() == [6, 4, 0, 4, 1, 1]
+    assert r[DOG, ANIMAL] == r[DOG, PET] == r[FISH, PET] == 1
+    assert r[ANIMAL, DOG] == 4 / 6 and r[PET, DOG] == 1
+    assert r[FISH, DOG] == 1 and r[DOG, FISH] == 1 / 4 and r[FISH, ANIMAL] == 1
+    assert not r[CAR].any() and not r[:, CAR].any() and not r.diagonal().any()
+    # A puppy is an animal by definition, though no puppy was seen.
+    assert r[PUPPY].tolist() == [1, 1, 0, 1, 0, 0]
+    np.testing.assert_array_equal(statistics.rates("given_column"), r.T)
+    np.testing.assert_array_equal(statistics.rates("maximum"), np.maximum(r, r.T))
+    with pytest.raises(ConfigError, match="'rows'"):
+        statistics.rates("rows")
+
+
+def test_groups_are_instances_but_no_evidence(make_store, register):
+    box = (0, 0, 10, 10)
+    store = make_store([Picture("a", [(box, [DOG, CAR], GROUP_OF), (box, [FISH], 0)])])
+    statistics = compute_statistics(register(store))
+    assert statistics.instance_counts.tolist() == [1, 1, 0, 2, 1, 1]
+    assert statistics.cooccurrence.diagonal().tolist() == [0, 0, 0, 1, 1, 0]
+    assert not statistics.cooccurrence[CAR].any()
+
+
+def test_one_class_and_no_objects(make_store, register):
+    only = make_store([Picture("a", [((0, 0, 5, 5), [0], 0)] * 2)], ["only"], None)
+    assert compute_statistics(register(only)).cooccurrence.tolist() == [[2]]
+    for name, pictures in (("none", []), ("bare", [Picture("a"), Picture("b")])):
+        empty = compute_statistics(register(make_store(pictures, name=name)))
+        np.testing.assert_array_equal(
+            empty.rates(), LabelHierarchy.from_parents(PARENTS, CLASS_IDS).ancestors
+        )
+        assert not empty.image_counts.any() and not empty.instance_counts.any()
+
+
+def test_data_sets_that_do_not_go_together(make_store, register):
+    first = register(make_store(crowded_pictures(0)))
+    other = make_store([], [*CLASS_IDS[:4], "shark", "car"], {}, name="other")
+    with pytest.raises(DataError, match=r"'fish'.*'shark'"):
+        compute_statistics([first, register(other)])
+    tree = make_store(crowded_pictures(1), parents={"dog": ["pet"]}, name="tree")
+    with pytest.raises(DataError, match="hierarchies"):
+        compute_statistics([first, register(tree)])
+    with pytest.raises(ConfigError):
+        compute_statistics([])
+    with pytest.raises(DataError, match="nowhere"):
+        compute_statistics("nowhere")
+
+
+def some_statistics():
+    pairs = np.diag([9, 6, 0, 7, 2, 5])
+    pairs[DOG, CAR] = pairs[CAR, DOG] = 3
+    hierarchy = LabelHierarchy.from_parents(PARENTS, CLASS_IDS)
+    priors = np.linspace(0, 1, 6) / 3
+    return ClassStatistics(CLASS_IDS, 7, np.arange(6), np.arange(6) * 2, pairs, priors, hierarchy)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_file_keeps_everything(tmp_path, full):
+    path, statistics = tmp_path / "statistics.json", some_statistics()
+    if not full:
+        statistics = ClassStatistics(("ünï", "b"), 3, [1, 2], [2, 2])
+    write_statistics(path, statistics)
+    again = read_statistics(path, statistics.class_ids)
+    for key in ("image_counts", "instance_counts", "cooccurrence", "anchor_priors"):
+        np.testing.assert_array_equal(getattr(again, key), getattr(statistics, key))
+    for key in ("class_ids", "num_images", "hierarchy"):
+        assert getattr(again, key) == getattr(statistics, key)
+    assert [one.name for one in tmp_path.iterdir()] == ["statistics.json"]
+
+
+def test_file_of_other_classes_is_refused(tmp_path):
+    path = tmp_path / "statistics.json"
+    write_statistics(path, some_statistics())
+    for ids in (CLASS_IDS[::-1], CLASS_IDS[:5], [*CLASS_IDS, "bus"], [*CLASS_IDS[:5], "bus"]):
+        with pytest.raises(DataError, match=r"statistics\.json"):
+            read_statistics(path, ids)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("format",), "longtail_det2.concurrent_rates"),
+        (("version",), 2),
+        (("num_images",), -3),
+        (("parents",), ["dog"]),
+        (("parents", "dog"), 5),
+        (("parents", "dog"), ["nothing"]),
+        (("parents", "animal"), ["dog"]),
+        (("classes",), []),
+        (("classes",), {"a": 1}),
+        (("classes", 1), "dog"),
+        (("classes", 1), {"id": "dog"}),
+        (("classes", 1, "id"), "animal"),
+        (("classes", 1, "id"), ["dog"]),
+        (("classes", 1, "id"), None),
+        (("classes", 1, "images"), True),
+        (("classes", 1, "images"), 2**60),
+        (("classes", 1, "instances"), 2.0),
+        (("classes", 1, "anchor_prior"), 1.5),
+        (("classes", 1, "anchor_prior"), None),
+        (("classes", 1, "cooccurrence"), None),
+        (("classes", 1, "cooccurrence"), [1]),
+        (("classes", 1, "cooccurrence", "nothing"), 1),
+        (("classes", 1, "cooccurrence", "car"), 4),
+        (("classes", 1, "cooccurrence", "car"), -1),
+        (("classes", 1, "cooccurrence", "car"), "3"),
+        (("classes", 1, "cooccurrence", "dog"), 2),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, keys, value):
+    path = tmp_path / "statistics.json"
+    write_statistics(path, some_statistics())
+    content = json.loads(path.read_text())
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError) as caught:
+        read_statistics(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_files_that_are_cut_or_absent_or_cannot_be_written(tmp_path):
+    path = tmp_path / "statistics.json"
+    write_statistics(path, some_statistics())
+    path.write_bytes(path.read_bytes()[:-30])
+    for bad in (path, tmp_path, tmp_path / "absent.json"):
+        with pytest.raises(DataError, match=str(bad)):
+            read_statistics(bad)
+    with pytest.raises(DataError, match="absent"):
+        write_statistics(tmp_path / "absent" / "a.json", some_statistics())
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"image_counts": [1, 2, 3]},
+        {"instance_counts": [[1, 2]]},
+        {"image_counts": [1, -1]},
+        {"cooccurrence": np.ones((2, 3))},
+        {"cooccurrence": [[1, 2], [2, 2]]},
+        {"cooccurrence": [[2, 1], [0, 2]]},
+        {"anchor_priors": [0.5, np.nan]},
+        {"anchor_priors": [0.5, 1.1]},
+    ],
+)
+def test_arrays_that_cannot_be_are_refused(arrays):
+    with pytest.raises(DataError):
+        ClassStatistics(
+            **{
+                "class_ids": "ab",
+                "num_images": 3,
+                "image_counts": [1, 2],
+                "instance_counts": [2, 3],
+                **arrays,
+            }
+        )
+
+
+def test_rates_need_counts():
+    with pytest.raises(DataError, match="co-occurrence"):
+        ClassStatistics(("a",), 1, [1], [1]).rates()
+
+
+def test_bins_are_thirds_of_the_classes():
+    assert frequency_bins(np.array([5, 100, 1, 50, 20, 2])).tolist() == [1, 0, 2, 0, 1, 2]
+    assert frequency_bins(np.array([5, 4, 3, 2, 1])).tolist() == [0, 0, 1, 1, 2]
+    assert frequency_bins(np.full(6, 7)).tolist() == [0, 0, 1, 1, 2, 2]
+    assert frequency_bins(np.array([2, 1, 3]), ()).tolist() == [1, 2, 0]
+    assert frequency_bins(np.zeros(0)).tolist() == []
+
+
+def test_bins_by_thresholds_begin_at_the_threshold():
+    """As COCO-MLT and VOC-MLT split: tail below 20, medium below 100, head from 100."""
+    counts = np.array([0, 1, 19, 20, 21, 99, 100, 101])
+    assert frequency_bins(counts, (20, 100)).tolist() == [2, 2, 2, 1, 1, 1, 0, 0]
+    statistics = ClassStatistics("abcdefgh", 200, counts, counts)
+    assert statistics.frequency_bins((20, 100)).tolist() == [2, 2, 2, 1, 1, 1, 0, 0]
+
+
+def test_classes_without_images_are_tail():
+    assert frequency_bins(np.array([3, 0, 0, 0, 0, 0])).tolist() == [0, 2, 2, 2, 2, 2]
+    assert frequency_bins(np.array([0, 5]), (-1, 3)).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("thresholds", [(100, 10), (1, 2, 3), (5,), (float("nan"), 1)])
+def test_bins_refuse_bad_thresholds(thresholds):
+    with pytest.raises(ConfigError):
+        frequency_bins(np.array([1, 2]), thresholds)
+
+
+def test_bins_refuse_bad_counts():
+    for counts in ([-1, 2], [[1]], [np.nan]):
+        with pytest.raises(ConfigError):
+            frequency_bins(np.array(counts))
