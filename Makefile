@@ -6,14 +6,14 @@ STAMP := $(VENV)/.setup-done
 DEMO ?= output/demo
 TEST_ARGS ?=
 
-.PHONY: help setup demo test test-slow lint types format clean
+.PHONY: help setup demo test test-slow lint types layers format clean
 
 help:
 	@echo "make setup      create .venv with torch, Detectron2 and this package (Python 3.10 or newer)"
 	@echo "make demo       generate data, train, evaluate with the official metric, write $(DEMO)/report.html"
 	@echo "make test       the test suite"
 	@echo "make test-slow  the tests marked slow too"
-	@echo "make lint types format clean"
+	@echo "make lint types layers format clean"
 
 setup: $(STAMP)
 
@@ -36,6 +36,9 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/pyright
+
+layers: $(STAMP)
+	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
