@@ -21,6 +21,7 @@ warnings.filterwarnings("ignore", message="torch.meshgrid")
 
 import numpy as np  # noqa: E402
 
+from longtail_det2.config_files import load_cfg  # noqa: E402
 from longtail_det2.data.category_statistics import (  # noqa: E402
     CategoryStatistics,
     LongTail,
@@ -28,9 +29,8 @@ from longtail_det2.data.category_statistics import (  # noqa: E402
     stores_of,
 )
 from longtail_det2.data.concurrent_rates import ConcurrentRates, RateOptions  # noqa: E402
+from longtail_det2.data.datasets.register import register_datasets  # noqa: E402
 from longtail_det2.data.store import AnnotationStore  # noqa: E402
-from longtail_det2.engine.config_files import load_cfg  # noqa: E402
-from longtail_det2.engine.defaults import register_datasets  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 from longtail_det2.visualization.category_plots import (  # noqa: E402
     draw_heat_map,

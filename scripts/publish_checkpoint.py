@@ -10,8 +10,8 @@ from pathlib import Path
 warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
 warnings.filterwarnings("ignore", message="torch.meshgrid")
 
+from longtail_det2.checkpoint.weights import FORMATS  # noqa: E402
 from longtail_det2.model_zoo.publishing import publish, summary_lines  # noqa: E402
-from longtail_det2.model_zoo.weights import FORMATS  # noqa: E402
 from longtail_det2.utils.errors import ConfigError  # noqa: E402
 
 EPILOG = """\

@@ -18,8 +18,8 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data.detection_utils import convert_image_to_rgb  # noqa: E402
 
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper  # noqa: E402
+from longtail_det2.data.datasets.register import register_datasets  # noqa: E402
 from longtail_det2.data.images import read_image  # noqa: E402
-from longtail_det2.engine.defaults import register_datasets  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 from longtail_det2.utils.wording import counted  # noqa: E402
 from longtail_det2.visualization.inputs import add_data_arguments, open_data, picture_names  # noqa: E402

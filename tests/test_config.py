@@ -5,7 +5,7 @@ import yaml
 from detectron2.config import get_cfg as detectron2_cfg
 
 from longtail_det2.config import add_longtail_config, get_cfg, own_arguments
-from longtail_det2.engine.config_files import load_cfg, load_lazy, merge_options
+from longtail_det2.config_files import load_cfg, load_lazy, merge_options
 from longtail_det2.utils.errors import ConfigError
 
 
@@ -84,6 +84,47 @@ def test_unusable_files(tmp_path, text, message):
         load_cfg(path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MODEL:\n  PIXEL_STD: ' '\n",
+        "MODEL:\n  PIXEL_STD: [' ', 1.0, 1.0]\n",
+        "INPUT:\n  MIN_SIZE_TRAIN: [[64], [32]]\n",
+        "INPUT:\n  MIN_SIZE_TRAIN: [small]\n",
+        "INPUT:\n  MIN_SIZE_TEST: small\n",
+        "MODEL:\n  ROI_HEADS:\n    IOU_THRESHOLDS: [true]\n",
+        "MODEL:\n  ANCHOR_GENERATOR:\n    SIZES: [32, 64]\n",
+        "SOLVER: &node\n  STEPS: [*node]\n",
+        "SOLVER:\n  STEPS: &node [*node]\n",
+        "SOLVER:\n  STEPS: " + "[" * 5000 + "]" * 5000,
+        "SOLVER:\n  STEPS: " + "[" * 40 + "]" * 40,
+        "SOLVER:\n  MAX_ITER: 3\n  MAX_ITER: 4\n",
+        "1: 2\n",
+        "[a, b]: 2\n",
+        "? {a: b}\n: 2\n",
+        "null\n---\nnull\n",
+        "SOLVER:\n  MAX_ITER: 2020-01-01\n",
+        "SOLVER:\n  1: 3\n",
+    ],
+)
+def test_values_of_a_wrong_kind(tmp_path, text):
+    path = write(tmp_path / "c.yaml", text)
+    with pytest.raises(ConfigError, match=r"c.yaml: "):
+        load_cfg(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x00\x01", b"a: \x07"])
+def test_files_that_are_no_text(tmp_path, content):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"c.yaml: not a YAML config"):
+        load_cfg(tmp_path / "c.yaml")
+
+
+def test_steps_for_each_phase_are_one_list_each(tmp_path):
+    path = write(tmp_path / "c.yaml", "SOLVER:\n  STEPS: [[1, 2], [3]]\n")
+    assert load_cfg(path).SOLVER.STEPS == ([1, 2], [3])
+
+
 def test_missing_file_lists_the_model_zoo(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing.yaml is no file[\s\S]*shapes/faster_rcnn_tiny_softmax"):
         load_cfg(tmp_path / "nothing.yaml")
@@ -112,8 +153,8 @@ def test_options():
     [
         (["SOLVER.BASE_LR"], "pairs KEY VALUE"),
         (["SOLVER.BASE_LR", "0.1", "--resume"], "--resume .*flags come before"),
-        (["SOLVER.BSE_LR", "0.1"], r"'SOLVER.BSE_LR' \(command line\).*Did you mean 'SOLVER.BASE_LR'"),
-        (["SOLVER.MAX_ITER", "ten"], r"SOLVER.MAX_ITER \(command line\)"),
+        (["SOLVER.BSE_LR", "0.1"], r"command line: .*'SOLVER.BSE_LR'.*Did you mean 'SOLVER.BASE_LR'"),
+        (["SOLVER.MAX_ITER", "ten"], r"command line: SOLVER.MAX_ITER is 'ten'"),
         (["SOLVER", "3"], r"SOLVER"),
     ],
 )
@@ -159,10 +200,14 @@ def test_free_keys_of_an_own_loss(tmp_path):
         ),
         (OWN + "      A: 1\nSOLVER:\n  MAXITER: 3\n", [], "'SOLVER.MAXITER'.*Did you mean 'SOLVER.MAX_ITER'"),
         (OWN.replace("OWN:\n", "OWN: 3\n"), [], "c.yaml: .*OWN"),
-        (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.ONW.A", "2"], r"ONW.A' \(command line\)"),
-        (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWN.A", "[2]"], r"OWN.A \(command line\)"),
+        (
+            OWN + "      A: 1\n",
+            ["MODEL.CLASSIFICATION_LOSS.ONW.A", "2"],
+            r"ONW.A'",
+        ),
+        (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWN.A", "[2]"], r"command line: .*OWN.A"),
         (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWN.A.B", "2"], r"OWN.A"),
-        (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWNER", "2"], r"OWNER' \(command line\)"),
+        (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWNER", "2"], r"command line: .*OWNER'"),
     ],
 )
 def test_other_keys_are_not_free(tmp_path, text, options, message):
@@ -220,6 +265,11 @@ def test_lazy_overrides():
         ("train.max_iter", r"expected path.to.key=value"),
         ("--resume", r"flags come before"),
         ("train.max_iter=[", r"command line"),
+        ("train.max_iter=ten", r"train.max_iter is 'ten'"),
+        ("train.checkpointer.period=[1]", r"train.checkpointer.period is"),
+        ("model.roi_heads.num_clases=3", r"num_clases'.*Did you mean 'model.roi_heads.num_classes'"),
+        ("+model.roi_heads.num_clases=3", r"num_clases'.*Did you mean 'model.roi_heads.num_classes'"),
+        ("model.roi_heads.box_predictor.test_score_tresh=0.1", r"Did you mean '.*test_score_thresh'"),
     ],
 )
 def test_unusable_lazy_overrides(override, message):
@@ -230,8 +280,42 @@ def test_unusable_lazy_overrides(override, message):
 def test_broken_lazy_file_leaves_python_whole(tmp_path):
     importer = builtins.__import__
     path = write(tmp_path / "broken.py", "from .nowhere import model\n")
-    with pytest.raises(ConfigError, match=r"broken.py: ImportError"):
+    with pytest.raises(ConfigError, match=r"broken.py, line 1: ImportError"):
         load_lazy(path)
     assert builtins.__import__ is importer
     with pytest.raises(ConfigError, match=r"SyntaxError"):
         load_lazy(write(tmp_path / "worse.py", "model = (\n"))
+
+
+IN_FILE = "from longtail_det2 import model_zoo\nbase = model_zoo.get_config('{name}')\n" + (
+    "model, train, optimizer = base.model, base.train, base.optimizer\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train.max_iters = 3", r"own.py: .*'train.max_iters'. Did you mean 'train.max_iter'"),
+        ("model.roi_heads.num_clases = 3", r"own.py: .*model.roi_heads.num_clases"),
+        ("optimizer.weight_decai = 3", r"own.py: .*optimizer.weight_decai"),
+        ("train.max_iter = 'ten'", r"own.py: train.max_iter is 'ten'"),
+        ("train.max_iter = nothing", r"own.py, line 4: NameError"),
+    ],
+)
+def test_misspelt_in_a_lazy_file(tmp_path, line, message):
+    path = write(tmp_path / "own.py", IN_FILE.format(name=LAZY) + line + "\n")
+    with pytest.raises(ConfigError, match=message):
+        load_lazy(path)
+
+
+def test_an_own_key_of_train_is_no_mistake(tmp_path):
+    path = write(tmp_path / "own.py", IN_FILE.format(name=LAZY) + "train.my_note = 3\n")
+    assert load_lazy(path).train.my_note == 3
+
+
+def test_an_error_in_a_module_that_a_lazy_file_imports_keeps_its_traceback(tmp_path, monkeypatch):
+    write(tmp_path / "own_module_of_a_user.py", "def build():\n    return None.nothing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write(tmp_path / "own.py", "from own_module_of_a_user import build\nmodel = build()\n")
+    with pytest.raises(AttributeError):
+        load_lazy(path)

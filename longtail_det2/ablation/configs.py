@@ -14,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from longtail_det2.config import get_cfg
-from longtail_det2.engine.config_files import load_cfg, load_lazy
+from longtail_det2.config_files import load_cfg, load_lazy
 
 from .specification import Overrides
 
@@ -45,7 +45,7 @@ def read_config(path: Path, overrides: Overrides) -> ConfigFacts:
     """Facts of a config file with overrides.
 
     Raises:
-        ConfigError: see :func:`longtail_det2.engine.config_files.load_cfg` and `load_lazy`.
+        ConfigError: see :func:`longtail_det2.config_files.load_cfg` and `load_lazy`.
     """
     words = tuple(to_words(overrides, path.suffix == ".py"))
     return _read_lazy(path, words) if path.suffix == ".py" else _read_yaml(path, words)

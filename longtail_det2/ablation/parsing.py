@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from longtail_det2.engine.config_files import find_config_file
+from longtail_det2.config_names import find_config_file
 from longtail_det2.shapes import ShapesOptions
 from longtail_det2.utils.errors import ConfigError
 

@@ -12,7 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from longtail_det2.model_zoo.weights import read_weights
+from longtail_det2.checkpoint.weights import read_weights
 from longtail_det2.utils.errors import ConfigError
 from longtail_det2.utils.wording import counted
 

@@ -16,16 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.config_files import load_lazy
 from longtail_det2.data.datasets.builtin import class_ids_of
 from longtail_det2.data.samplers import stages_of_run
 from longtail_det2.utils.errors import ConfigError
 
 from .activation_checkpoint import checkpoint_activations
 from .build import build_lazy_model
-from .config_files import log_config_file
-from .defaults import lazy_dataset_names, setup_lazy
 from .gradient_log import ClassGradients
 from .sampling_log import SamplingLog
+from .setup import lazy_dataset_names, setup_from_arguments
 from .training import default_hooks, distribute, evaluate_model, prepare_start
 from .training_step import ResumableLoader, make_training_step
 
@@ -67,7 +67,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     """Trains the model of a lazy config and evaluates it at the end.
 
     Args:
-        cfg: from :func:`longtail_det2.engine.defaults.setup_lazy`.
+        cfg: from :func:`longtail_det2.engine.setup.setup_from_arguments`.
         resume: go on from the newest checkpoint of ``train.output_dir``, if there is one.
 
     Returns:
@@ -146,11 +146,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Trains, or with ``--eval-only`` evaluates, as the command line says.
 
     Raises:
-        ConfigError: see :func:`longtail_det2.engine.defaults.setup_lazy`.
+        ConfigError: see :func:`longtail_det2.engine.setup.setup_from_arguments`.
         DataError: likewise.
     """
-    cfg = setup_lazy(args)
-    log_config_file(args.config_file)
+    if not args.config_file:
+        raise ConfigError("--config-file is missing: a lazy config has no defaults to fall back on")
+    cfg = setup_from_arguments(load_lazy(args.config_file, args.opts), args)
     if not args.eval_only:
         return do_train(cfg, args.resume)
     names = lazy_dataset_names(cfg)[1]

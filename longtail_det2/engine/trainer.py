@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.config_files import load_cfg
 from longtail_det2.data.build import build_test_loader_from_config, build_train_loader_from_config
 from longtail_det2.data.datasets.builtin import class_ids_of, get_metadata
 from longtail_det2.data.samplers import stages_of_run
@@ -26,10 +27,9 @@ from longtail_det2.utils.errors import ConfigError
 
 from .activation_checkpoint import checkpoint_activations
 from .build import build_model
-from .config_files import log_config_file
-from .defaults import frequency_counts, setup
 from .gradient_log import ClassGradients
 from .sampling_log import SamplingLog
+from .setup import frequency_counts, setup_from_arguments
 from .solver import build_lr_scheduler, build_optimizer, optimizer_arguments
 from .training import default_hooks, distribute, evaluate_model, prepare_start
 from .training_step import ResumableLoader, make_training_step
@@ -46,7 +46,7 @@ class Trainer(DefaultTrainer):
         """Builds everything but the data loader.
 
         Args:
-            cfg: from :func:`longtail_det2.engine.defaults.setup`.
+            cfg: from :func:`longtail_det2.engine.setup.setup`.
         """
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
@@ -230,15 +230,19 @@ def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
     return cfg
 
 
+def configure(args: argparse.Namespace) -> CfgNode:
+    """Return the config of a command line, ready for :class:`Trainer`; see :func:`.setup.setup`."""
+    return setup_from_arguments(load_cfg(args.config_file, args.opts), args)
+
+
 def main(args: argparse.Namespace) -> OrderedDict[str, Any]:
     """Trains, or with ``--eval-only`` evaluates, as the command line says.
 
     Raises:
-        ConfigError: see :func:`longtail_det2.engine.defaults.setup`.
+        ConfigError: see :func:`longtail_det2.engine.setup.setup`.
         DataError: likewise.
     """
-    cfg = setup(args)
-    log_config_file(args.config_file)
+    cfg = configure(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = ClassAwareCheckpointer(

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from longtail_det2 import __version__
-from longtail_det2.model_zoo.weights import sha256_of
+from longtail_det2.checkpoint.weights import sha256_of
 from longtail_det2.modeling.losses import ClassificationLoss
 from longtail_det2.utils.errors import ConfigError
 

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from longtail_det2 import __version__
+from longtail_det2.checkpoint.weights import (
+    FORMATS,
+    HASH_DIGITS,
+    Weights,
+    read_weights,
+    sha256_of,
+    write_weights,
+)
 from longtail_det2.utils.errors import ConfigError
 from longtail_det2.utils.files import atomic_text_writer
 
 from .new_folder import check_vacant, folder_that_appears
 from .run_facts import RunFacts, config_without_paths, read_run
-from .weights import FORMATS, HASH_DIGITS, Weights, read_weights, sha256_of, write_weights
 from .zoo_index import INDEX_NAME, Checkpoint, index_document, index_key, read_index
 
 
@@ -51,7 +58,7 @@ def publish(
         output: folder to make.
         zoo: instead, a zoo's folder: the checkpoint goes to a sub-folder named after its config, and into
             the index of the zoo (see :mod:`.zoo_index`).
-        name: of the config in the model zoo; "" takes what the run's log says.
+        name: of the config in the model zoo; "" takes what run.json says.
         file_format: "safetensors" or "pth".
         config_file: the run's config; "" for config.yaml in its folder.
         class_file: JSON with the class identifiers, for a checkpoint that does not bear them: a list, or
@@ -72,7 +79,7 @@ def publish(
     name, names = name or facts.config_name, names or facts.class_names
     if zoo and not name:
         raise ConfigError(
-            f"the log of {facts.folder} names no config of the model zoo, which a zoo needs: give it with "
+            f"{facts.folder}/run.json names no config of the model zoo, which a zoo needs: give it with "
             "--name"
         )
     target = Path(output) if output else Path(zoo) / index_key(name)

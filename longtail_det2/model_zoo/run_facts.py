@@ -7,7 +7,6 @@ here.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +15,9 @@ from typing import Any
 
 import yaml
 
+from longtail_det2.engine.run_record import read_run_record
 from longtail_det2.utils.errors import ConfigError
 
-_ZOO, _OWN = "of the model zoo", "a file of the user's"
-_CONFIG_NOTE = re.compile(rf"Config: (.+) \(({_ZOO}|{_OWN})\)$", re.M)
-_COMMAND_LINE = re.compile(r"Command line arguments: Namespace\(.*?config_file='([^']*)'")
 _RESULT = re.compile(r"^(?:(?P<dataset>.+)/)?(?P<metric>(?:bbox|segm|keypoints)/[^/]+)$")
 
 
@@ -94,11 +91,12 @@ def read_run(folder: str | Path, class_ids: Sequence[str], config_file: str | Pa
     config = read_plain_yaml(path)
     lazy = "MODEL" not in config
     seed = _at(config, "train.seed" if lazy else "SEED")
-    name, file = _config_names(folder)
+    record = read_run_record(folder)
+    file = str(record.get("config", ""))
     return RunFacts(
         folder=folder,
         config=config,
-        config_name=name,
+        config_name=file if record.get("in_model_zoo") else "",
         config_file=file,
         seed=seed if isinstance(seed, int) and seed >= 0 else None,
         batch_size=_at(config, "dataloader.train.total_batch_size" if lazy else "SOLVER.IMS_PER_BATCH"),
@@ -158,28 +156,6 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys to values, got {type(content).__name__}")
     return content
-
-
-def config_note(path: str | os.PathLike[str]) -> str:
-    """The line of the log that says which config file a run was started with, without the user's folders."""
-    from .model_zoo import name_of_config
-
-    name = name_of_config(path)
-    return f"Config: {name or Path(path).name} ({_ZOO if name else _OWN})"
-
-
-def _config_names(folder: Path) -> tuple[str, str]:
-    """`config_name` and `config_file` of :class:`RunFacts`: what the run's log says of its last start."""
-    log = folder / "log.txt"
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    notes = _CONFIG_NOTE.findall(text)
-    if not notes:  # a script of the user's may not write them, but Detectron2 notes the command line
-        files = [path for path in _COMMAND_LINE.findall(text) if path]
-        notes = _CONFIG_NOTE.findall(config_note(files[-1])) if files else []
-    if not notes:
-        return "", ""
-    file, kind = notes[-1]
-    return file if kind == _ZOO else "", file
 
 
 def class_names_beside(folder: Path, class_ids: Sequence[str]) -> tuple[str, ...]:

@@ -23,9 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from longtail_det2.checkpoint.weights import check_hash
 from longtail_det2.utils.errors import ConfigError
-
-from .weights import check_hash
 
 INDEX_NAME = "checkpoints.json"
 INDEX_FORMAT, INDEX_VERSION = "longtail_det2.zoo", 1

@@ -10,11 +10,11 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from longtail_det2.config_files import load_cfg
 from longtail_det2.data.build import get_dataset
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.datasets.register import register_datasets
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.engine.config_files import load_cfg
-from longtail_det2.engine.defaults import register_datasets
 from longtail_det2.visualization.multi_label_visualizer import labels_metadata
 
 _LONGEST_NAME = 150

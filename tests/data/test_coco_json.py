@@ -13,9 +13,9 @@ from longtail_det2.data.datasets.coco import prepare_coco
 from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.datasets.openimages import prepare_openimages
+from longtail_det2.data.datasets.register import register_datasets
 from longtail_det2.data.hierarchy import HierarchyError
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
-from longtail_det2.engine.defaults import register_datasets
 from longtail_det2.shapes import ShapesOptions, generate_shapes
 from longtail_det2.utils.errors import DataError
 

@@ -7,9 +7,10 @@ import sys
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from longtail_det2.data.datasets.register import register_datasets
 from longtail_det2.engine import lazy, trainer
 from longtail_det2.engine.cli import parse_args, run
-from longtail_det2.engine.defaults import register_datasets, settle_classes
+from longtail_det2.engine.setup import resolve_num_classes
 from longtail_det2.utils.errors import ConfigError, DataError
 
 
@@ -195,14 +196,14 @@ def test_stores_may_take_a_built_in_name(pictures, tmp_path):
     assert "openimages_v6_train" in DatasetCatalog.list()
 
 
-def test_settle_classes(pictures, tmp_path):
+def test_resolve_num_classes(pictures, tmp_path):
     register_datasets(str(tmp_path), [f"a={pictures}/train", f"b={pictures}/test", f"c={pictures}/others"])
-    assert settle_classes(["a"], ["b"], -1) == ("animal", "cat", "dog", "ball")
-    assert settle_classes([], ["b"], 4) == ("animal", "cat", "dog", "ball")
+    assert resolve_num_classes(["a"], ["b"], -1) == ("animal", "cat", "dog", "ball")
+    assert resolve_num_classes([], ["b"], 4) == ("animal", "cat", "dog", "ball")
     with pytest.raises(ConfigError, match="2"):
-        settle_classes(["a"], ["c"], -1)
+        resolve_num_classes(["a"], ["c"], -1)
     with pytest.raises(DataError, match="shapes_train"):
-        settle_classes(["shapes_train"], [], -1)
+        resolve_num_classes(["shapes_train"], [], -1)
 
 
 def test_an_impossible_evaluation_is_said_before_training(yaml_args, lazy_args, tmp_path, capsys):

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from longtail_det2 import model_zoo
 from longtail_det2.config import get_cfg
-from longtail_det2.engine.config_files import load_cfg
+from longtail_det2.config_files import load_cfg
 from longtail_det2.engine.solver import build_lr_multiplier, build_lr_scheduler, lr_arguments
 from longtail_det2.utils.errors import ConfigError
 

@@ -155,7 +155,7 @@ def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, lazy_args, tm
     pretrained = torch.load(weights, weights_only=True)["model"]
     options = ["MODEL.WEIGHTS", str(weights), "DATALOADER.SAMPLER_TRAIN", "SoftBalanceTrainingSampler"]
     options += ["DATALOADER.SOFT_BALANCE.LAMBDA", "0.5", "OUTPUT_DIR", str(tmp_path / "tuned"), "SEED", "6"]
-    cfg = trainer.setup(yaml_args(*options, max_iter=4))
+    cfg = trainer.configure(yaml_args(*options, max_iter=4))
     second = trainer.Trainer(cfg)
     second.resume_or_load(resume=False)
     assert second.start_iter == 0 and not second._trainer.optimizer.state_dict()["state"]

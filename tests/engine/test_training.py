@@ -78,7 +78,7 @@ def test_resume_goes_on_with_everything(yaml_args, tmp_path, log_every_step):
             seen.append(start)
             return original(cfg, start)
 
-    cfg = trainer.setup(yaml_args(*options, flags=["--resume"], max_iter=4))
+    cfg = trainer.configure(yaml_args(*options, flags=["--resume"], max_iter=4))
     resumed = Spy(cfg)
     resumed.resume_or_load(resume=True)
     assert resumed.start_iter == 2

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.config_files import load_cfg
 from longtail_det2.engine.build import build_model
-from longtail_det2.engine.config_files import load_cfg
 from longtail_det2.export.exporting import drawn_picture
 from longtail_det2.export.source import to_input
 
@@ -64,7 +64,8 @@ def tiny_detector(loss="sigmoid", *options):
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
     """What a training run leaves behind: checkpoint with optimizer, config, metrics, log, an evaluation."""
-    from longtail_det2.model_zoo.model_zoo import config_root
+    from longtail_det2.config_names import config_root
+    from longtail_det2.engine.run_record import write_run_record
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     model, cfg = tiny_detector()
@@ -82,9 +83,7 @@ def run_folder(tmp_path_factory):
     ]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"iterat')
     config = config_root() / "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
-    (folder / "log.txt").write_text(
-        f"INFO: Command line arguments: Namespace(config_file='{config}', opts=[])\n"
-    )
+    write_run_record(str(folder), config_file=str(config), seed=1)
     evaluation = folder / "inference/shapes_validation"
     evaluation.mkdir(parents=True)
     classes = [{"id": one, "name": one.upper(), "AP": 0.1} for one in ids]

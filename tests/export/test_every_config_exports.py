@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from longtail_det2 import model_zoo
+from longtail_det2.config_files import load_cfg
 from longtail_det2.data.images import read_image
 from longtail_det2.engine.build import build_model
-from longtail_det2.engine.config_files import load_cfg
 from longtail_det2.export import ExportedDetector, TrainedDetector, export_detector
 from longtail_det2.export.exporting import drawn_picture
 from longtail_det2.export.source import to_input

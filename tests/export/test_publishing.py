@@ -8,13 +8,13 @@ import torch
 
 from longtail_det2 import model_zoo
 from longtail_det2.checkpoint import ClassAwareCheckpointer
-from longtail_det2.engine.config_files import load_cfg
+from longtail_det2.checkpoint.weights import read_weights, sha256_of
+from longtail_det2.config_files import load_cfg
 from longtail_det2.export import load_detector
 from longtail_det2.export.adapter import detect
 from longtail_det2.export.exporting import drawn_picture
 from longtail_det2.export.source import to_input
 from longtail_det2.model_zoo.publishing import find_checkpoint_file, publish
-from longtail_det2.model_zoo.weights import read_weights, sha256_of
 from longtail_det2.utils.errors import ConfigError
 
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
@@ -75,7 +75,7 @@ def test_checkpoint_in_between_has_no_results(run, tmp_path):
 
 
 def test_what_a_run_does_not_say_is_not_invented(run, tmp_path):
-    for name in ("log.txt", "metrics.json"):
+    for name in ("run.json", "metrics.json"):
         (run / name).unlink()
     shutil.rmtree(run / "inference")
     config = (run / "config.yaml").read_text().replace("SEED: 1", "SEED: -1")
@@ -189,7 +189,7 @@ def test_errors(run, tmp_path):
         publish(run)
     with pytest.raises(ConfigError, match="no file format 'zip'"):
         publish(run, tmp_path / "out", file_format="zip")
-    (run / "log.txt").unlink()
+    (run / "run.json").unlink()
     with pytest.raises(ConfigError, match="give it with --name"):
         publish(run, zoo=tmp_path / "zoo")
     (run / "config.yaml").write_text("{")

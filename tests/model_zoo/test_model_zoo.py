@@ -5,8 +5,8 @@ import torch
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
+from longtail_det2 import config_names as implementation
 from longtail_det2 import model_zoo
-from longtail_det2.model_zoo import model_zoo as implementation
 from longtail_det2.utils.errors import ConfigError
 
 YAML, LAZY = (f"openimages/faster_rcnn_R_50_FPN_OpenImages.{suffix}" for suffix in ("yaml", "py"))

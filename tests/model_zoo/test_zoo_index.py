@@ -5,8 +5,8 @@ import types
 import pytest
 
 from longtail_det2 import model_zoo
+from longtail_det2.checkpoint.weights import sha256_of
 from longtail_det2.model_zoo import zoo_index
-from longtail_det2.model_zoo.weights import sha256_of
 from longtail_det2.model_zoo.zoo_index import Checkpoint, find_checkpoint, index_document, read_index
 from longtail_det2.utils.errors import ConfigError
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.config import get_cfg
-from longtail_det2.engine.config_files import merge_options
+from longtail_det2.config_files import merge_options
 from longtail_det2.engine.launch import launch
 from longtail_det2.utils.errors import ConfigError
 from longtail_det2.utils.wording import counted

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.config_files import load_cfg
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.engine.build import build_model
-from longtail_det2.engine.config_files import load_cfg
 from longtail_det2.export.source import load_detector
 from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.pictures import (

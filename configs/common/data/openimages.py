@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 from longtail_det2.data.build import build_test_loader, build_train_loader, get_dataset
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import hierarchy_of
-from longtail_det2.engine.defaults import frequency_counts
+from longtail_det2.engine.setup import frequency_counts
 from longtail_det2.evaluation.build import StoreEvaluators
 
 dataloader = OmegaConf.create(flags={"allow_objects": True})

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from longtail_det2.model_zoo.weights import (
+from longtail_det2.checkpoint.weights import (
     Weights,
     check_hash,
     check_hash_in_name,

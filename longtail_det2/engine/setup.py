@@ -1,0 +1,284 @@
+"""From a config to what a model can be built of: data sets, classes, device, logs, seed; the run's record."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig, OmegaConf
+
+from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
+from longtail_det2.data.datasets.builtin import class_ids_of
+from longtail_det2.data.datasets.register import register_datasets
+from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.wording import counted
+
+from .build import register_components
+from .run_record import read_run_record, write_run_record
+
+logger = logging.getLogger(__name__)
+
+_LOGGERS = ("fvcore", "detectron2", "longtail_det2")
+_MARK = "_SET_UP_IN"
+"""Attribute of a YAML config that is set up: its folder."""
+_handlers: list[tuple[logging.Logger, logging.Handler]] = []
+"""Handlers of the run that this process logs."""
+
+
+def setup(
+    cfg: Any,
+    output_dir: str = "",
+    *,
+    eval_only: bool = False,
+    resume: bool = False,
+    config_file: str = "",
+    options: Sequence[str] = (),
+    arguments: Mapping[str, Any] | None = None,
+) -> Any:
+    """Make a config ready for training: everything between reading it and building the model.
+
+    Registers the data sets, takes the number of classes from them, falls back to the CPU where there is no
+    CUDA, draws a seed if there is none, and begins the run's folder: config.yaml, log.txt and run.json.
+
+    Args:
+        cfg: YAML config (`CfgNode`) or lazy config (`DictConfig`); not changed.
+        output_dir: folder of the run; "" takes the config's.
+        eval_only: the training data are not needed.
+        resume: the run goes on, with the seed that it had.
+        config_file: for run.json, see :func:`write_run_record`; likewise the others.
+        options: of the command line.
+        arguments: of the command line.
+
+    Returns:
+        A changed copy; a YAML config is frozen.
+
+    Raises:
+        ConfigError: no data set is named, or see :func:`resolve_num_classes`.
+        DataError: a data set is unknown or absent.
+    """
+    register_components()
+    form = _Lazy(cfg) if isinstance(cfg, DictConfig) else _Yaml(cfg)
+    if output_dir:
+        form.set("output_dir", output_dir)
+    output_dir = str(form.get("output_dir"))
+    register_datasets(form.get("root") or "", form.get("stores") or ())
+    train, test = form.names("train"), form.names("test")
+    _check_named(train, test, eval_only)
+    form.set(
+        "num_classes",
+        len(resolve_num_classes(() if eval_only else train, test, form.get("num_classes"))),
+    )
+    device = available_device(form.get("device"))
+    fell_back = device != form.get("device")
+    form.set("device", device)
+    form.set("seed", _seed(form.get("seed"), output_dir, resume))
+    start_logging(output_dir)
+    if fell_back:
+        logger.warning("no CUDA device is available: using the CPU")
+    result = form.finished(output_dir)
+    default_setup(result, argparse.Namespace(config_file="", eval_only=eval_only, opts=list(options)))
+    if comm.is_main_process():
+        write_run_record(
+            output_dir,
+            config_file=config_file or vars(cfg).get("_CONFIG_FILE", ""),
+            options=options,
+            arguments=arguments,
+            seed=form.get("seed"),
+        )
+    return result
+
+
+def setup_from_arguments(cfg: Any, args: argparse.Namespace) -> Any:
+    """:func:`setup` with what a command line of :func:`longtail_det2.engine.cli.parse_args` says."""
+    known = {key: value for key, value in vars(args).items() if key not in ("opts", "config_file")}
+    return setup(
+        cfg,
+        eval_only=args.eval_only,
+        resume=args.resume,
+        config_file=args.config_file,
+        options=args.opts,
+        arguments=known,
+    )
+
+
+def is_set_up(cfg: CfgNode) -> bool:
+    """Whether a YAML config is one that :func:`setup` returned, and its folder still the same."""
+    return vars(cfg).get(_MARK) == cfg.OUTPUT_DIR
+
+
+def start_logging(output_dir: str) -> None:
+    """Send log lines to the console and to log.txt of a folder, and no longer to that of an earlier run."""
+    while _handlers:
+        name, handler = _handlers.pop()
+        name.removeHandler(handler)
+    setup_logger.cache_clear()
+    for name in _LOGGERS:
+        target = logging.getLogger(name)
+        before = list(target.handlers)
+        setup_logger(output_dir or None, distributed_rank=comm.get_rank(), name=name)
+        _handlers.extend((target, one) for one in target.handlers if one not in before)
+
+
+class _Yaml:
+    """Where a YAML config has what :func:`setup` reads and sets."""
+
+    _KEYS = {  # noqa: RUF012 - a constant
+        "output_dir": "OUTPUT_DIR",
+        "root": "DATASETS.ROOT",
+        "stores": "DATASETS.STORES",
+        "train": "DATASETS.TRAIN",
+        "test": "DATASETS.TEST",
+        "num_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
+        "device": "MODEL.DEVICE",
+        "seed": "SEED",
+    }
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg.clone()
+        self._cfg.defrost()
+
+    def get(self, name: str) -> Any:
+        node: Any = self._cfg
+        for part in self._KEYS[name].split("."):
+            node = node[part]
+        return node
+
+    def set(self, name: str, value: Any) -> None:
+        node: Any = self._cfg
+        *parents, last = self._KEYS[name].split(".")
+        for part in parents:
+            node = node[part]
+        node[last] = value
+
+    def names(self, which: str) -> list[str]:
+        return list(self.get(which))
+
+    def finished(self, output_dir: str) -> CfgNode:
+        self._cfg.freeze()
+        vars(self._cfg)[_MARK] = output_dir
+        return self._cfg
+
+
+class _Lazy:
+    """The same for a lazy config."""
+
+    _KEYS = {  # noqa: RUF012 - a constant
+        "output_dir": "train.output_dir",
+        "root": "datasets.root",
+        "stores": "datasets.stores",
+        "device": "train.device",
+        "seed": "train.seed",
+    }
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self._cfg = cfg.copy()
+        self._keys = {**self._KEYS, "num_classes": f"model.{num_classes_key(cfg.model)}"}
+
+    def get(self, name: str) -> Any:
+        return OmegaConf.select(self._cfg, self._keys[name])
+
+    def set(self, name: str, value: Any) -> None:
+        OmegaConf.update(self._cfg, self._keys[name], value, force_add=True)
+
+    def names(self, which: str) -> list[str]:
+        return lazy_dataset_names(self._cfg)[which == "test"]
+
+    def finished(self, output_dir: str) -> DictConfig:
+        return self._cfg
+
+
+def _check_named(train: Sequence[str], test: Sequence[str], eval_only: bool) -> None:
+    if not (test if eval_only else train):
+        key = "DATASETS.TEST (dataloader.test)" if eval_only else "DATASETS.TRAIN (dataloader.train)"
+        raise ConfigError(f"no data set is named: {key}, in brackets the key of lazy configs, is empty")
+
+
+def _seed(seed: int | None, output_dir: str, resume: bool) -> int:
+    """The config's seed, else that of the run that is resumed, else a random one that all processes share."""
+    if seed is not None and seed >= 0:
+        return seed
+    known = read_run_record(output_dir).get("seed") if resume else None
+    return comm.all_gather(known if isinstance(known, int) else comm.shared_random_seed())[0]
+
+
+def resolve_num_classes(train: Sequence[str], test: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """Return the class identifiers of the data, and check the config's number against them.
+
+    Args:
+        train: training data sets; the first one decides, or the first of `test` where there is none.
+        test: test data sets; one of both must be named.
+        num_classes: the config's number, or -1 to take the data's.
+
+    Raises:
+        ConfigError: the config's number is not the data's, or two data sets have different classes.
+        DataError: a data set is unknown or absent.
+    """
+    first, *others = [*train, *test]
+    class_ids = class_ids_of(first)
+    for other in others:
+        _check_equal_classes(first, class_ids, other, class_ids_of(other))
+    if num_classes not in (NUM_CLASSES_FROM_DATA, len(class_ids)):
+        raise ConfigError(
+            f"the config says {counted(num_classes, 'class', 'classes')} (MODEL.ROI_HEADS.NUM_CLASSES; in a "
+            "lazy config model.roi_heads.num_classes, of RetinaNet and FCOS model.num_classes), but data set "
+            f"{first!r} has {len(class_ids)}. Set it to {len(class_ids)}, or to {NUM_CLASSES_FROM_DATA} to "
+            "take the data set's number."
+        )
+    return class_ids
+
+
+def frequency_counts(names: str | Sequence[str]) -> np.ndarray | None:
+    """Images with a class or one of its descendants, over some data sets: what head and tail are made of.
+
+    Returns:
+        (K,) int64; None, with a line in the log, where a data set is absent or no annotation store.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    try:
+        stores = [getattr(DatasetCatalog.get(name), "store", None) for name in names]
+    except (DataError, KeyError) as error:
+        logger.warning("no head, medium and tail results: %s", error)
+        return None
+    if not stores or None in stores:
+        return None
+    return np.sum([store.image_counts(expanded=True) for store in stores if store is not None], axis=0)
+
+
+def available_device(device: str) -> str:
+    """Return `device`, or "cpu" where CUDA is asked for and there is none."""
+    return "cpu" if device.startswith("cuda") and not torch.cuda.is_available() else device
+
+
+def lazy_dataset_names(cfg: DictConfig) -> tuple[list[str], list[str]]:
+    """Return the names of the training and test data sets of a lazy config."""
+
+    def names(key: str) -> list[str]:
+        found: Any = OmegaConf.select(cfg, key)
+        if found is None:
+            return []
+        return [found] if isinstance(found, str) else [str(name) for name in found]
+
+    return names("dataloader.train.dataset.names"), names("dataloader.test.dataset.names")
+
+
+def _check_equal_classes(name: str, ids: tuple[str, ...], other: str, other_ids: tuple[str, ...]) -> None:
+    if len(ids) != len(other_ids):
+        raise ConfigError(
+            f"data set {name!r} has {counted(len(ids), 'class', 'classes')}, but {other!r} has "
+            f"{len(other_ids)}: training and test data need the same classes in the same order"
+        )
+    for index, (one, two) in enumerate(zip(ids, other_ids, strict=True)):
+        if one != two:
+            raise ConfigError(
+                f"class {index} is {one!r} in data set {name!r}, but {two!r} in {other!r}: training and test "
+                "data need the same classes in the same order"
+            )
