@@ -31,7 +31,7 @@ from longtail_det2.evaluation.openimages_metric import (
     expand_ground_truth,
 )
 from longtail_det2.utils.errors import ConfigError, DataError
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 
 EXAMPLE = """example:
   python scripts/evaluate_open_images.py \\
@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(parser, args)
     try:
         document = evaluate(args)
-        with atomic_text_writer(args.output) as stream:
+        with atomic_writer(args.output) as stream:
             json.dump(document, stream, indent=1, allow_nan=False)
             stream.write("\n")
     except (DataError, ConfigError, OSError) as error:

@@ -35,7 +35,7 @@ from longtail_det2.evaluation.openimages_io import (
 from longtail_det2.evaluation.openimages_metric import evaluate_detections, expand_ground_truth
 from longtail_det2.shapes import ShapesOptions, generate_shapes
 from longtail_det2.utils.errors import ConfigError, DataError
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 from longtail_det2.visualization.report import ReportOptions, build_report
 from longtail_det2.visualization.report_facts import duration
 from longtail_det2.visualization.run_data import Evaluation, read_run
@@ -173,7 +173,7 @@ def open_demo(args: argparse.Namespace) -> Demo:
 def save_state(demo: Demo) -> None:
     """Remembers options and times."""
     demo.output.mkdir(parents=True, exist_ok=True)
-    with atomic_text_writer(demo.output / STATE_FILE) as stream:
+    with atomic_writer(demo.output / STATE_FILE) as stream:
         json.dump({"options": demo.options, "seconds": demo.seconds}, stream, indent=1)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 
 from .jobs import FINAL_WEIGHTS, Job
 from .specification import DataSpec
@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a file that appears under its name only when it is complete."""
-    with atomic_text_writer(path) as stream:
+    with atomic_writer(path) as stream:
         json.dump(content, stream, indent=1, ensure_ascii=False)
         stream.write("\n")
 

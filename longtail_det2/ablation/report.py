@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 
 from .jobs import Job
 from .layout import Layout
@@ -39,7 +39,7 @@ def write_report(
         return files
     text = markdown(specification, results, command)
     table = layout.output / "table.md"
-    with atomic_text_writer(table) as stream:
+    with atomic_writer(table) as stream:
         stream.write(text)
     files.append(table)
     return (

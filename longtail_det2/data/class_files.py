@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import atomic_text_writer, read_json
+from longtail_det2.utils.io import atomic_writer, read_json
 
 _LARGEST_COUNT = 2**53
 """Above it a count would not be exact as a float."""
@@ -50,7 +50,7 @@ def write_class_file(
     body = ",\n".join("  " + _dump(one) for one in classes)
     text = "{\n" + "".join(lines) + ' "classes": [\n' + body + "\n ]\n}\n"
     try:
-        with atomic_text_writer(path) as file:
+        with atomic_writer(path) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import read_json
+from longtail_det2.utils.io import read_json
 from longtail_det2.utils.ragged import gather_rows, offsets_of
 from longtail_det2.utils.wording import printable
 

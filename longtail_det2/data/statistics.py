@@ -36,7 +36,7 @@ from longtail_det2.data.datasets.dataset import annotation_labels, check_same_cl
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store import AnnotationStore, ObjectFlag, rows_per_class
 from longtail_det2.utils.errors import ConfigError, DataError
-from longtail_det2.utils.files import atomic_text_writer, read_json
+from longtail_det2.utils.io import atomic_writer, read_json
 from longtail_det2.utils.ragged import gather_rows, offsets_of
 
 FORMAT = "longtail_det2.class_statistics"
@@ -287,7 +287,7 @@ def write_statistics(path: str | os.PathLike[str], statistics: ClassStatistics) 
             entry["anchor_prior"] = float(statistics.anchor_priors[c])
         classes.append(json.dumps(entry, ensure_ascii=False))
     try:
-        with atomic_text_writer(Path(path)) as file:
+        with atomic_writer(path) as file:
             file.write(json.dumps(head, ensure_ascii=False)[:-1])
             file.write(',\n"classes": [\n' + ",\n".join(classes) + "\n]}\n")
     except (OSError, UnicodeEncodeError) as error:

@@ -36,6 +36,7 @@ nothing that `AnnotationStore.open` would accept.
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,6 @@ from typing import Any
 import numpy as np
 
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.data.sources import changed_sources
 from longtail_det2.data.store_writer import (
     AREA_COLUMNS,
     COLUMNS,
@@ -58,7 +58,7 @@ from longtail_det2.data.store_writer import (
     frequency_problem,
 )
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import read_json
+from longtail_det2.utils.io import read_json
 
 __all__ = [
     "AnnotationStore",
@@ -241,8 +241,17 @@ class AnnotationStore:
         return LabelHierarchy.from_parents(self._parents, self.class_ids)
 
     def changed_sources(self) -> list[Path]:
-        """Annotation files that the store was made of and that are there with other content now."""
-        return changed_sources(self.header.get("sources", ()))
+        """Annotation files that the store was made of and that have another size now.
+
+        Files that are gone or cannot be read say nothing about the store. Contents are not compared: they may
+        be gigabytes, and every process of a run comes here.
+        """
+        changed = []
+        for source in self.header["sources"]:
+            with suppress(OSError, KeyError, TypeError, ValueError):
+                if os.stat(source["path"]).st_size != source["size"]:
+                    changed.append(Path(source["path"]))
+        return changed
 
     @property
     def has_hierarchy(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.partial_folders import make_partial_folder, put_in_place, remove_stale_folders
+from longtail_det2.utils.io import PartialFolder
 
 FORMAT = "longtail_det2.annotations"
 VERSION = 2
@@ -104,7 +104,7 @@ class AnnotationStoreWriter:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(os.path.abspath(path))
-        self._directory: Path | None = None
+        self._partial: PartialFolder | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._last: dict[str, int] = {}
         self._highest_label = -1
@@ -120,13 +120,13 @@ class AnnotationStoreWriter:
                 f"{self.path} exists and is no annotation store: remove it or choose another place"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale_folders(self.path)
-        self._directory = make_partial_folder(self.path)
+        self._partial = PartialFolder(self.path)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        if self._partial is not None:
+            self._partial.remove()
+            self._partial = None
 
     def add(self, name: str, values: np.ndarray) -> None:
         """Write one column.
@@ -139,7 +139,7 @@ class AnnotationStoreWriter:
             DataError: unknown column, wrong shape, offsets that do not ascend from 0, boxes or vertices
                 that are not finite, areas that are not positive, or the disk is full.
         """
-        if self._directory is None:
+        if self._partial is None:
             raise DataError("use AnnotationStoreWriter as a context manager")
         if name not in _ALL_COLUMNS:
             raise DataError(f"unknown column {name!r}; the columns are {', '.join(_ALL_COLUMNS)}")
@@ -153,7 +153,7 @@ class AnnotationStoreWriter:
         elif column.dtype != "S":
             values = values.astype(column.dtype, copy=False)
         self._shapes[name] = values.shape
-        with self._explaining(values.nbytes), open(self._directory / f"{name}.npy", "wb") as file:
+        with self._explaining(values.nbytes), open(self._partial.folder / f"{name}.npy", "wb") as file:
             np.save(file, values, allow_pickle=False)
             _flush(file)
 
@@ -209,7 +209,7 @@ class AnnotationStoreWriter:
         Raises:
             DataError: a column is missing, the columns or the class lists disagree, or the disk is full.
         """
-        if self._directory is None:
+        if self._partial is None:
             raise DataError("use AnnotationStoreWriter as a context manager")
         class_ids = list(class_ids)
         names = list(class_names) if class_names is not None else class_ids
@@ -243,9 +243,9 @@ class AnnotationStoreWriter:
         header["options"] = dict(options or {})
         header["summary"] = dict(summary or {})
         with self._explaining():
-            _write_json(self._directory / "classes.json", classes)
-            _write_json(self._directory / "header.json", header)
-            self._publish()
+            _write_json(self._partial.folder / "classes.json", classes)
+            _write_json(self._partial.folder / "header.json", header)
+            self._partial.publish()
 
     def _counts(self, num_classes: int) -> dict[str, int]:
         has_masks = any(name in self._shapes for name in MASK_COLUMNS)
@@ -272,11 +272,6 @@ class AnnotationStoreWriter:
                     f"column {name!r} ends at {self._last[name]}, not at {counts[target]} {target}"
                 )
         return {**counts, "classes": num_classes}
-
-    def _publish(self) -> None:
-        assert self._directory is not None
-        put_in_place(self._directory, self.path)
-        self._directory = None
 
     @contextmanager
     def _explaining(self, size: int = 0) -> Iterator[None]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from longtail_det2.modeling.roi_heads import MultiLabelFastRCNNOutputLayers
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.files import write_json
+from longtail_det2.utils.io import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from longtail_det2.data.datasets.dataset import labels_per_image
 from longtail_det2.data.samplers import ClassIndex, Stage, TrainingSampler
 from longtail_det2.data.training_stream import TrainingStream
-from longtail_det2.utils.files import write_json
+from longtail_det2.utils.io import write_json
 
 logger = logging.getLogger(__name__)
 

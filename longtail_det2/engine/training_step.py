@@ -18,7 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _note(path: str, facts: dict[str, Any]) -> None:
         name: value if math.isfinite(value) else str(value) for name, value in facts["losses"].items()
     }
     try:
-        with atomic_text_writer(path) as file:
+        with atomic_writer(path) as file:
             json.dump(facts, file, indent=1)
     except OSError as error:
         logger.error("%s cannot be written: %s", path, error)

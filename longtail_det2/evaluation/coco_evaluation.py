@@ -40,7 +40,7 @@ from longtail_det2.evaluation.store_truth import (
     truth_of_store,
     whole_box_runs,
 )
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 
 Task = Literal["bbox", "segm"]
 
@@ -174,7 +174,7 @@ class COCOStoreEvaluator(DatasetEvaluator):
         self._output_dir.mkdir(parents=True, exist_ok=True)
         image_ids = [json_id(name.decode()) for name in self.store.image_ids.tolist()]
         class_ids = [json_id(name) for name in self.store.class_ids]
-        with atomic_text_writer(self._output_dir / "coco_instances_results.json") as stream:
+        with atomic_writer(self._output_dir / "coco_instances_results.json") as stream:
             json.dump([_for_json(row, image_ids, class_ids) for row in rows], stream)
         group_of_class = groups_of_classes(self._groups)
         classes = [
@@ -185,7 +185,7 @@ class COCOStoreEvaluator(DatasetEvaluator):
             }
             for k, facts in enumerate(class_facts(self.store, self._train_counts))
         ]
-        with atomic_text_writer(self._output_dir / "coco_metrics.json") as stream:
+        with atomic_writer(self._output_dir / "coco_metrics.json") as stream:
             summary = fractions(results)
             json.dump(
                 {"unit": "fractions in [0, 1]", "summary": summary, "classes": classes}, stream, indent=1

@@ -13,7 +13,7 @@ import longtail_det2
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.lvis_spill import SpilledDetections
 from longtail_det2.evaluation.model_outputs import class_facts, fractions, json_id, number_or_null
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 
 
 def write_instances(
@@ -29,7 +29,7 @@ def write_instances(
     """
     classes = [json.dumps(json_id(name)) for name in class_ids]
     separator = ""
-    with atomic_text_writer(path) as stream:
+    with atomic_writer(path) as stream:
         stream.write("[")
         seen: list[int] = found.seen.tolist()
         offsets: list[int] = found.offsets.tolist()
@@ -98,6 +98,6 @@ def write_metrics(
         "summary": fractions(results),
         "classes": classes,
     }
-    with atomic_text_writer(path) as stream:
+    with atomic_writer(path) as stream:
         json.dump(document, stream, indent=1, allow_nan=False)
         stream.write("\n")

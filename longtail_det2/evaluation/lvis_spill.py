@@ -23,7 +23,7 @@ import numpy as np
 
 from longtail_det2.evaluation.model_outputs import ImageDetections
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.partial_folders import make_partial_folder, remove_stale_folders
+from longtail_det2.utils.io import PartialFolder
 
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "image": ("<i4", ()),
@@ -59,6 +59,10 @@ class SpilledPart:
     rank: int
     not_in_store: int
     not_finite: int
+
+
+_FINISHED: list[PartialFolder] = []
+"""Keeps the locks of this process, while another one reads the folders."""
 
 
 class DetectionSpill:
@@ -119,6 +123,7 @@ class DetectionSpill:
                 file.close()
         if self._cleanup is not None:
             self._cleanup.detach()
+            _FINISHED.append(self._partial)
         folder, self._folder = self._folder, None
         return SpilledPart(
             folder, dict(self._rows), socket.gethostname(), self._rank, self.not_in_store, self.not_finite
@@ -135,10 +140,10 @@ class DetectionSpill:
         parent = self._parent
         parent.mkdir(parents=True, exist_ok=True)
         target = parent.resolve() / "lvis_detections"
-        remove_stale_folders(target)
-        self._folder = make_partial_folder(target)
+        self._partial = PartialFolder(target)
+        self._folder = self._partial.folder
         # The process that forks off a worker with this object in it keeps the folder.
-        self._cleanup = weakref.finalize(self, _remove_own, self._folder, os.getpid())
+        self._cleanup = weakref.finalize(self, _remove_own, self._partial, os.getpid())
         self._files = {name: (self._folder / name).open("wb", buffering=_BUFFER) for name in self._names}
 
 
@@ -223,6 +228,7 @@ def remove_parts(parts: Sequence[SpilledPart]) -> None:
     for part in parts:
         if part.folder is not None:
             shutil.rmtree(part.folder, ignore_errors=True)
+            part.folder.with_name(f"{part.folder.name}.lock").unlink(missing_ok=True)
 
 
 def _read_part(part: SpilledPart) -> dict[str, np.ndarray]:
@@ -257,6 +263,6 @@ def _join(columns: Sequence[np.ndarray], name: str) -> np.ndarray:
     return np.concatenate([np.zeros((0, *width), dtype=dtype), *columns])
 
 
-def _remove_own(folder: Path, pid: int) -> None:
+def _remove_own(partial: PartialFolder, pid: int) -> None:
     if os.getpid() == pid:
-        shutil.rmtree(folder, ignore_errors=True)
+        partial.remove()

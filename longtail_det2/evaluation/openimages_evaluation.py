@@ -32,7 +32,7 @@ from longtail_det2.evaluation.openimages_metric import (
     expand_ground_truth,
 )
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ class OpenImagesEvaluator(DatasetEvaluator):
             "group_of_weight": self._group_of_weight,
             "expand_predictions": self._expand_predictions,
         }
-        with atomic_text_writer(self._output_dir / "metrics.json") as stream:
+        with atomic_writer(self._output_dir / "metrics.json") as stream:
             json.dump({**document, "options": options}, stream, indent=1, allow_nan=False)
             stream.write("\n")
 

@@ -21,7 +21,7 @@ import pyarrow.csv
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
 from longtail_det2.evaluation.openimages_metric import Detections, GroundTruth
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import atomic_path
+from longtail_det2.utils.io import atomic_writer
 
 __all__ = [
     "ground_truth_from_store",
@@ -174,7 +174,7 @@ def write_detections(
     """
     images, labels = pa.array(image_ids, pa.string()), pa.array(class_ids, pa.string())
     options = pyarrow.csv.WriteOptions(include_header=False)
-    with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
+    with atomic_writer(path, "wb") as stream:
         stream.write((",".join(PREDICTION_COLUMNS) + "\n").encode())
         for start in range(0, len(detections), _ROWS_PER_WRITE):
             rows = slice(start, start + _ROWS_PER_WRITE)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.partial_folders import make_partial_folder
+from longtail_det2.utils.io import PartialFolder
 
 
 def check_vacant(target: Path) -> None:
@@ -26,9 +25,6 @@ def folder_that_appears(target: Path) -> Iterator[Path]:
         OSError: it cannot be made, or something appeared under its name meanwhile.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = make_partial_folder(target)
-    try:
-        yield temporary
-        os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with PartialFolder(target) as partial:
+        yield partial.folder
+        os.rename(partial.folder, target)

@@ -19,7 +19,7 @@ from longtail_det2.checkpoint.weights import (
     write_weights,
 )
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 
 from .new_folder import check_vacant, folder_that_appears
 from .run_facts import RunFacts, config_without_paths, read_run
@@ -100,7 +100,7 @@ def publish(
     if zoo:
         key = index_key(name)
         index[key] = Checkpoint(key, f"{key}/{file}", sha256, len(ids) or None, results)
-        with atomic_text_writer(Path(zoo) / INDEX_NAME) as stream:
+        with atomic_writer(Path(zoo) / INDEX_NAME) as stream:
             stream.write(index_document(index))
     return Published(target / file, sha256, results)
 

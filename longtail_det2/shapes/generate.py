@@ -21,7 +21,6 @@ import json
 import logging
 import multiprocessing
 import os
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from longtail_det2.utils.errors import ConfigError, DataError
-from longtail_det2.utils.partial_folders import make_partial_folder, put_in_place, remove_stale_folders
+from longtail_det2.utils.io import PartialFolder
 
 from .drawing import draw_image
 from .lvis import write_lvis
@@ -88,15 +87,11 @@ def generate_shapes(
     vocabulary = ShapesVocabulary.build(options.num_leaves)
     plans = {split: plan_split(options, vocabulary, split) for split in SPLITS}
     output.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_folders(output)
-    partial = make_partial_folder(output)
-    try:
-        generation = _generate_into(partial, options, vocabulary, plans, workers, progress)
+    with PartialFolder(output) as partial:
+        generation = _generate_into(partial.folder, options, vocabulary, plans, workers, progress)
         # Another process may have made the same folder meanwhile: what is there stays, or is an error.
         if _present(output, options, force) is None:
-            put_in_place(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            partial.publish()
     return generation
 
 

@@ -19,7 +19,7 @@ from longtail_det2.data.category_statistics import LongTail
 from longtail_det2.data.concurrent_rates import ConcurrentRates
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import atomic_path
+from longtail_det2.utils.io import atomic_path
 from longtail_det2.utils.wording import counted
 
 __all__ = [

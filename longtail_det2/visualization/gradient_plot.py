@@ -15,7 +15,7 @@ from longtail_det2.data.store_writer import FREQUENCIES
 from longtail_det2.engine.gradient_log import CLASS_GRADIENTS_FILE
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import read_json
+from longtail_det2.utils.io import read_json
 
 from .category_plots import category_figure
 

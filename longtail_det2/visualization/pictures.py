@@ -19,7 +19,7 @@ from longtail_det2.evaluation.openimages_io import write_detections
 from longtail_det2.evaluation.openimages_matching import Detections
 from longtail_det2.export.source import TrainedDetector, to_input
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def write_predictions(
             write_detections(path, _join(predictions), class_ids, [one.image_id for one in predictions])
         elif path.suffix.lower() == ".json":
             rows = [row for one in predictions for row in _coco_rows(one, class_ids, names)]
-            with atomic_text_writer(path) as stream:
+            with atomic_writer(path) as stream:
                 lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
                 stream.write(f"[\n{lines}\n]\n")
         else:

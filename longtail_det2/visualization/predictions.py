@@ -17,7 +17,7 @@ from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.openimages_io import read_detections
 from longtail_det2.evaluation.openimages_matching import Detections
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import read_json
+from longtail_det2.utils.io import read_json
 from longtail_det2.visualization.mask_drawing import check_runs, decode_runs
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 from longtail_det2.visualization import report_sections as sections
 from longtail_det2.visualization.report_html import page
 from longtail_det2.visualization.run_data import Evaluation, read_run
@@ -88,7 +88,7 @@ def build_report(
         parts.append(sections.per_class(evaluation))
     parts.append(sections.footer())
     output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_text_writer(output) as stream:
+    with atomic_writer(output) as stream:
         stream.write(page(title, [part for part in parts if part]))
     logger.info("report: %s (%.1f MB)", output, os.path.getsize(output) / 1e6)
     return output

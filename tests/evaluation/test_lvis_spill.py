@@ -2,8 +2,6 @@
 
 import gc
 import json
-import os
-import socket
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from longtail_det2.evaluation.lvis_evaluation import LVISStoreEvaluator
 from longtail_det2.evaluation.lvis_spill import DetectionSpill, SpilledDetections, remove_parts
 from longtail_det2.evaluation.model_outputs import ImageDetections
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.io import PartialFolder
 
 FILES = ("lvis_instances_results.json", "lvis_metrics.json")
 
@@ -94,7 +93,7 @@ def test_the_folder_goes_when_the_evaluation_ends(case, tmp_path):
     evaluator = make(case, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     evaluator.process(*zip(*case[1], strict=True))
-    (spilled,) = (tmp_path / "out").iterdir()
+    spilled, _lock = sorted((tmp_path / "out").iterdir())
     assert spilled.name.startswith(".lvis_detections.partial-")
     first = evaluator.evaluate()
     assert names(tmp_path / "out") == list(FILES)
@@ -104,7 +103,7 @@ def test_the_folder_goes_when_the_evaluation_ends(case, tmp_path):
 def test_the_folder_goes_when_the_evaluation_is_given_up(case, tmp_path, monkeypatch):
     evaluator = make(case, tmp_path / "out")
     evaluator.process(*zip(*case[1][:2], strict=True))
-    assert len(names(tmp_path / "out")) == 1
+    assert len(names(tmp_path / "out")) == 2
     evaluator.reset()
     assert names(tmp_path / "out") == []
     evaluator.process(*zip(*case[1][:2], strict=True))
@@ -122,7 +121,7 @@ def test_without_an_output_folder(case, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     evaluator = make(case, None)
     evaluator.process(*zip(*case[1], strict=True))
-    assert len(names(tmp_path / "temporary")) == 1
+    assert len(names(tmp_path / "temporary")) == 2
     assert evaluator.evaluate()["lvis_bbox"]["AP"] > 1
     assert names(tmp_path / "temporary") == []
 
@@ -130,14 +129,15 @@ def test_without_an_output_folder(case, tmp_path, monkeypatch):
 def test_leftovers_of_killed_runs_go_and_do_not_disturb(case, tmp_path):
     expected = feed(make(case, tmp_path / "1"), case[1]).evaluate()
     out = tmp_path / "out"
-    dead = out / f".lvis_detections.partial-{socket.gethostname()}-999999999-aa"
-    alive = out / f".lvis_detections.partial-{socket.gethostname()}-{os.getppid()}-bb"
-    for folder in (dead, alive):
-        folder.mkdir(parents=True)
+    out.mkdir()
+    dead, alive = out / ".lvis_detections.partial-aa", PartialFolder(out / "lvis_detections")
+    dead.mkdir()
+    (out / f"{dead.name}.lock").touch()
+    for folder in (dead, alive.folder):
         for name in ("image", "count", "score"):
             (folder / name).write_bytes(b"half an image")
     same(feed(make(case, out), case[1]).evaluate(), expected)
-    assert names(out) == [alive.name, *FILES]
+    assert names(out) == [alive.folder.name, f"{alive.folder.name}.lock", *FILES]
 
 
 def test_two_ranks_with_padding_equal_one(case, tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_two_ranks_with_padding_equal_one(case, tmp_path, monkeypatch):
     FakeRanks(monkeypatch, 2)
     evaluators = [make(case, tmp_path / "2") for _ in range(2)]
     assert feed(evaluators[0], [*outputs[1::2], outputs[0]]).evaluate() == {}
-    assert len(names(tmp_path / "2")) == 1
+    assert len(names(tmp_path / "2")) == 2
     same(feed(evaluators[1], outputs[0::2]).evaluate(), alone)
     assert names(tmp_path / "2") == list(FILES)
     for name in FILES:

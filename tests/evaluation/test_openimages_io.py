@@ -12,7 +12,7 @@ from longtail_det2.evaluation.openimages_io import (
     write_detections,
 )
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import atomic_text_writer
+from longtail_det2.utils.io import atomic_writer
 
 BOXES = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\n"
 LABELS = "ImageID,LabelName,Confidence\n"
@@ -179,11 +179,11 @@ def test_no_detections_are_written_as_a_header(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "result.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_text_writer(path) as stream:
+    with pytest.raises(RuntimeError), atomic_writer(path) as stream:
         stream.write("half")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["result.json"]
-    with atomic_text_writer(path) as stream:
+    with atomic_writer(path) as stream:
         stream.write("new")
     umask = os.umask(0)
     os.umask(umask)

@@ -112,10 +112,10 @@ def test_unknown_label_in_a_hierarchy(data):
 @pytest.mark.parametrize("text", ['{"a": ', "[" * 100_000, "\x00", '{"a": 1' + "0" * 5000 + "}", ""])
 def test_json_that_is_none(data, text):
     data.write("coco_hierarchy.json", text)
-    with pytest.raises(DataError, match=r"coco_hierarchy\.json: not a JSON file"):
+    with pytest.raises(DataError, match=r"coco_hierarchy\.json: not a (usable )?JSON file"):
         data.prepare_coco()
     data.write("coco.json", text)
-    with pytest.raises(DataError, match=r"coco\.json: not a JSON file"):
+    with pytest.raises(DataError, match=r"coco\.json: not a (usable )?JSON file"):
         data.prepare_coco()
 
 

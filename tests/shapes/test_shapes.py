@@ -313,7 +313,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(repository, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)  # ends only when the workers have let go of the pipes, too
     assert not output.exists()
-    assert len(list(tmp_path.glob(".s.partial-*"))) == 1
+    assert len(list(tmp_path.glob(".s.partial-*"))) == 2  # with its lock
     options = dataclasses.replace(OPTIONS, train_images=80, validation_images=20)
     generate_shapes(output, options, workers=1, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]

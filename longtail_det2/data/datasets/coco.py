@@ -26,9 +26,9 @@ from longtail_det2.data.datasets.lvis_json import (
 from longtail_det2.data.datasets.openimages_objects import Objects, group_rows, merge_near, specificity_rank
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.masks import Segmentation, encode_masks
-from longtail_det2.data.sources import describe_file
 from longtail_det2.data.store import AnnotationStore, ImageLabel, write_store
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.io import describe_file
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from iopath.common.file_io import file_lock
 
 from longtail_det2.data.datasets.coco import CocoOptions, prepare_coco
 from longtail_det2.data.datasets.coco_report import CocoReport
-from longtail_det2.data.sources import is_same_file
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.io import is_same_file
 
 CACHE_FOLDER = ".longtail_det2"
 """Name of the folder beside a JSON file that holds its stores."""

@@ -15,7 +15,7 @@ from longtail_det2.data.datasets.coco_findings import CocoFindings
 from longtail_det2.data.datasets.lvis_json import compact_segmentation, file_name_in_url, is_lvis_form
 from longtail_det2.data.store import ImageLabel, ObjectFlag
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.files import read_json
+from longtail_det2.utils.io import read_json
 
 Policy = Literal["error", "skip"]
 _MOST_PIXELS = 2**31 - 1

@@ -24,9 +24,9 @@ from longtail_det2.data.datasets.openimages_rows import (
 )
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.images import find_images, read_image_sizes
-from longtail_det2.data.sources import describe_file, is_same_file
 from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.io import describe_file, is_same_file
 
 _LOGGER = logging.getLogger(__name__)
 _RULES = 1  # raise when the same sources and options would give another store

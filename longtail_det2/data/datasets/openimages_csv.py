@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from longtail_det2.data.sources import describe_status
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.io import describe_status
 
 BLOCK_BYTES = 8 << 20
 TEXT = pa.dictionary(pa.int32(), pa.string())
