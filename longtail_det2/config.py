@@ -103,8 +103,6 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # Classes are drawn in proportion to N ** (1 - LAMBDA), with N the images that have the class: 0 as often
     # as in the data, 1 all equally often, up to 2 rare ones more often than frequent ones.
     cfg.DATALOADER.SOFT_BALANCE.LAMBDA = 0.7
-    # "class" draws a class and then an image of it, "image" images by their weights: equal probabilities.
-    cfg.DATALOADER.SOFT_BALANCE.DRAW = "class"
     # Whether an image of a class is also one of the class's ancestors. False: labels count as annotated, and
     # an inner class that is seldom annotated itself counts as rare.
     cfg.DATALOADER.SOFT_BALANCE.ANCESTORS = False

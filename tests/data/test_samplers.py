@@ -13,8 +13,11 @@ from longtail_det2.data.samplers import (
     ClassAwareTrainingSampler,
     ClassIndex,
     RepeatFactorTrainingSampler,
+    SoftBalanceTrainingSampler,
+    StagedTrainingSampler,
     TrainingSampler,
     UniformTrainingSampler,
+    make_sampler,
     repeat_factors,
 )
 from longtail_det2.utils.errors import ConfigError, DataError
@@ -39,6 +42,40 @@ def class_aware(**options):
 
 
 SAMPLERS = pytest.mark.parametrize("make", [uniform, repeating, class_aware])
+
+
+def test_streams_are_those_of_committed_results():
+    """Published tables name seeds: the same seed draws the same images in every version."""
+    index = ClassIndex.build(np.array([0, 2, 2, 3, 5]), np.array([0, 2, 0, 0, 4]))
+    records = [{"annotations": [{"category_id": i % 2}]} for i in range(5)]
+    hybrid = [
+        ["UniformTrainingSampler", 2],
+        ["ClassAwareTrainingSampler", 2],
+        ["SoftBalanceTrainingSampler", 3, {"lambda_": 0.5}],
+    ]
+    for sampler, expected in (
+        (UniformTrainingSampler(7, 3), "562143021405"),
+        (RepeatFactorTrainingSampler(np.array([1.5, 1, 2.25, 1.75]), 3), "230212331223"),
+        (ClassAwareTrainingSampler(index, 3), "323303303030"),
+        (SoftBalanceTrainingSampler(index, 3), "003300003303"),
+        (SoftBalanceTrainingSampler(index, 3, lambda_=1.5), "300003033333"),
+        (
+            StagedTrainingSampler.from_dataset(records, seed=3, stages=hybrid, batch_size=3),
+            "421301233110301410331",
+        ),
+    ):
+        assert take(sampler, len(expected)) == [int(one) for one in expected]
+
+
+@SAMPLERS
+def test_replacements_have_the_probabilities_of_the_stream(make):
+    sampler, count = make(), 4000
+    drawn = [sampler.replacement(position, 0) for position in range(count)]
+    assert drawn == [make(start=5).replacement(position, 0) for position in range(count)]
+    assert drawn[:50] != [sampler.replacement(position, 1) for position in range(50)]
+    size = max(drawn) + 1
+    share = np.bincount(take(make(), 20_000), minlength=size) / 20_000
+    assert np.bincount(drawn, minlength=size) / count == pytest.approx(share, abs=0.04)
 
 
 @SAMPLERS
@@ -208,10 +245,10 @@ def test_argument_errors():
         RepeatFactorTrainingSampler(np.array([0.5]), 0)
 
 
-def test_a_sampler_of_ones_own():
+def test_a_custom_sampler():
     class EveryOther(TrainingSampler):
         @classmethod
-        def from_dataset(cls, dataset, *, seed, start=0, **options):
+        def from_dataset(cls, dataset, *, seed, start=0):
             return cls(seed=seed, start=start)
 
         def epoch_size(self, epoch):
@@ -222,6 +259,9 @@ def test_a_sampler_of_ones_own():
 
     assert take(EveryOther(seed=0), 7) == [0, 2, 4, 1, 3, 5, 2]
     assert take(EveryOther(seed=0, start=4, rank=1, world_size=2), 2) == [5, 4]
+    assert take(make_sampler(EveryOther, [], seed=0, start=3), 2) == [1, 3]
+    with pytest.raises(ConfigError, match="EveryOther has no option 'speed'"):
+        make_sampler(EveryOther, [], seed=0, speed=1)
 
 
 def test_an_epoch_of_open_images_is_quick():

@@ -193,7 +193,7 @@ def test_from_a_config(dataset, caplog):
     cfg.DATALOADER.SAMPLER_TRAIN = "StagedTrainingSampler"
     cfg.DATALOADER.SOFT_BALANCE.LAMBDA = 0.5
     # Options of a stage come before those of other keys; a stage without any takes these.
-    cfg.DATALOADER.STAGES = (STAGES[0], STAGES[1][:2], [*STAGES[2][:2], {"draw": "class"}])
+    cfg.DATALOADER.STAGES = (STAGES[0], STAGES[1][:2], [*STAGES[2][:2], {"ancestors": False}])
     with caplog.at_level(logging.INFO, "longtail_det2"):
         loader = build_train_loader_from_config(cfg, 29 * BATCH, mapper=shape, dataset=dataset)
     expected = batches(dataset, 55)[29:]

@@ -1,16 +1,20 @@
 """Training samplers: which image comes next, as a pure function of (seed, number of ids drawn)."""
 
-from longtail_det2.data.samplers.base import SAMPLER_REGISTRY, TrainingSampler, make_sampler, sampler_class
-from longtail_det2.data.samplers.class_aware import ClassAwareTrainingSampler
+from longtail_det2.data.samplers.base import (
+    SAMPLER_REGISTRY,
+    TrainingSampler,
+    UniformTrainingSampler,
+    make_sampler,
+    sampler_class,
+)
 from longtail_det2.data.samplers.class_index import ClassIndex
 from longtail_det2.data.samplers.repeat_factor import RepeatFactorTrainingSampler, repeat_factors
 from longtail_det2.data.samplers.soft_balance import (
+    ClassAwareTrainingSampler,
     SoftBalanceTrainingSampler,
-    soft_balance_image_weights,
     soft_balance_probabilities,
 )
 from longtail_det2.data.samplers.staged import Stage, StagedTrainingSampler, parse_stages, stages_of_run
-from longtail_det2.data.samplers.uniform import UniformTrainingSampler
 
 __all__ = [
     "SAMPLER_REGISTRY",
@@ -26,7 +30,6 @@ __all__ = [
     "parse_stages",
     "repeat_factors",
     "sampler_class",
-    "soft_balance_image_weights",
     "soft_balance_probabilities",
     "stages_of_run",
 ]

@@ -1,4 +1,4 @@
-"""What all training samplers share: one infinite global stream of image indices, sliced over the ranks.
+"""Training samplers: one infinite global stream of image indices, sliced over the ranks; uniform sampling.
 
 Detectron2 runs the sampler inside every data-loading worker, so nothing outside can steer a running sampler.
 A sampler here is therefore a pure function of (seed, number of ids drawn): epoch e's indices depend on
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -18,32 +18,34 @@ from fvcore.common.registry import Registry
 from torch.utils.data import Sampler
 from typing_extensions import Self
 
-from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.errors import ConfigError, DataError
 
 SAMPLER_REGISTRY = Registry("TRAINING_SAMPLER")
 """Classes that `DATALOADER.SAMPLER_TRAIN` may name; add your own with `@SAMPLER_REGISTRY.register()`."""
+
+NO_IMAGES = "the training data set has no images (all left out as empty?)"
 
 _ALIASES = {"TrainingSampler": "UniformTrainingSampler"}
 """Detectron2's own name for uniform sampling."""
 
 _YIELD_CHUNK = 4096
-"""Indices turned into Python numbers at once: an epoch as one list would cost a worker tens of MB."""
+"""Indices turned into Python numbers at once: one list of an epoch would cost each worker tens of MB."""
 
 _COUNT_CHUNK = 1 << 22
-"""Indices counted at once: a count makes one number for each image, however few indices it is given."""
+"""Indices counted at once: counting allocates one number per image, however few indices there are."""
 
 
 class TrainingSampler(Sampler[int], ABC):
     """Infinite stream of image indices; rank r yields elements `start + r`, `start + r + world`, ...
 
-    A subclass says what the indices of epoch e are (`epoch_indices`) and how to make the sampler for a
-    dataset (`from_dataset`).
+    A subclass defines the indices of epoch e (`epoch_indices`) and how it is made for a dataset
+    (`from_dataset`).
 
     Attributes:
-        seed: the same on all ranks.
-        start: ids that were drawn before, counted over all ranks (iterations x total batch size).
-        rank, world_size: which slice of the stream this process takes.
-        boundaries: positions of the stream at which a stage ends, ascending; no batch reaches over them.
+        seed: equal on all ranks.
+        start: ids drawn before, over all ranks (iterations x total batch size).
+        rank, world_size: slice of the stream that this process takes.
+        boundaries: positions of the stream at which a stage ends, ascending; no batch crosses them.
     """
 
     boundaries: tuple[int, ...] = ()
@@ -51,7 +53,7 @@ class TrainingSampler(Sampler[int], ABC):
     def __init__(
         self, *, seed: int, start: int = 0, rank: int | None = None, world_size: int | None = None
     ) -> None:
-        """Takes the slice of the current process unless told otherwise.
+        """Take the slice of the current process unless told otherwise.
 
         Args:
             seed: non-negative.
@@ -75,11 +77,18 @@ class TrainingSampler(Sampler[int], ABC):
     @classmethod
     @abstractmethod
     def from_dataset(cls, dataset: Any, *, seed: int, start: int = 0, **options: Any) -> Self:
-        """Makes the sampler for a dataset; `options` are its own, as `options_from_config` gives."""
+        """Make the sampler for a dataset.
+
+        Args:
+            dataset: what to sample from.
+            seed: see the constructor; likewise `start`, `rank` and `world_size`, which subclasses name.
+            start: see the constructor.
+            **options: those of the sampler, which subclasses name: an unknown one is an error.
+        """
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
-        """Keyword arguments for `from_dataset` that a config holds; none unless overridden."""
+        """Keyword arguments of `from_dataset` that a config holds; none unless overridden."""
         return {}
 
     @abstractmethod
@@ -91,16 +100,30 @@ class TrainingSampler(Sampler[int], ABC):
         """Number of ids of one epoch, at least 1."""
 
     def generator(self, epoch: int) -> np.random.Generator:
-        """The random numbers of one epoch."""
+        """Random numbers of one epoch."""
         return np.random.default_rng(np.random.SeedSequence((self.seed, epoch)))
 
     def locate(self, position: int) -> tuple[int, int]:
-        """The epoch that holds an element of the stream, and the position at which that epoch begins."""
+        """Epoch that holds an element of the stream, and the position at which that epoch begins."""
         epoch, begin = 0, 0
         while begin + (size := self.epoch_size(epoch)) <= position:
             begin += size
             epoch += 1
         return epoch, begin
+
+    def replacement(self, position: int, attempt: int) -> int:
+        """An image instead of the one at a position of the stream, such as one that a mapper rejected.
+
+        It is a random element of the same epoch, so images keep the sampler's probabilities.
+
+        Args:
+            position: of the rejected image.
+            attempt: 0, 1, ... gives other images; the result is a function of (seed, position, attempt).
+        """
+        indices = self.epoch_indices(self.locate(position)[0])
+        # The spawn key keeps these numbers apart from those of epochs, augmentations, steps and stages.
+        sequence = np.random.SeedSequence((self.seed, position, attempt), spawn_key=(4,))
+        return int(indices[np.random.default_rng(sequence).integers(len(indices))])
 
     def draw_counts(self, begin: int, end: int, num_images: int) -> np.ndarray:
         """How often each image is drawn between two positions of the stream, over all ranks.
@@ -146,11 +169,61 @@ class TrainingSampler(Sampler[int], ABC):
             epoch += 1
 
 
+@SAMPLER_REGISTRY.register()
+class UniformTrainingSampler(TrainingSampler):
+    """Each epoch is a permutation of the images."""
+
+    def __init__(self, size: int, seed: int, start: int = 0, **ranks: Any) -> None:
+        """For `size` images.
+
+        Args:
+            size: at least 1.
+            seed: see `TrainingSampler`.
+            start: see `TrainingSampler`.
+            **ranks: `rank` and `world_size` of `TrainingSampler`.
+
+        Raises:
+            DataError: there are no images.
+        """
+        super().__init__(seed=seed, start=start, **ranks)
+        if size < 1:
+            raise DataError(NO_IMAGES)
+        self.size = size
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Sized,
+        *,
+        seed: int,
+        start: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> Self:
+        """For all images of a dataset."""
+        return cls(len(dataset), seed, start, rank=rank, world_size=world_size)
+
+    def epoch_size(self, epoch: int) -> int:
+        """Number of images."""
+        return self.size
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """See `TrainingSampler.locate`; all epochs have one size."""
+        epoch = position // self.size
+        return epoch, epoch * self.size
+
+    def epoch_indices(self, epoch: int) -> np.ndarray:
+        """A permutation of the images."""
+        indices = np.arange(self.size, dtype=np.int32)
+        self.generator(epoch).shuffle(indices)
+        return indices
+
+
 def sampler_class(sampler: str | type[TrainingSampler]) -> type[TrainingSampler]:
-    """The class that a name or a class of one's own means.
+    """Class of a sampler that a config names, or the class itself.
 
     Raises:
-        ConfigError: unknown name, or no subclass of `TrainingSampler`.
+        ConfigError: unknown name, or not a subclass of `TrainingSampler`.
     """
     if isinstance(sampler, str):
         name = _ALIASES.get(sampler, sampler)
@@ -162,14 +235,14 @@ def sampler_class(sampler: str | type[TrainingSampler]) -> type[TrainingSampler]
             )
         sampler = SAMPLER_REGISTRY.get(name)
     if not (isinstance(sampler, type) and issubclass(sampler, TrainingSampler)):
-        raise ConfigError(f"{sampler!r} is no subclass of longtail_det2.data.samplers.TrainingSampler")
+        raise ConfigError(f"{sampler!r} is not a subclass of longtail_det2.data.samplers.TrainingSampler")
     return sampler
 
 
 def make_sampler(
     sampler: str | type[TrainingSampler], dataset: Any, *, seed: int, start: int = 0, **options: Any
 ) -> TrainingSampler:
-    """Makes a sampler for a dataset.
+    """Make a sampler for a dataset.
 
     Args:
         sampler: a name in `SAMPLER_REGISTRY`, or a class.
@@ -182,15 +255,10 @@ def make_sampler(
         ConfigError: see `sampler_class`; or an option that the sampler does not take.
     """
     chosen = sampler_class(sampler)
-    try:
-        inspect.signature(chosen.from_dataset).bind(dataset, seed=seed, start=start, **options)
-    except TypeError as error:
-        raise ConfigError(f"{chosen.__name__}: {error}") from None
-    try:
-        return chosen.from_dataset(dataset, seed=seed, start=start, **options)
-    except TypeError as error:
-        # What from_dataset does not know by name it hands on, and the constructor refuses it.
-        refused = [name for name in options if f"unexpected keyword argument {name!r}" in str(error)]
-        if not refused:
-            raise
-        raise ConfigError(f"{chosen.__name__} has no option {refused[0]!r}") from None
+    known = inspect.signature(chosen.from_dataset).parameters
+    unknown = [name for name in options if name not in known]
+    if unknown and not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        raise ConfigError(
+            f"{chosen.__name__} has no option {unknown[0]!r}; known: {', '.join(list(known)[1:])}"
+        )
+    return chosen.from_dataset(dataset, seed=seed, start=start, **options)

@@ -11,7 +11,7 @@ from longtail_det2.data.hierarchy import LabelHierarchy
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """The distinct (class, image) pairs, class by class.
+    """Distinct (class, image) pairs, class by class.
 
     Attributes:
         offsets: (C + 1,) int64; class c is in the images `images[offsets[c]:offsets[c + 1]]`. C is one more
@@ -31,12 +31,12 @@ class ClassIndex:
 
     @staticmethod
     def build(label_offsets: np.ndarray, labels: np.ndarray, num_classes: int = 0) -> ClassIndex:
-        """Sorts the pairs.
+        """Sort the pairs.
 
         Args:
             label_offsets: (n + 1,); image i has `labels[label_offsets[i]:label_offsets[i + 1]]`.
             labels: class indices, which may repeat within an image.
-            num_classes: least number of classes of the result.
+            num_classes: lower bound of the number of classes C.
         """
         labels = labels[label_offsets[0] : label_offsets[-1]]
         num_images = len(label_offsets) - 1
@@ -45,11 +45,7 @@ class ClassIndex:
         return ClassIndex(*_sorted_pairs(images, labels, num_images, max(num_classes, highest)))
 
     def expanded(self, hierarchy: LabelHierarchy) -> ClassIndex:
-        """The same images with the ancestors of their classes too.
-
-        Args:
-            hierarchy: of all classes.
-        """
+        """The same images with the ancestors of their classes too; `hierarchy` is that of all classes."""
         classes = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
         images, classes = hierarchy.expand(self.images, classes)
         num_images = int(images.max()) + 1 if len(images) else 0
@@ -60,8 +56,8 @@ class ClassIndex:
 def _sorted_pairs(
     images: np.ndarray, classes: np.ndarray, num_images: int, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`offsets` and `images` of an index, from pairs in any order that may repeat."""
-    # One integer a pair, so that one plain sort groups and de-duplicates; 32 bits sort twice as fast.
+    """`offsets` and `images` of an index, from pairs in any order, which may repeat."""
+    # One integer per pair, so that one sort groups and de-duplicates; 32 bits sort twice as fast.
     dtype = np.int32 if num_classes * num_images < 2**31 else np.int64
     keys = classes.astype(dtype)
     keys *= dtype(num_images)

@@ -8,22 +8,24 @@ import numpy as np
 from typing_extensions import Self
 
 from longtail_det2.data.datasets.dataset import labels_per_image
-from longtail_det2.data.samplers.base import SAMPLER_REGISTRY, TrainingSampler
+from longtail_det2.data.samplers.base import NO_IMAGES, SAMPLER_REGISTRY, TrainingSampler
 from longtail_det2.data.samplers.class_index import ClassIndex
 from longtail_det2.utils.errors import ConfigError, DataError
 
 
 def repeat_factors(source: Any, threshold: float) -> np.ndarray:
-    """How often an epoch should hold each image, as Detectron2 computes it.
+    """How often an epoch holds each image, as Detectron2 computes it.
 
     With f(c) the share of images that contain class c: r(c) = max(1, sqrt(threshold / f(c))), and an image's
-    factor is the greatest r(c) of its classes (1 for an image without objects). All labels of an object
-    count, as annotated. The share is that of all images of `source`: in a dataset with `filter_empty`, images
-    without objects are no part of it.
+    factor is the largest r(c) of its classes (1 for images without objects). All labels of an object count,
+    as annotated. The share is of the images of `source`, so images that `filter_empty` removed do not count.
 
     Args:
         source: anything that `labels_per_image` takes: a dataset or an annotation store.
         threshold: frequency below which classes are repeated; positive.
+
+    Raises:
+        ConfigError: the threshold is not positive.
 
     Returns:
         (number of images,) float32, at least 1.
@@ -58,12 +60,12 @@ class RepeatFactorTrainingSampler(TrainingSampler):
             **ranks: `rank` and `world_size` of `TrainingSampler`.
 
         Raises:
-            DataError: there is no image, or a factor is below 1.
+            DataError: there are no images, or a factor is below 1.
         """
         super().__init__(seed=seed, start=start, **ranks)
         factors = np.asarray(factors, dtype=np.float32)
         if factors.ndim != 1 or len(factors) == 0:
-            raise DataError("the training data set has no images (all left out as empty?)")
+            raise DataError(NO_IMAGES)
         if not (np.isfinite(factors).all() and factors.min() >= 1):
             raise DataError("repeat factors must be finite and at least 1")
         self._whole = np.floor(factors).astype(np.int32)
@@ -71,10 +73,17 @@ class RepeatFactorTrainingSampler(TrainingSampler):
 
     @classmethod
     def from_dataset(
-        cls, dataset: Any, *, seed: int, start: int = 0, threshold: float = 0.001, **options: Any
+        cls,
+        dataset: Any,
+        *,
+        seed: int,
+        start: int = 0,
+        threshold: float = 0.001,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> Self:
         """With the factors of a dataset's classes; `threshold` as in `repeat_factors`."""
-        return cls(repeat_factors(dataset, threshold), seed, start, **options)
+        return cls(repeat_factors(dataset, threshold), seed, start, rank=rank, world_size=world_size)
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -96,7 +105,7 @@ class RepeatFactorTrainingSampler(TrainingSampler):
         return self._whole + extra
 
     def epoch_size(self, epoch: int) -> int:
-        """Number of ids; differs between epochs because fractions are rounded at random."""
+        """Number of ids; differs between epochs, as fractions are rounded at random."""
         return int(self._repeats(self.generator(epoch)).sum())
 
     def epoch_indices(self, epoch: int) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Soft-balance sampling (Peng et al., CVPR 2020, arXiv 2005.08455): between natural and class-balanced."""
+"""Soft-balance and class-aware sampling: a class is drawn first, then one of its images."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from typing_extensions import Self
@@ -16,7 +16,7 @@ from longtail_det2.utils.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 16
-"""Draws are independent, so an "epoch" is any fixed number of them; small ones make `start` cheap."""
+"""Draws are independent, so an epoch is any fixed number of them; a small one makes `start` cheap."""
 
 _NAMED = 5
 """Empty classes that the warning about them names."""
@@ -41,55 +41,27 @@ def soft_balance_probabilities(counts: np.ndarray, lambda_: float) -> np.ndarray
     return shares / shares.sum()
 
 
-def soft_balance_image_weights(index: ClassIndex, lambda_: float, num_images: int) -> np.ndarray:
-    """How often each image is drawn when first a class and then one of its images is.
-
-    An image has the probability sum_c P_s(c) / N_c over its distinct classes, proportional to
-    sum_c N_c^(-lambda).
-
-    Args:
-        index: which images contain which class.
-        lambda_: in [0, 2].
-        num_images: at least as many as `index` knows.
-
-    Returns:
-        (num_images,) float64 with sum 1; images without objects have 0.
-    """
-    counts = index.counts
-    per_pair = np.repeat(np.maximum(counts, 1).astype(np.float64) ** -lambda_, counts)
-    weights = np.bincount(index.images, weights=per_pair, minlength=num_images)
-    return weights / weights.sum()
-
-
 @SAMPLER_REGISTRY.register()
 class SoftBalanceTrainingSampler(TrainingSampler):
-    """Draws a class with probability P_s, then one of its images uniformly.
+    """Draws a class with probability P_s, then one of its images uniformly (Peng et al., CVPR 2020).
 
-    lambda = 0 draws classes as often as they are in the images, which is not uniform sampling: an image
-    counts once for each class that it has. lambda = 1 draws all classes equally often
+    An image is drawn with probability sum_c P_s(c) / N_c over its distinct classes, proportional to
+    sum_c N_c^(-lambda). lambda = 0 draws classes as often as images have them, which is not uniform sampling:
+    an image counts once per class. lambda = 1 draws all classes equally often
     (`ClassAwareTrainingSampler`), lambda > 1 rare classes more often than frequent ones. Classes without
     images are never drawn, nor are images without objects.
 
-    Labels count as annotated: ancestors are not added, so a hierarchy does not draw a frequent leaf class
-    once more through each of its ancestors. But then an inner class has those images alone that show it
-    without a more specific label, and is drawn like a rare class. With `ancestors`, its images are also those
-    of its descendants, as in the official expansion of Open Images.
+    Labels count as annotated: without ancestors, a hierarchy does not draw a frequent leaf class once more
+    through each of its ancestors. But then an inner class has only the images that show it without a more
+    specific label, and is drawn like a rare class. With `ancestors`, the images of its descendants are its
+    own too, as in the official expansion of Open Images.
 
     Attributes:
         lambda_: see above.
-        draw: "class", or "image": draws images by their weights, with the same probabilities but other
-            numbers; it keeps one number an image instead of one for each class of each image.
     """
 
     def __init__(
-        self,
-        index: ClassIndex,
-        seed: int,
-        start: int = 0,
-        *,
-        lambda_: float = 0.7,
-        draw: Literal["class", "image"] = "class",
-        **ranks: Any,
+        self, index: ClassIndex, seed: int, start: int = 0, *, lambda_: float = 0.7, **ranks: Any
     ) -> None:
         """For an index of images by class.
 
@@ -98,28 +70,20 @@ class SoftBalanceTrainingSampler(TrainingSampler):
             seed: see `TrainingSampler`.
             start: see `TrainingSampler`.
             lambda_: in [0, 2]; above 1 a line in the log warns.
-            draw: "class" or "image".
             **ranks: `rank` and `world_size` of `TrainingSampler`.
 
         Raises:
-            ConfigError: `lambda_` or `draw` is not allowed.
+            ConfigError: `lambda_` is out of range.
             DataError: no image has an object.
         """
         super().__init__(seed=seed, start=start, **ranks)
-        self.lambda_, self.draw = _checked_lambda(lambda_), draw
+        self.lambda_ = _checked_lambda(lambda_)
         self._with_ancestors = index.with_ancestors
-        if draw not in ("class", "image"):
-            raise ConfigError(f"DATALOADER.SOFT_BALANCE.DRAW (draw) is {draw!r}; known: 'class', 'image'")
         occurring = np.flatnonzero(index.counts)
         if len(occurring) == 0:
             raise DataError(
                 f"{type(self).__name__} needs objects, but no image of the training data set has one"
             )
-        if draw == "image":
-            weights = soft_balance_image_weights(index, self.lambda_, int(index.images.max()) + 1)
-            self._image_bounds = np.cumsum(weights)
-            self._image_bounds[-1] = np.inf  # not 1 less a rounding error, which a random number may exceed
-            return
         self._images = index.images
         self._first = index.offsets[occurring]
         self._counts = index.counts[occurring]
@@ -133,48 +97,47 @@ class SoftBalanceTrainingSampler(TrainingSampler):
         seed: int,
         start: int = 0,
         lambda_: float = 0.7,
-        draw: Literal["class", "image"] = "class",
         ancestors: bool = False,
-        **ranks: Any,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> Self:
-        """From a dataset or an annotation store; names classes without images in the log.
+        """From a dataset or an annotation store; classes without images are named in the log.
 
         Args:
             dataset: see `index_classes`.
             seed: see `TrainingSampler`.
             start: see `TrainingSampler`.
             lambda_: see the constructor.
-            draw: see the constructor.
-            ancestors: an image of a class is also one of the class's ancestors.
-            **ranks: `rank` and `world_size` of `TrainingSampler`.
+            ancestors: images of a class are also images of its ancestors.
+            rank: see `TrainingSampler`.
+            world_size: see `TrainingSampler`.
         """
-        return cls(index_classes(dataset, ancestors), seed, start, lambda_=lambda_, draw=draw, **ranks)
+        index = index_classes(dataset, ancestors)
+        return cls(index, seed, start, lambda_=lambda_, rank=rank, world_size=world_size)
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
-        """`lambda_`, `draw` and `ancestors` from DATALOADER.SOFT_BALANCE."""
+        """`lambda_` and `ancestors` from DATALOADER.SOFT_BALANCE."""
         keys = cfg.DATALOADER.SOFT_BALANCE
-        return {"lambda_": keys.LAMBDA, "draw": keys.DRAW, "ancestors": keys.ANCESTORS}
+        return {"lambda_": keys.LAMBDA, "ancestors": keys.ANCESTORS}
 
     def epoch_size(self, epoch: int) -> int:
         """A fixed number of draws."""
         return _BLOCK
 
     def locate(self, position: int) -> tuple[int, int]:
-        """See `TrainingSampler.locate`; epochs have one size here."""
+        """See `TrainingSampler.locate`; all epochs have one size."""
         epoch = position // _BLOCK
         return epoch, epoch * _BLOCK
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         """Independent draws."""
         generator = self.generator(epoch)
-        if self.draw == "image":
-            return _draw_images(generator, self._image_bounds)
         if self.lambda_ == 1:  # equal shares; also the stream that class-aware sampling has always had
             classes = generator.integers(0, len(self._counts), size=_BLOCK)
             return self._images[self._first[classes] + generator.integers(0, self._counts[classes])]
-        # How often each class comes, then the images, then their order: the same as one draw after the other,
-        # but twice as fast.
+        # How often each class is drawn, then the images, then their order: the same distribution as one draw
+        # after the other, twice as fast.
         times = generator.multinomial(_BLOCK, self._probabilities)
         within = generator.integers(0, np.repeat(self._counts, times))
         images = self._images[np.repeat(self._first, times) + within]
@@ -182,18 +145,50 @@ class SoftBalanceTrainingSampler(TrainingSampler):
         return images
 
     def __repr__(self) -> str:
-        others = "" if self.draw == "class" else f", draw={self.draw!r}"
-        others += ", ancestors=True" if self._with_ancestors else ""
-        return f"{type(self).__name__}(lambda_={self.lambda_:g}{others})"
+        ancestors = ", ancestors=True" if self._with_ancestors else ""
+        return f"{type(self).__name__}(lambda_={self.lambda_:g}{ancestors})"
+
+
+@SAMPLER_REGISTRY.register()
+class ClassAwareTrainingSampler(SoftBalanceTrainingSampler):
+    """Draws a class uniformly, then one of its images uniformly: soft-balance sampling with lambda = 1.
+
+    Class-aware sampling of Shen et al., Relay Backpropagation, ECCV 2016.
+    """
+
+    def __init__(self, index: ClassIndex, seed: int, start: int = 0, **ranks: Any) -> None:
+        """For an index of images by class; see `SoftBalanceTrainingSampler`."""
+        super().__init__(index, seed, start, lambda_=1.0, **ranks)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        seed: int,
+        start: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> Self:
+        """From a dataset or an annotation store; classes without images are named in the log."""
+        return cls(index_classes(dataset), seed, start, rank=rank, world_size=world_size)
+
+    @classmethod
+    def options_from_config(cls, cfg: Any) -> dict[str, Any]:
+        """None: lambda is 1."""
+        return {}
+
+    def __repr__(self) -> str:
+        return type(self).__name__
 
 
 def index_classes(dataset: Any, ancestors: bool = False) -> ClassIndex:
-    """Which images of a dataset contain which class; names classes without images in the log.
+    """Which images of a dataset contain which class; classes without images are named in the log.
 
     Args:
-        dataset: anything that `labels_per_image` takes. Only one with `class_ids` can tell which classes it
-            should have.
-        ancestors: an image of a class is also one of the class's ancestors.
+        dataset: anything that `labels_per_image` takes. Classes without images are known where it has
+            `class_ids`.
+        ancestors: images of a class are also images of its ancestors.
 
     Raises:
         ConfigError: ancestors are asked for and the dataset has no hierarchy.
@@ -203,8 +198,8 @@ def index_classes(dataset: Any, ancestors: bool = False) -> ClassIndex:
     if ancestors:
         if not hasattr(dataset, "hierarchy"):
             raise ConfigError(
-                "DATALOADER.SOFT_BALANCE.ANCESTORS (ancestors) is set, but the training data are no "
-                "annotation store and have no hierarchy: leave it out, or make a store of them"
+                "DATALOADER.SOFT_BALANCE.ANCESTORS (ancestors) is set, but the training data are not "
+                "an annotation store and have no hierarchy: leave it out, or make a store of them"
             )
         index = index.expanded(dataset.hierarchy)
     empty = np.flatnonzero(index.counts == 0)
@@ -231,15 +226,3 @@ def _checked_lambda(lambda_: Any) -> float:
             lambda_,
         )
     return float(lambda_)
-
-
-def _draw_images(generator: np.random.Generator, bounds: np.ndarray) -> np.ndarray:
-    """A block of independent draws.
-
-    Sorted keys find their places twice as fast, for the memory cache. Sums of exponential numbers, divided by
-    the last, are uniform numbers in ascending order.
-    """
-    keys = generator.standard_exponential(_BLOCK + 1).cumsum()
-    images = bounds.searchsorted(keys[:-1] / keys[-1], side="right").astype(np.int32)
-    generator.shuffle(images)
-    return images
