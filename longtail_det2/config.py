@@ -125,6 +125,14 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "Linear"
     # What the normalised layer multiplies the cosines with.
     cfg.MODEL.ROI_BOX_HEAD.TEMPERATURE = 20.0
+    # Name in BOX_BRANCH_REGISTRY: what makes predictions from features and proposals, in the standard heads
+    # and in each stage of a cascade.
+    cfg.MODEL.ROI_BOX_HEAD.BRANCH = "BoxBranch"
+    # What the classification and box losses are divided by: sampled "regions", "foreground" regions, their
+    # moving average "foreground_average", or regions x classes "elements" (the box loss: regions).
+    cfg.MODEL.ROI_BOX_HEAD.LOSS_NORMALIZER = "regions"
+    # The same for the losses of "NormalizedRPN".
+    cfg.MODEL.RPN.LOSS_NORMALIZER = "regions"
     # Write class_gradients.json: how much training raised and lowered the logit of each class.
     cfg.MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS = False
     # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To
@@ -202,6 +210,8 @@ def _add_dense_keys(cfg: CfgNode) -> None:
     # and PRIOR_PROB), "SigmoidBCELoss", "SoftmaxCrossEntropyLoss", "ConcurrentSoftmaxLoss",
     # "SeesawLoss" (whose objectness takes the same keys).
     cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS = "SigmoidFocalLoss"
+    # What the losses are divided by; see MODEL.ROI_BOX_HEAD.LOSS_NORMALIZER.
+    cfg.MODEL.DENSE_HEAD.LOSS_NORMALIZER = "foreground_average"
 
     # Detectron2 has FCOS in lazy configs only; the defaults are those of its class.
     cfg.MODEL.FCOS = CN()

@@ -55,7 +55,18 @@ def settings(model):
 
 
 def values(parts):
-    return {f"{part}.{key}": getattr(obj, key) for part, (obj, keys) in parts.items() for key in keys}
+    found = {f"{part}.{key}": getattr(obj, key) for part, (obj, keys) in parts.items() for key in keys}
+    return {key: numbers(one) if isinstance(one, torch.Tensor) else one for key, one in found.items()}
+
+
+def score_thresholds(cfg, lazy):
+    """Of both configs; a model on the meta device has no values."""
+    if "roi_heads" not in lazy.model:
+        node = cfg.MODEL.FCOS if "FCOS" in cfg.MODEL.META_ARCHITECTURE else cfg.MODEL.RETINANET
+        return {node.SCORE_THRESH_TEST}, {lazy.model.test_score_thresh}
+    heads = lazy.model.roi_heads
+    predictors = heads.get("box_predictors") or [heads.box_predictor]
+    return {cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST}, {one.test_score_thresh for one in predictors}
 
 
 def dense_settings(model):
@@ -132,6 +143,8 @@ def test_twins_build_the_same_model(name):
         theirs = build_lazy_model(lazy)
     assert str(ours) == str(theirs)
     assert settings(ours) == settings(theirs)
+    yaml_thresholds, lazy_thresholds = score_thresholds(cfg, lazy)
+    assert yaml_thresholds == lazy_thresholds
     weights, twin = ours.state_dict(), theirs.state_dict()
     assert list(weights) == list(twin)
     assert [w.shape for w in weights.values()] == [w.shape for w in twin.values()]

@@ -2,53 +2,76 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
+import os
 
 import torch
 from detectron2.config import CfgNode, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model as build_detectron2_model
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
+import longtail_det2.modeling  # noqa: F401  registers heads, losses, detectors and backbones
+from longtail_det2.config import NUM_CLASSES_FROM_DATA, get_cfg, num_classes_key
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.modeling.losses import ClassificationLoss
+from longtail_det2.modeling.proposal_generator import NormalizedRPN
+from longtail_det2.modeling.roi_heads import MultiLabelMaskHead
 from longtail_det2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_REGISTERING_MODULES = (
-    "longtail_det2.modeling.backbone",
-    "longtail_det2.modeling.losses",
-    "longtail_det2.modeling.meta_arch",
-    "longtail_det2.modeling.roi_heads",
-)
-
-
-def register_components() -> None:
-    """Imports the modules that put heads, losses and backbones into the registries; again does nothing."""
-    for name in _REGISTERING_MODULES:
-        importlib.import_module(name)
+_ROI_HEADS = "MODEL.ROI_HEADS.NAME to MultiLabelROIHeads or MultiLabelCascadeROIHeads"
+_KEYS_OF_PARTS: dict[str, tuple[str, type[nn.Module], str, tuple[str, ...]]] = {
+    "MODEL.ROI_BOX_HEAD": (
+        "roi_heads",
+        ClassificationLoss,
+        _ROI_HEADS,
+        ("CLASSIFICATION_LOSS", "CLASSIFIER", "TEMPERATURE", "BRANCH", "LOSS_NORMALIZER"),
+    ),
+    "MODEL.DENSE_HEAD": (
+        "head",
+        ClassificationLoss,
+        "MODEL.META_ARCHITECTURE to MultiLabelRetinaNet or MultiLabelFCOS",
+        ("CLASSIFICATION_LOSS", "LOSS_NORMALIZER"),
+    ),
+    "MODEL.RPN": (
+        "proposal_generator",
+        NormalizedRPN,
+        "MODEL.PROPOSAL_GENERATOR.NAME to NormalizedRPN",
+        ("LOSS_NORMALIZER",),
+    ),
+    "MODEL.ROI_MASK_HEAD": (
+        "roi_heads.mask_head",
+        MultiLabelMaskHead,
+        "MODEL.MASK_ON to True and MODEL.ROI_MASK_HEAD.NAME to MultiLabelMaskHead",
+        ("PREDICTOR", "TEMPERATURE"),
+    ),
+}
+"""Config node -> (part of the model, class in it that reads the keys, how to get it, keys)."""
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """The model that a YAML config describes, on its device, with random weights.
+    """Build the model that a YAML config describes, on its device, with random weights.
 
     Raises:
-        ConfigError: the number of classes is left to the data and was not set from them, or a part is named
-            that does not exist.
+        ConfigError: the number of classes is left to the data and was not set from them, a part is named that
+            does not exist, or a key of this project is set that the model does not use.
     """
-    register_components()
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES == NUM_CLASSES_FROM_DATA:
         raise ConfigError(_unset_classes("MODEL.ROI_HEADS.NUM_CLASSES"))
     try:
         model: nn.Module = build_detectron2_model(cfg)
     except KeyError as error:  # a registry's message names the missing part
         raise ConfigError(f"the model cannot be built: {error.args[0]}") from error
+    check_keys_used(cfg, model)
+    _warn_of_lost_labels(cfg, model)
     return _finish(model, cfg.MODEL.CHANNELS_LAST)
 
 
 def build_lazy_model(cfg: DictConfig) -> nn.Module:
-    """The model that a lazy config describes, on ``train.device``, with random weights.
+    """Build the model that a lazy config describes, on ``train.device``, with random weights.
 
     Raises:
         ConfigError: the number of classes is left to the data and was not set from them.
@@ -59,6 +82,66 @@ def build_lazy_model(cfg: DictConfig) -> nn.Module:
     model: nn.Module = instantiate(cfg.model)
     model.to(cfg.train.device)
     return _finish(model, bool(cfg.train.get("channels_last", False)))
+
+
+def check_keys_used(cfg: CfgNode, model: nn.Module) -> None:
+    """Compare a model with the keys of this project that it was built from.
+
+    Detectron2's own heads do not read these keys: with them another loss than the config's would be trained.
+
+    Raises:
+        ConfigError: a key differs from its default, and the part of the model that it is for does not read
+            it, or has another classification loss.
+    """
+    defaults = get_cfg()
+    for node, (part, reader, remedy, names) in _KEYS_OF_PARTS.items():
+        module = _part(model, part)
+        found = [one for one in module.modules() if isinstance(one, reader)] if module else []
+        for name in names:
+            value = _value(cfg, f"{node}.{name}")
+            if value == _value(defaults, f"{node}.{name}"):
+                continue
+            if name == "CLASSIFICATION_LOSS":
+                found = [one for one in found if type(one).__name__ == value]
+            if not found:
+                built = f"its {part} is {type(module).__name__}" if module else f"it has no {part}"
+                raise ConfigError(
+                    f"{node}.{name} is {value!r}, but the model that was built ({type(model).__name__}) does "
+                    f"not use it: {built}. Set {remedy}, or leave the key at its default"
+                )
+
+
+def _part(model: nn.Module, name: str) -> nn.Module | None:
+    found: object = model
+    for attribute in name.split("."):
+        found = getattr(found, attribute, None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def _value(cfg: CfgNode, key: str) -> object:
+    found: object = cfg
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _warn_of_lost_labels(cfg: CfgNode, model: nn.Module) -> None:
+    """Warn where objects with several labels meet a model that learns one label per object."""
+    if any(isinstance(module, ClassificationLoss) for module in model.modules()):
+        return
+    for name in cfg.DATASETS.TRAIN:
+        path = MetadataCatalog.get(name).get("store_path") if name in DatasetCatalog.list() else None
+        if path is None or not os.path.isdir(path):
+            continue
+        store = AnnotationStore.open(path)
+        if store.has_hierarchy or len(store.labels) > store.num_objects:
+            heads = type(_part(model, "roi_heads") or model).__name__
+            logger.warning(
+                "objects of %s have several labels, of which %s learns the most specific one only; set %s",
+                name,
+                heads,
+                _ROI_HEADS,
+            )
 
 
 def _finish(model: nn.Module, channels_last: bool) -> nn.Module:

@@ -22,7 +22,6 @@ from longtail_det2.data.datasets.register import register_datasets
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.wording import counted
 
-from .build import register_components
 from .run_record import read_run_record, write_run_record
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,6 @@ def setup(
         ConfigError: no data set is named, or see :func:`resolve_num_classes`.
         DataError: a data set is unknown or absent.
     """
-    register_components()
     form = _Lazy(cfg) if isinstance(cfg, DictConfig) else _Yaml(cfg)
     if output_dir:
         form.set("output_dir", output_dir)

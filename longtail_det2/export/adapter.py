@@ -15,8 +15,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from longtail_det2.modeling.loss_normalizer import LossNormalizer
 from longtail_det2.modeling.losses import ClassificationLoss
-from longtail_det2.modeling.meta_arch.dense import PositivesAverage
 from longtail_det2.utils.errors import ConfigError
 
 from .nms import NMS
@@ -68,7 +68,7 @@ def inference_copy(model: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, ClassificationLoss):
                 setattr(module, name, ScoresOnly(child))
-            elif isinstance(child, PositivesAverage):
+            elif isinstance(child, LossNormalizer):
                 setattr(module, name, nn.Identity())
     return model
 

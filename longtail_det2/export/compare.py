@@ -56,9 +56,9 @@ def compare_detections(
     other: Mapping[str, np.ndarray],
     image_size: tuple[int, int],
     *,
-    cut: float = 0.0,
+    cut: float | np.ndarray = 0.0,
 ) -> Difference:
-    """Matches the detections of two models within a class and measures how far apart they are.
+    """Match the detections of two models within a class and measures how far apart they are.
 
     Each detection of the first set, best first, takes the nearest one left in the second: nearest by the
     larger of the score difference and the box difference relative to the picture.
@@ -67,17 +67,19 @@ def compare_detections(
         one: ``boxes`` (n, 4), ``scores`` (n,), ``classes`` (n,), perhaps ``masks`` (n, ...).
         other: the same of the other model.
         image_size: (height, width) of the picture that the boxes are in.
-        cut: score up to which a detection may be missing: rounding decides whether it is just above a
-            threshold, or just among the best hundred.
+        cut: score up to which a detection may be missing, a number or one per class: rounding decides whether
+            it is just above a threshold, or just among the best hundred.
     """
+    limits = np.asarray(cut)
     side = float(max(image_size))
     left = np.ones(len(other["scores"]), dtype=bool)
     worst = np.zeros(3)
-    alone: list[float] = []
+    alone: list[bool] = []  # whether the score of a detection without counterpart is above the cut
     for index in np.argsort(-one["scores"], kind="stable"):
         candidates = np.flatnonzero(left & (other["classes"] == one["classes"][index]))
         if not len(candidates):
-            alone.append(float(one["scores"][index]))
+            limit = limits[one["classes"][index]] if limits.ndim else limits
+            alone.append(bool(one["scores"][index] > limit))
             continue
         boxes = np.abs(other["boxes"][candidates] - one["boxes"][index]).max(axis=1)
         scores = np.abs(other["scores"][candidates] - one["scores"][index])
@@ -88,8 +90,8 @@ def compare_detections(
             gap = one["masks"][index].astype(np.float64) - other["masks"][candidates[nearest]]
             mask = float(np.abs(gap).max(initial=0.0))
         worst = np.maximum(worst, [boxes[nearest], scores[nearest], mask])
-    alone += other["scores"][left].tolist()
-    unmatched = sum(score > cut for score in alone)
+    alone += (other["scores"] > (limits[other["classes"]] if limits.ndim else limits))[left].tolist()
+    unmatched = sum(alone)
     boxes, scores, masks = (float(value) for value in worst)
     return Difference(
         detections=(len(one["scores"]), len(other["scores"])),

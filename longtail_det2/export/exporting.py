@@ -114,12 +114,12 @@ def verify(
     return differences
 
 
-def _cut(thresholds: dict[str, Any], *scores: np.ndarray) -> float:
-    """Score up to which rounding decides whether something is detected."""
-    cut, limit = thresholds["score"] or 0.0, thresholds["detections_per_image"]
+def _cut(thresholds: dict[str, Any], *scores: np.ndarray) -> np.ndarray:
+    """Return the score up to which rounding decides whether something is detected, () or one per class."""
+    cut, limit = np.asarray(thresholds["score"] or 0.0), thresholds["detections_per_image"]
     if limit and max(map(len, scores)) >= limit:
-        cut = max(cut, *(one.min() for one in scores if len(one)))
-    return float(cut) + TOLERANCE
+        cut = np.maximum(cut, max(one.min() for one in scores if len(one)))
+    return cut + TOLERANCE
 
 
 def sample_pictures(

@@ -103,17 +103,21 @@ def _numbers(values: Tensor | None) -> list[float] | None:
     return None if values is None else [float(value) for value in values.flatten()]
 
 
-def _thresholds(model: nn.Module) -> dict[str, float | int | None]:
-    """Settings of the last stage that has them (a cascade's stages share theirs)."""
-    found: dict[str, float | int | None] = dict.fromkeys(_THRESHOLDS)
+def _thresholds(model: nn.Module) -> dict[str, float | int | list[float] | None]:
+    """Return the settings of the last stage that has them (a cascade's stages share theirs).
+
+    The score threshold is a number, or a list in the order of the classes where they differ.
+    """
+    found: dict[str, float | int | list[float] | None] = dict.fromkeys(_THRESHOLDS)
     for module in model.modules():
         for key, attributes in _THRESHOLDS.items():
             for name in attributes:
                 value = getattr(module, name, None)
                 if isinstance(value, (int, float)):
                     found[key] = value
-                elif isinstance(value, Tensor):  # a threshold of its own for each class
-                    found[key] = None
+                elif isinstance(value, Tensor):
+                    rounded = [float(f"{one:.7g}") for one in value.tolist()]  # as float32 knows it
+                    found[key] = rounded[0] if len(set(rounded)) == 1 else rounded
     return found
 
 

@@ -121,7 +121,7 @@ def test_candidates_are_bounded_before_suppression(cascade_cfg, batch):
     ("options", "message"),
     [
         (["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False], "CLS_AGNOSTIC_BBOX_REG must be True"),
-        (["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.5, 0.6)], "one entry a stage .* got 2 and 3"),
+        (["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.5, 0.6)], "got 3, 3, 2, 3: MODEL.ROI_BOX_CASCADE_HEAD.IOUS"),
         (["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.4, 0.6, 0.7)], "begins with 0.4"),
     ],
 )

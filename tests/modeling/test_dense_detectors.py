@@ -8,8 +8,9 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.utils.events import EventStorage
 
 from longtail_det2.engine.build import build_model
+from longtail_det2.modeling.loss_normalizer import LossNormalizer
 from longtail_det2.modeling.losses import SigmoidBCELoss
-from longtail_det2.modeling.meta_arch.dense import MultiLabelRetinaNetHead, PositivesAverage
+from longtail_det2.modeling.meta_arch.dense import MultiLabelRetinaNetHead
 from longtail_det2.modeling.meta_arch.fcos import centerness_of
 from longtail_det2.utils.errors import ConfigError
 
@@ -203,23 +204,31 @@ def test_loss_without_a_dense_form_is_refused_when_the_head_is_built():
 
 
 def test_normaliser_is_kept_by_checkpoints():
-    average = PositivesAverage(100.0)
-    assert average(50) == pytest.approx(95.0)
-    assert average(0) == pytest.approx(0.9 * 95 + 0.1)
-    again = PositivesAverage(100.0)
+    def count(normalizer, foreground):
+        return normalizer(1000, torch.tensor(foreground))[0]
+
+    average = LossNormalizer("foreground_average", initial=100.0)
+    assert count(average, 50) == pytest.approx(95.0)
+    assert count(average, 0) == pytest.approx(0.9 * 95 + 0.1)
+    again = LossNormalizer("foreground_average", initial=100.0)
     again.load_state_dict(average.state_dict())
-    assert again(7) == average(7)
+    assert count(again, 7) == count(average, 7)
+    average.counting = False  # a recomputation
+    assert count(average, 70) == count(average, 70)
 
 
 def test_normaliser_of_several_ranks_is_that_of_one(monkeypatch):
     from detectron2.utils import comm
 
-    one = [PositivesAverage(100.0)(30)]
+    def count(foreground):
+        return LossNormalizer("foreground_average")(1000, torch.tensor(foreground))[0].item()
+
+    one = count(30)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.fill_(30.0))
-    halves = [PositivesAverage(100.0)(count) for count in (10, 20)]
+    halves = [count(10), count(20)]
     # the gradients of the ranks are averaged: (a / n + b / n) / 2 = (a + b) / (2 n)
-    assert halves[0] == halves[1] == pytest.approx(one[0].item() / 2)
+    assert halves[0] == halves[1] == pytest.approx(one / 2)
 
 
 def test_centerness():

@@ -9,8 +9,8 @@ from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from longtail_det2.engine.build import build_model
+from longtail_det2.modeling.events import LOG_PERIOD
 from longtail_det2.modeling.roi_heads import MultiLabelMaskHead, multi_label_mask_loss
-from longtail_det2.modeling.roi_heads.fast_rcnn import LOG_PERIOD
 
 K, SIDE = 5, 8
 

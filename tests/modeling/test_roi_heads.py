@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -7,10 +9,13 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from longtail_det2.layers import NormalizedLinear
 from longtail_det2.modeling.backbone import TinyBackbone
+from longtail_det2.modeling.box_regression import multi_label_box_loss
+from longtail_det2.modeling.loss_normalizer import NORMALIZERS
 from longtail_det2.modeling.losses import SigmoidBCELoss, SoftmaxCrossEntropyLoss
 from longtail_det2.modeling.roi_heads import MultiLabelFastRCNNOutputLayers, MultiLabelROIHeads
-from longtail_det2.modeling.roi_heads.box_regression import keep_top_candidates, multi_label_box_loss
+from longtail_det2.modeling.roi_heads.fast_rcnn import keep_top_candidates
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
@@ -111,6 +116,10 @@ def test_keep_top_candidates():
     )
     assert torch.equal(kept[:, -1], scores[:, -1])
     assert keep_top_candidates(torch.full((2, 4), 0.5), 2)[:, :-1].ge(0).sum() == 2  # ties
+    # What is below its own class's threshold takes no place.
+    row = torch.tensor([[0.5, 0.4, 0.1, 0.9]])
+    kept = keep_top_candidates(row, 1, torch.tensor([0.6, 0.3, 0.0]))
+    torch.testing.assert_close(kept, torch.tensor([[-1, 0.4, -1, 0.9]]))
 
 
 def test_width_and_bias_come_from_the_loss():
@@ -162,6 +171,55 @@ def test_loss_weights():
     one, three = (head.losses(head(features), proposals) for head in (plain, weighted))
     torch.testing.assert_close(3 * one["loss_cls"], three["loss_cls"])
     torch.testing.assert_close(one["loss_box_reg"], three["loss_box_reg"])
+
+
+def test_one_weight_holds_for_every_key_of_the_classification_loss():
+    class TwoTerms(SoftmaxCrossEntropyLoss):
+        def forward(self, logits, targets):
+            return {**super().forward(logits, targets), "loss_objectness": logits.square().mean()}
+
+    torch.manual_seed(0)
+    plain, weighted, named = (
+        predictor(TwoTerms(), loss_weight=weight)
+        for weight in ({}, 2.0, {"loss_objectness": 5.0, "loss_cls": 3.0})
+    )
+    proposals, predictions = [proposals_of([0, 1, 3])], (torch.randn(3, 4), torch.randn(3, 12))
+    one, two, own = (head.losses(predictions, proposals) for head in (plain, weighted, named))
+    assert set(one) == {"loss_cls", "loss_objectness", "loss_box_reg"}
+    for key, value in one.items():
+        torch.testing.assert_close(2 * value, two[key])
+    factors = {"loss_objectness": 5, "loss_cls": 3, "loss_box_reg": 1}
+    assert {key: round((own[key] / one[key]).item(), 4) for key in one} == factors
+
+
+def test_a_classifier_without_bias(caplog):
+    cosine = partial(NormalizedLinear, bias=False)
+    head = predictor(SoftmaxCrossEntropyLoss(), classifier=cosine)
+    assert head.cls_score.bias is None and not caplog.records
+    predictor(SigmoidBCELoss(), classifier=cosine)
+    assert "NormalizedLinear has no bias" in caplog.text
+
+
+def test_a_classifier_of_several_layers():
+    def classifier(features, logits):
+        return torch.nn.Sequential(torch.nn.Linear(features, 2), torch.nn.Linear(2, logits))
+
+    head = predictor(SoftmaxCrossEntropyLoss(), classifier=classifier)
+    assert head(torch.randn(4, 6))[0].shape == (4, 4)
+
+
+def test_losses_are_divided_by_what_the_normalizer_says():
+    torch.manual_seed(0)
+    proposals, predictions = [proposals_of([0, 3, 3, 3, 2])], (torch.randn(5, 3), torch.randn(5, 12))
+    found = {
+        kind: predictor(SigmoidBCELoss(), loss_normalizer=kind).losses(predictions, proposals)["loss_box_reg"]
+        for kind in NORMALIZERS
+    }
+    torch.testing.assert_close(found["elements"], found["regions"])
+    torch.testing.assert_close(found["foreground"], 5 / 2 * found["regions"])
+    torch.testing.assert_close(found["foreground_average"], 5 / 90.2 * found["regions"])
+    with pytest.raises(ConfigError, match="LOSS_NORMALIZER is 'rows'"):
+        predictor(SigmoidBCELoss(), loss_normalizer="rows")
 
 
 def test_inference_gives_a_box_several_labels():

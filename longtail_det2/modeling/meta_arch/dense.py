@@ -1,4 +1,4 @@
-"""What RetinaNet and FCOS share: heads that ask their loss, detectors around them, losses, the normaliser.
+"""What RetinaNet and FCOS share: heads with a classification loss, the training step, detection.
 
 Shape shorthand in this package:
 
@@ -22,24 +22,30 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils import comm
 from torch import Tensor, nn
 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA
 from longtail_det2.layers import at_least_float32
+from longtail_det2.modeling.box_regression import pair_losses
 from longtail_det2.modeling.events import event_storage
+from longtail_det2.modeling.loss_normalizer import LossNormalizer
 from longtail_det2.modeling.losses import (
     ClassificationLoss,
     build_classification_loss,
     check_serves_dense_heads,
 )
-from longtail_det2.modeling.roi_heads.box_regression import pair_losses
+from longtail_det2.modeling.score_thresholds import ScoreThresholds
 from longtail_det2.structures.dense_targets import DenseTargets
 from longtail_det2.utils.errors import ConfigError
 
 
-class MultiLabelRetinaNetHead(RetinaNetHead):
-    """RetinaNet's head with the L logits an anchor and the first bias that its classification loss wants."""
+class MultiLabelDenseHead(nn.Module):
+    """Mixin: L logits per anchor and the first bias as the classification loss wants them.
+
+    To be named before Detectron2's head among the bases.
+    """
+
+    cls_score: nn.Conv2d
 
     def __init__(
         self,
@@ -47,120 +53,176 @@ class MultiLabelRetinaNetHead(RetinaNetHead):
         input_shape: Sequence[ShapeSpec],
         num_classes: int,
         classification_loss: ClassificationLoss,
-        num_anchors: int,
         conv_dims: Sequence[int],
-        norm: str = "",
+        **kwargs: Any,
     ) -> None:
-        """Makes the layers.
+        """Make the layers.
 
         Args:
             input_shape: of the levels; all have the same channels.
             num_classes: K.
             classification_loss: one that serves dense heads.
-            num_anchors: A.
             conv_dims: channels of the convolutions before the last one, in each of the two branches.
-            norm: their normalisation, as Detectron2 names it.
+            kwargs: the other arguments of Detectron2's head.
 
         Raises:
             ConfigError: the loss cannot serve a dense head, or K is not positive.
         """
-        num_logits = _checked_num_logits(classification_loss, num_classes)
+        if num_classes < 1:
+            raise ConfigError(f"a dense head needs at least one class, got num_classes={num_classes}")
+        check_serves_dense_heads(classification_loss)
+        num_logits = classification_loss.num_logits(num_classes)
         super().__init__(
-            input_shape=list(input_shape),
-            num_classes=num_logits,
-            num_anchors=num_anchors,
-            conv_dims=list(conv_dims),
-            norm=norm,
+            input_shape=list(input_shape), num_classes=num_logits, conv_dims=list(conv_dims), **kwargs
         )
         self.num_logits = num_logits
         self.classification_loss = classification_loss
-        _set_bias(self.cls_score, classification_loss.dense_bias(num_logits), num_anchors)
+        if self.cls_score.bias is not None:
+            bias = classification_loss.dense_bias(num_logits)
+            num_anchors = self.cls_score.out_channels // num_logits  # channels are anchor by anchor
+            with torch.no_grad():
+                self.cls_score.bias.copy_(0 if bias is None else bias.repeat(num_anchors))
 
 
-class MultiLabelFCOSHead(FCOSHead):
-    """FCOS's head with the L logits a location, and the first bias, that its classification loss wants."""
+class MultiLabelRetinaNetHead(MultiLabelDenseHead, RetinaNetHead):
+    """RetinaNet's head for any classification loss; also needs `num_anchors`, per location."""
 
+
+class MultiLabelFCOSHead(MultiLabelDenseHead, FCOSHead):
+    """FCOS's head for any classification loss."""
+
+    def __init__(self, *, norm: str = "GN", **kwargs: Any) -> None:
+        """Make the layers; see :class:`MultiLabelDenseHead`."""
+        super().__init__(norm=norm, **kwargs)
+
+
+class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
+    """A dense detector of Detectron2 whose head has a classification loss.
+
+    To be named before Detectron2's class among the bases. The training step is the same for all: a subclass
+    says what its anchors match and which losses it has besides those of classes and boxes.
+
+    Attributes:
+        initial_foreground: first value of the moving average that losses are divided by.
+        other_widths: numbers per anchor that the head predicts after the logits and the box.
+        box_reg_loss_type, smooth_l1_beta: of the box loss, see :func:`pair_losses`.
+        counting: False while a forward pass is recomputed for the gradient: losses must not count it again.
+    """
+
+    head: MultiLabelDenseHead
+    anchor_generator: Callable[[list[Tensor]], list[Boxes]]
+    box2box_transform: Any
+    inference_single_image: Callable[..., Instances]
+    initial_foreground: float
+    other_widths: tuple[int, ...] = ()
+    box_reg_loss_type: str
+    smooth_l1_beta: float
+    counting = True
+
+    @configurable
     def __init__(
         self,
         *,
-        input_shape: Sequence[ShapeSpec],
-        num_classes: int,
-        classification_loss: ClassificationLoss,
-        conv_dims: Sequence[int],
-        norm: str = "GN",
+        head: MultiLabelDenseHead,
+        loss_normalizer: str | LossNormalizer = "foreground_average",
+        **kwargs: Any,
     ) -> None:
-        """Makes the layers; see :class:`MultiLabelRetinaNetHead`."""
-        num_logits = _checked_num_logits(classification_loss, num_classes)
-        super().__init__(
-            input_shape=list(input_shape), num_classes=num_logits, conv_dims=list(conv_dims), norm=norm
-        )
-        self.num_logits = num_logits
-        self.classification_loss = classification_loss
-        _set_bias(self.cls_score, classification_loss.dense_bias(num_logits), num_anchors=1)
-
-
-def _checked_num_logits(loss: ClassificationLoss, num_classes: int) -> int:
-    if num_classes < 1:
-        raise ConfigError(f"a dense head needs at least one class, got num_classes={num_classes}")
-    check_serves_dense_heads(loss)
-    return loss.num_logits(num_classes)
-
-
-def _set_bias(layer: nn.Conv2d, bias: Tensor | None, num_anchors: int) -> None:
-    """One bias an anchor and logit; the layer's channels are anchor by anchor."""
-    if layer.bias is None:
-        return
-    with torch.no_grad():
-        layer.bias.zero_() if bias is None else layer.bias.copy_(bias.repeat(num_anchors))
-
-
-class MultiLabelDenseDetector(DenseDetector):
-    """What a dense detector of Detectron2 becomes when its head has a classification loss.
-
-    To be named before Detectron2's class among the bases.
-
-    Attributes:
-        initial_positives: where the average of positive anchors starts that losses are divided by.
-        other_widths: numbers an anchor that the head predicts after the logits and the box.
-    """
-
-    head: MultiLabelRetinaNetHead | MultiLabelFCOSHead
-    anchor_generator: Callable[[list[Tensor]], list[Boxes]]
-    inference_single_image: Callable[..., Instances]
-    initial_positives: float
-    other_widths: tuple[int, ...] = ()
-
-    @configurable
-    def __init__(self, *, head: MultiLabelRetinaNetHead | MultiLabelFCOSHead, **kwargs: Any) -> None:
-        """Makes the detector.
+        """Make the detector.
 
         Args:
-            head: it has the classification loss.
+            head: has the classification loss.
+            loss_normalizer: what the losses are divided by; a name of :class:`LossNormalizer`, or one.
             kwargs: the other arguments of Detectron2's class; those of its focal loss have no effect.
+                `test_score_thresh` may be a number or K numbers.
         """
         super().__init__(head=head, **kwargs)
-        self.loss_normalizer = PositivesAverage(initial=self.initial_positives)
+        if isinstance(loss_normalizer, str):
+            loss_normalizer = LossNormalizer(loss_normalizer, initial=self.initial_foreground)
+        self.loss_normalizer = loss_normalizer
+
+    def match_image(self, anchors: list[Boxes], image: Instances) -> Tensor:
+        """Return the index of the object that each anchor matches, (R,) int64.
+
+        `MATCHED_NOTHING` stands for background, `MATCHED_UNCLEAR` for anchors without any loss.
+
+        Args:
+            anchors: of each level.
+            image: its objects.
+        """
+        raise NotImplementedError
+
+    def other_losses(self, anchors: Tensor, gt_boxes: Tensor, *others: Tensor) -> dict[str, Tensor]:
+        """Return further losses of the positive anchors by name, (P,) each.
+
+        Args:
+            anchors: (P, 4).
+            gt_boxes: (P, 4), of the objects that they match.
+            others: (P, width) for each of `other_widths`, at least float32.
+        """
+        return {}
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Return the classification losses, ``loss_box_reg`` and :meth:`other_losses` as scalars."""
+        logits, *rest = (_flat(levels) for levels in self.split_predictions(predictions))
+        anchors = self.anchor_generator(features)
+        targets, gt_boxes = self.label_objects(anchors, gt_instances)
+        positives = len(targets.rows)
+        if storage := event_storage():
+            storage.put_scalar("num_pos_anchors", positives / max(len(gt_instances), 1))
+        count = torch.full((), positives, device=logits.device)
+        divisor, box_divisor = self.loss_normalizer(len(targets), count, self.num_classes)
+
+        losses = dict(self.head.classification_loss.dense_loss(logits, targets, divisor))
+        of_image = Boxes.cat(list(anchors)).tensor
+        boxes = of_image[targets.rows % max(len(of_image), 1)]
+        deltas, *others = (at_least_float32(values[targets.rows]) for values in rest)
+        per_anchor = {
+            "loss_box_reg": pair_losses(
+                boxes,
+                gt_boxes,
+                deltas,
+                self.box2box_transform,
+                self.box_reg_loss_type,
+                self.smooth_l1_beta,
+            ),
+            **self.other_losses(boxes, gt_boxes, *others),
+        }
+        return losses | {name: values.sum() / box_divisor for name, values in per_anchor.items()}
+
+    @torch.no_grad()
+    def label_objects(
+        self, anchors: Sequence[Boxes], objects: Sequence[Instances]
+    ) -> tuple[DenseTargets, Tensor]:
+        """Return the targets of all images' anchors, and (P, 4) the boxes that the positive ones match."""
+        matches = [self.match_image(list(anchors), image) for image in objects]
+        return DenseTargets.from_matches(matches, objects, self.num_classes)
 
     def split_predictions(self, predictions: list[list[Tensor]]) -> list[list[Tensor]]:
-        """What the head predicts, of each level: logits (N, Ri, L), deltas (N, Ri, 4), and the others."""
+        """Return per level logits (N, Ri, L), deltas (N, Ri, 4), and (N, Ri, width) of the others."""
         return self._transpose_dense_predictions(predictions, [self.head.num_logits, 4, *self.other_widths])
 
     def scores(self, logits: Tensor, *others: Tensor) -> Tensor:
-        """Scores of the anchors of a level of an image.
+        """Return the scores of the anchors of a level of an image, which the thresholds are compared with.
 
         Args:
             logits: (Ri, L).
             others: (Ri, width) for each of `other_widths`.
 
         Returns:
-            (Ri, K) in [0, 1]: the classification loss's activation.
+            (Ri, K) in [0, 1].
         """
         return self.head.classification_loss.activation(logits)[:, :-1]
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
     ) -> list[Instances]:
-        """Detections of each image, scored by :meth:`scores`."""
+        """Return the detections per image, scored by :meth:`scores`."""
         logits, deltas, *others = self.split_predictions(predictions)
         anchors = self.anchor_generator(features)
         return [
@@ -178,14 +240,14 @@ class MultiLabelDenseDetector(DenseDetector):
 
 
 def level_shapes(backbone: Backbone, names: Sequence[str]) -> list[ShapeSpec]:
-    """Shapes of the features that a head looks at."""
+    """Return the shapes of a head's input levels."""
     return [backbone.output_shape()[name] for name in names]
 
 
 def dense_arguments(
     cfg: CfgNode, keys: CfgNode, backbone: Backbone, make_head: Callable[..., nn.Module], **options: Any
 ) -> dict[str, Any]:
-    """The arguments that RetinaNet and FCOS share, from a config.
+    """Return the arguments that RetinaNet and FCOS share.
 
     Args:
         cfg: the whole config; the loss is that of ``MODEL.DENSE_HEAD.CLASSIFICATION_LOSS``.
@@ -208,6 +270,7 @@ def dense_arguments(
         "head": head,
         "num_classes": dense_num_classes(cfg),
         "head_in_features": keys.IN_FEATURES,
+        "loss_normalizer": cfg.MODEL.DENSE_HEAD.LOSS_NORMALIZER,
         "test_score_thresh": keys.SCORE_THRESH_TEST,
         "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
         "test_nms_thresh": keys.NMS_THRESH_TEST,
@@ -218,7 +281,7 @@ def dense_arguments(
 
 
 def dense_num_classes(cfg: CfgNode) -> int:
-    """The number of classes of a dense detector, ``MODEL.ROI_HEADS.NUM_CLASSES``.
+    """Return the number of classes of a dense detector, ``MODEL.ROI_HEADS.NUM_CLASSES``.
 
     Raises:
         ConfigError: ``MODEL.RETINANET.NUM_CLASSES`` says another one.
@@ -227,97 +290,16 @@ def dense_num_classes(cfg: CfgNode) -> int:
     if own not in (NUM_CLASSES_FROM_DATA, common):
         raise ConfigError(
             f"MODEL.RETINANET.NUM_CLASSES is {own}, but MODEL.ROI_HEADS.NUM_CLASSES, which holds for every "
-            f"detector, is {common}: set the latter and leave the former at {NUM_CLASSES_FROM_DATA}"
+            f"detector, is {common}: set MODEL.RETINANET.NUM_CLASSES to {NUM_CLASSES_FROM_DATA}"
         )
     return common
 
 
 def build_dense_loss(cfg: CfgNode) -> ClassificationLoss:
-    """The loss that ``MODEL.DENSE_HEAD.CLASSIFICATION_LOSS`` names."""
+    """Build the loss that ``MODEL.DENSE_HEAD.CLASSIFICATION_LOSS`` names."""
     return build_classification_loss(cfg, dense_num_classes(cfg), key="MODEL.DENSE_HEAD.CLASSIFICATION_LOSS")
 
 
-class PositivesAverage(nn.Module):
-    """Moving average of the number of positive anchors of a batch, which dense losses are divided by.
-
-    average <- 0.9 average + 0.1 max(positives, 1), as in Detectron2. Two things differ: it is a buffer, so
-    that a resumed run goes on with it, and it counts the positives of all ranks and is divided by the number
-    of ranks, so that several processes with a part of the batch each train as one with the whole.
-    """
-
-    average: Tensor
-
-    def __init__(self, initial: float, momentum: float = 0.9) -> None:
-        """Makes the average.
-
-        Args:
-            initial: where it starts.
-            momentum: weight of the past, in [0, 1).
-        """
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("average", torch.tensor(float(initial)))
-
-    @torch.no_grad()
-    def forward(self, positives: int) -> Tensor:
-        """Takes this rank's number into the average.
-
-        Args:
-            positives: in this rank's part of the batch.
-
-        Returns:
-            Scalar that this rank divides its sums by.
-        """
-        count = torch.full_like(self.average, float(positives))
-        ranks = comm.get_world_size()
-        if ranks > 1:
-            torch.distributed.all_reduce(count)
-        self.average.mul_(self.momentum).add_(count.clamp(min=1), alpha=1 - self.momentum)
-        return self.average / ranks
-
-
-def flat_levels(levels: Sequence[Tensor]) -> Tensor:
-    """(N, Ri, D) of each level to (N R, D), images one after the other."""
+def _flat(levels: Sequence[Tensor]) -> Tensor:
+    """Join (N, Ri, D) of each level to (N R, D), image by image."""
     return torch.cat(list(levels), dim=1).flatten(0, 1)
-
-
-def dense_class_and_box_losses(
-    head: MultiLabelRetinaNetHead | MultiLabelFCOSHead,
-    logits: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    anchors: Sequence[Boxes],
-    targets: DenseTargets,
-    matched_boxes: Tensor,
-    normalizer: Tensor,
-    **box_loss: Any,
-) -> dict[str, Tensor]:
-    """The classification loss's scalars and ``loss_box_reg``.
-
-    Args:
-        head: asked for its loss.
-        logits: of each level, (N, Ri, L).
-        deltas: of each level, (N, Ri, 4).
-        anchors: of each level.
-        targets: of the N R anchors.
-        matched_boxes: (P, 4), of the objects that the positive anchors matched.
-        normalizer: scalar.
-        box_loss: ``transform``, ``loss_type`` and ``smooth_l1_beta`` of the box loss.
-    """
-    losses = dict(head.classification_loss.dense_loss(flat_levels(logits), targets, normalizer))
-    chosen = at_least_float32(flat_levels(deltas)[targets.rows])
-    boxes = positive_anchors(anchors, targets)
-    losses["loss_box_reg"] = pair_losses(boxes, matched_boxes, chosen, **box_loss).sum() / normalizer
-    return losses
-
-
-def positive_anchors(anchors: Sequence[Boxes], targets: DenseTargets) -> Tensor:
-    """(P, 4), the boxes of the positive anchors."""
-    of_image = Boxes.cat(list(anchors)).tensor
-    return of_image[targets.rows % max(len(of_image), 1)]
-
-
-def log_positives(count: int, images: int) -> None:
-    """The number of positive anchors an image, under Detectron2's name."""
-    storage = event_storage()
-    if storage is not None:
-        storage.put_scalar("num_pos_anchors", count / max(images, 1))

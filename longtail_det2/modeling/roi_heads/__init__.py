@@ -1,5 +1,6 @@
-"""ROI heads whose regions carry several labels."""
+"""RoI heads for regions with several labels."""
 
+from .box_branch import BOX_BRANCH_REGISTRY, BoxBranch, with_suffix
 from .cascade import MultiLabelCascadeROIHeads
 from .classifiers import classifier_named, mask_predictor_named
 from .fast_rcnn import MultiLabelFastRCNNOutputLayers
@@ -7,6 +8,8 @@ from .mask_head import MultiLabelMaskHead, multi_label_mask_loss
 from .roi_heads import MultiLabelROIHeads
 
 __all__ = [
+    "BOX_BRANCH_REGISTRY",
+    "BoxBranch",
     "MultiLabelCascadeROIHeads",
     "MultiLabelFastRCNNOutputLayers",
     "MultiLabelMaskHead",
@@ -14,4 +17,5 @@ __all__ = [
     "classifier_named",
     "mask_predictor_named",
     "multi_label_mask_loss",
+    "with_suffix",
 ]

@@ -9,71 +9,105 @@ Shape shorthand in this module:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, build_box_head
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads
+from detectron2.modeling.roi_heads.cascade_rcnn import _ScaleGradient
 from detectron2.structures import Boxes, Instances, pairwise_iou
-from torch import Tensor
+from torch import Tensor, nn
 
-from longtail_det2.modeling.events import event_storage
+from longtail_det2.modeling.events import log_ratios, logging_due, name_scope
 from longtail_det2.utils.errors import ConfigError
 
-from .box_regression import keep_top_candidates
-from .fast_rcnn import MultiLabelFastRCNNOutputLayers
-from .roi_heads import build_box_pooler
+from .box_branch import BoxBranch, box_parts_from_config, with_suffix
 
-Stage = tuple[MultiLabelFastRCNNOutputLayers, tuple[Tensor, Tensor], list[Instances]]
-"""What a stage leaves behind: its predictor, what that predicted, and the proposals it looked at."""
+Stage = tuple[BoxBranch, Any, list[Instances]]
+"""The branch of a stage, its predictions, and the proposals that they are for."""
 
 
 @ROI_HEADS_REGISTRY.register()
 class MultiLabelCascadeROIHeads(CascadeROIHeads):
-    """S box heads in a row, each refining the boxes of the one before; a region has all labels of its object.
+    """S box branches in a row, each refining the boxes of the one before.
 
-    Every stage has its own predictor and in it its own classification loss, so that what a loss counts is
-    counted for each stage. The first stage sees sampled proposals, which Detectron2 labels; the later ones
-    see the boxes that the stage before predicted, matched anew with a stricter overlap. A box takes the
-    labels of the object that it matches *then*.
+    Every stage has its own predictor with its own classification loss, so that each loss counts its own
+    stage. The first stage sees sampled proposals, which Detectron2 labels; a later stage sees the boxes that
+    the stage before predicted, matched with a stricter overlap. A box has all labels of the object that it
+    matches in its stage.
 
     In training the losses have the keys ``loss_cls_stage0``, ``loss_box_reg_stage0`` and so on. At test time
-    the scores of all stages, each read by its own loss's activation, are averaged, and the boxes are the last
-    stage's.
+    the scores of all stages are averaged, and the boxes are those of the last stage.
     """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        box_heads: Sequence[nn.Module],
+        box_predictors: Sequence[nn.Module],
+        proposal_matchers: Sequence[Matcher],
+        proposal_matcher: Matcher | None = None,
+        box_branches: Sequence[BoxBranch] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Make the heads.
+
+        Args:
+            box_heads: per stage.
+            box_predictors: per stage, class-agnostic.
+            proposal_matchers: per stage; the first one also labels the sampled proposals.
+            proposal_matcher: a second name of the first matcher; if given, it must have the same thresholds.
+            box_branches: per stage; none for :class:`BoxBranch` in all.
+            kwargs: the other arguments of Detectron2's class.
+
+        Raises:
+            ConfigError: the numbers of parts differ, the first thresholds differ, or a predictor's boxes are
+                class-specific.
+        """
+        box_branches = list(box_branches) or [BoxBranch() for _ in box_heads]
+        _check_stages(box_heads, box_predictors, proposal_matchers, box_branches)
+        _check_first_matcher(proposal_matchers[0], proposal_matcher)
+        super().__init__(
+            box_heads=list(box_heads),
+            box_predictors=list(box_predictors),
+            proposal_matchers=list(proposal_matchers),
+            **kwargs,
+        )
+        self.box_branch = nn.ModuleList(box_branches)
+        for stage in range(self.num_cascade_stages):
+            self._attached_branch(stage)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Read Detectron2's keys, and those of the branches' parts in ``MODEL.ROI_BOX_HEAD``."""
+        overlaps = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS, cfg.MODEL.ROI_HEADS.IOU_LABELS
+        return {
+            **super().from_config(cfg, input_shape),
+            "proposal_matcher": Matcher(*overlaps, allow_low_quality_matches=False),
+        }
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        # Not by way of Detectron2's method: that would make predictors of its own, which cost random numbers,
-        # and the same seed would give other weights than in a lazy config.
-        overlaps = cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS
-        transforms = cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
-        _check_cascade_keys(cfg)
-        features, pooler, pooled_shape = build_box_pooler(cfg, input_shape)
-        heads = [build_box_head(cfg, pooled_shape) for _ in overlaps]
-        predictors = [
-            MultiLabelFastRCNNOutputLayers(
-                cfg,
-                head.output_shape,  # pyright: ignore[reportCallIssue]
-                box2box_transform=Box2BoxTransform(weights=weights),
-            )
-            for head, weights in zip(heads, transforms, strict=True)
+        keys = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+        stages = [
+            {"box2box_transform": Box2BoxTransform(weights=weights)} for weights in keys.BBOX_REG_WEIGHTS
         ]
         return {
-            "box_in_features": features,
-            "box_pooler": pooler,
-            "box_heads": heads,
-            "box_predictors": predictors,
+            **box_parts_from_config(cfg, input_shape, stages),
             "proposal_matchers": [
-                Matcher([overlap], [0, 1], allow_low_quality_matches=False) for overlap in overlaps
+                Matcher([overlap], [0, 1], allow_low_quality_matches=False) for overlap in keys.IOUS
             ],
         }
+
+    def _attached_branch(self, stage: int) -> BoxBranch:
+        branch: Any = self.box_branch[stage]
+        parts: Any = (self.box_pooler, self.box_head[stage], self.box_predictor[stage])  # pyright: ignore
+        return branch.attach(*parts)
 
     def _forward_box(
         self,
@@ -88,52 +122,40 @@ class MultiLabelCascadeROIHeads(CascadeROIHeads):
         self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances] | None
     ) -> list[Stage]:
         levels = [features[name] for name in self.box_in_features]
+        if self.training:  # the stages' losses are summed, their gradients in the features averaged
+            levels = [_ScaleGradient.apply(level, 1.0 / self.num_cascade_stages) for level in levels]
         sizes = [image.image_size for image in proposals]
         stages: list[Stage] = []
         for index in range(self.num_cascade_stages):
             if stages:
-                predictor, predictions, before = stages[-1]
-                boxes = predictor.predict_boxes(predictions, before)
-                proposals = self._create_proposals_from_boxes(boxes, sizes)
+                branch, predictions, before = stages[-1]
+                proposals = self._create_proposals_from_boxes(branch.boxes(predictions, before), sizes)
                 if self.training:
                     proposals = self._match_and_label_boxes(proposals, index, targets)
-            predictions = self._run_stage(levels, proposals, index)
-            stages.append((self.box_predictor[index], predictions, proposals))
+            branch = self._attached_branch(index)
+            stages.append((branch, branch(levels, proposals), proposals))
         return stages
 
     def _losses(self, stages: Sequence[Stage]) -> dict[str, Tensor]:
-        storage = event_storage()
         losses: dict[str, Tensor] = {}
-        for index, (predictor, predictions, proposals) in enumerate(stages):
-            with storage.name_scope(f"stage{index}") if storage else contextlib.nullcontext():
-                found = predictor.losses(predictions, proposals)
-            losses.update({f"{name}_stage{index}": value for name, value in found.items()})
+        for index, (branch, predictions, proposals) in enumerate(stages):
+            with name_scope(f"stage{index}"):
+                losses.update(with_suffix(branch.losses(predictions, proposals), f"_stage{index}"))
         return losses
 
     def _detections(self, stages: Sequence[Stage]) -> list[Instances]:
-        by_stage = [predictor.predict_probs(predictions, boxes) for predictor, predictions, boxes in stages]
-        predictor, predictions, proposals = stages[-1]
-        scores = [
-            keep_top_candidates(torch.stack(of_image).mean(dim=0), predictor.test_pre_nms_topk)
-            for of_image in zip(*by_stage, strict=True)
-        ]
-        found, _ = fast_rcnn_inference(
-            list(predictor.predict_boxes(predictions, proposals)),
-            scores,
-            [image.image_size for image in proposals],
-            predictor.test_score_thresh,
-            predictor.test_nms_thresh,
-            predictor.test_topk_per_image,
-        )
-        return found
+        by_stage = [branch.scores(predictions, proposals) for branch, predictions, proposals in stages]
+        scores = [torch.stack(of_image).mean(dim=0) for of_image in zip(*by_stage, strict=True)]
+        branch, predictions, proposals = stages[-1]
+        return branch.detect(branch.boxes(predictions, proposals), scores, proposals)
 
     @torch.no_grad()
     def _match_and_label_boxes(
         self, proposals: list[Instances], stage: int, targets: list[Instances] | None
     ) -> list[Instances]:
-        """The proposals with the class, labels and box of the object that each matches at this stage.
+        """Give each proposal the class, labels and box of the object that it matches in this stage.
 
-        Detectron2's method hands on ``gt_classes`` and ``gt_boxes`` only.
+        Detectron2's method copies ``gt_classes`` and ``gt_boxes`` only.
         """
         if targets is None:
             raise ValueError("cascade stages need the images' objects in training")
@@ -141,28 +163,27 @@ class MultiLabelCascadeROIHeads(CascadeROIHeads):
         for image, objects in zip(proposals, targets, strict=True):
             overlaps = pairwise_iou(objects.gt_boxes, image.proposal_boxes)
             matched, label = self.proposal_matchers[stage](overlaps)
-            _copy_truth(image, objects, matched, label == 1, self.num_classes)
+            _copy_gt(image, objects, matched, label == 1, self.num_classes)
             counts.append(torch.stack([(label == 1).sum(), (label == 0).sum()]))
-        self._log_samples(counts, stage)
+        if counts and logging_due():
+            foreground, background = torch.stack(counts).sum(dim=0)
+            images = torch.full_like(foreground, len(counts))
+            log_ratios(
+                {
+                    f"stage{stage}/roi_head/num_fg_samples": (foreground, images),
+                    f"stage{stage}/roi_head/num_bg_samples": (background, images),
+                }
+            )
         return proposals
 
-    def _log_samples(self, counts: list[Tensor], stage: int) -> None:
-        """Foreground and background boxes an image, as Detectron2 logs them; read once for both."""
-        storage = event_storage()
-        if storage is None or not counts:
-            return
-        foreground, background = torch.stack(counts).float().mean(dim=0).tolist()
-        storage.put_scalar(f"stage{stage}/roi_head/num_fg_samples", foreground)
-        storage.put_scalar(f"stage{stage}/roi_head/num_bg_samples", background)
 
-
-def _copy_truth(
+def _copy_gt(
     image: Instances, objects: Instances, matched: Tensor, foreground: Tensor, num_classes: int
 ) -> None:
-    """Sets ``gt_classes`` and, where the image has objects, ``gt_boxes`` and ``gt_labels`` of its proposals.
+    """Set ``gt_classes`` and, where the image has objects, ``gt_boxes`` and ``gt_labels`` of its proposals.
 
-    Rows of background proposals carry the truth of some object in the latter two; `MultiLabelTargets` and the
-    box loss do not read them.
+    Boxes and labels of background proposals are those of some object; `MultiLabelTargets` and the box loss do
+    not read them.
     """
     if len(objects) == 0:
         image.gt_classes = torch.full_like(matched, num_classes)
@@ -175,20 +196,33 @@ def _copy_truth(
         image.gt_labels = objects.gt_labels[matched]
 
 
-def _check_cascade_keys(cfg: CfgNode) -> None:
-    keys = cfg.MODEL.ROI_BOX_CASCADE_HEAD
-    if len(keys.IOUS) != len(keys.BBOX_REG_WEIGHTS) or not keys.IOUS:
+def _check_stages(
+    heads: Sequence[nn.Module],
+    predictors: Sequence[nn.Module],
+    matchers: Sequence[Matcher],
+    branches: Sequence[BoxBranch],
+) -> None:
+    counts = [len(parts) for parts in (heads, predictors, matchers, branches)]
+    if len(set(counts)) != 1 or not counts[0]:
         raise ConfigError(
-            "MODEL.ROI_BOX_CASCADE_HEAD needs one entry a stage in both IOUS and BBOX_REG_WEIGHTS, got "
-            f"{len(keys.IOUS)} and {len(keys.BBOX_REG_WEIGHTS)}"
+            "a cascade needs one head, predictor, matcher and branch per stage, got "
+            f"{', '.join(map(str, counts))}: MODEL.ROI_BOX_CASCADE_HEAD.IOUS and BBOX_REG_WEIGHTS need one "
+            "entry per stage (in a lazy config box_heads, box_predictors, proposal_matchers)"
         )
-    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+    for predictor in predictors:
+        deltas = getattr(predictor, "bbox_pred", None)
+        if isinstance(deltas, nn.Linear) and deltas.out_features != 4:
+            raise ConfigError(
+                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True for MultiLabelCascadeROIHeads (in a "
+                "lazy config cls_agnostic_bbox_reg of each predictor): a stage hands one box per region to "
+                "the next"
+            )
+
+
+def _check_first_matcher(first: Matcher, other: Matcher | None) -> None:
+    if other is not None and first.thresholds != other.thresholds:
         raise ConfigError(
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True for MultiLabelCascadeROIHeads: a stage "
-            "hands one box a region to the next"
-        )
-    if keys.IOUS[0] != cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]:
-        raise ConfigError(
-            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS begins with {keys.IOUS[0]}, but proposals are sampled with "
-            f"MODEL.ROI_HEADS.IOU_THRESHOLDS {list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS)}: make them equal"
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS begins with {first.thresholds[1]}, but proposals are sampled "
+            f"with MODEL.ROI_HEADS.IOU_THRESHOLDS {other.thresholds[1:-1]}: make them equal (in a lazy "
+            "config proposal_matchers and proposal_matcher)"
         )

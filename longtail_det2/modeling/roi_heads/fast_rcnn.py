@@ -10,6 +10,8 @@ Shape shorthand in this module:
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,25 +21,32 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_r
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from longtail_det2.modeling.events import event_storage
+from longtail_det2.modeling.box_regression import multi_label_box_loss
+from longtail_det2.modeling.events import log_ratios, logging_due
+from longtail_det2.modeling.loss_normalizer import LossNormalizer
 from longtail_det2.modeling.losses import ClassificationLoss, build_classification_loss
+from longtail_det2.modeling.score_thresholds import ScoreThresholds
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
-from .box_regression import keep_top_candidates, multi_label_box_loss
 from .classifiers import MakeLayer, classifier_named
 
-LOG_PERIOD = 20
-"""Iterations between two readings of the accuracy; reading it waits for the device."""
+logger = logging.getLogger(__name__)
 
 
-class MultiLabelFastRCNNOutputLayers(FastRCNNOutputLayers):
-    """Box deltas and class logits of regions that may have several labels.
+class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
+    """Predict box deltas and class logits of regions that may have several labels.
 
-    How many logits there are, how they become scores and what they cost is asked of the classification loss.
-    At test time a box can come out with several labels: each class with a score above the threshold is a
-    detection of its own, and non-maximum suppression is within a class.
+    The classification loss says how many logits there are, how they become scores and what they cost. At test
+    time a box can have several labels: each class with a score above its threshold is a detection, and
+    non-maximum suppression is within a class.
+
+    Attributes:
+        test_score_thresh: (K,) thresholds, see :class:`ScoreThresholds`.
+        counting: False while a forward pass is recomputed for the gradient: losses must not count it again.
     """
+
+    counting = True
 
     @configurable
     def __init__(
@@ -47,23 +56,26 @@ class MultiLabelFastRCNNOutputLayers(FastRCNNOutputLayers):
         classification_loss: ClassificationLoss,
         num_classes: int,
         classifier: MakeLayer = nn.Linear,
+        loss_normalizer: str | LossNormalizer = "regions",
         test_pre_nms_topk: int = 0,
         **kwargs: Any,
     ) -> None:
-        """Makes the two layers.
+        """Make the two layers.
 
         Args:
-            input_shape: of one region's features, (channels,) or (channels, height, width).
+            input_shape: of the features per region, (channels,) or (channels, height, width).
             classification_loss: see :class:`ClassificationLoss`.
             num_classes: K.
-            classifier: called with (number of features, L), gives the layer that makes the logits; see
+            classifier: called with (number of features, L), returns the layer that makes the logits; see
                 :func:`classifier_named`.
-            test_pre_nms_topk: at most so many (box, class) pairs of an image go into non-maximum suppression;
-                0 for no limit.
-            kwargs: the other arguments of Detectron2's :class:`FastRCNNOutputLayers`.
+            loss_normalizer: what both losses are divided by; a name of :class:`LossNormalizer`, or one.
+            test_pre_nms_topk: upper bound of the (box, class) pairs per image that enter non-maximum
+                suppression; 0 for no bound.
+            kwargs: the other arguments of Detectron2's :class:`FastRCNNOutputLayers`. `test_score_thresh` may
+                be a number or K numbers.
 
         Raises:
-            ConfigError: `num_classes` is not positive.
+            ConfigError: `num_classes` is not positive, or `loss_normalizer` has an unknown name.
         """
         if num_classes < 1:
             raise ConfigError(f"the predictor needs at least one class, got num_classes={num_classes}")
@@ -71,32 +83,44 @@ class MultiLabelFastRCNNOutputLayers(FastRCNNOutputLayers):
         num_logits = classification_loss.num_logits(num_classes)
         self.cls_score = classifier(self.bbox_pred.in_features, num_logits)
         self.classification_loss = classification_loss
+        if isinstance(loss_normalizer, str):
+            loss_normalizer = LossNormalizer(loss_normalizer)
+        self.loss_normalizer = loss_normalizer
         self.test_pre_nms_topk = test_pre_nms_topk
-        self._initialise_classifier(num_logits)
+        self._initialise_classifier(classification_loss.initial_bias(num_logits))
 
-    def _initialise_classifier(self, num_logits: int) -> None:
-        """Small weights and the loss's bias, in a plain linear layer; other layers know their own."""
-        if not isinstance(self.cls_score, nn.Linear):
+    def _initialise_classifier(self, bias: Tensor | None) -> None:
+        """Set small weights in linear layers, and the loss's bias (None: zeros) where the layer has one."""
+        layer, own = self.cls_score, getattr(self.cls_score, "bias", None)
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01)
+            if own is not None:
+                nn.init.zeros_(own)
+        if bias is None:
             return
-        nn.init.normal_(self.cls_score.weight, std=0.01)
-        nn.init.zeros_(self.cls_score.bias)
-        bias = self.classification_loss.initial_bias(num_logits)
-        if bias is not None:
-            with torch.no_grad():
-                self.cls_score.bias.copy_(bias)
+        if own is None:
+            logger.warning(
+                "%s has no bias, so %s starts from scores near 0.5 instead of its prior",
+                type(layer).__name__,
+                type(self.classification_loss).__name__,
+            )
+            return
+        with torch.no_grad():
+            own.copy_(bias)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Detectron2's keys, the loss and the classifier, and ``MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST``."""
+        """Read Detectron2's keys, the loss, classifier and normalizer, and ``PRE_NMS_TOPK_TEST``."""
         arguments = super().from_config(cfg, input_shape)
         keys = cfg.MODEL.ROI_BOX_HEAD
         arguments["classifier"] = classifier_named(keys.CLASSIFIER, keys.TEMPERATURE)
         arguments["classification_loss"] = build_classification_loss(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        arguments["loss_normalizer"] = keys.LOSS_NORMALIZER
         arguments["test_pre_nms_topk"] = cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST
         return arguments
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
-        """Classification and box losses of sampled proposals.
+        """Return the classification and box losses of sampled proposals.
 
         Args:
             predictions: logits (R, L) and deltas (R, 4) or (R, 4 K) from :meth:`forward`.
@@ -104,11 +128,15 @@ class MultiLabelFastRCNNOutputLayers(FastRCNNOutputLayers):
                 ``gt_labels`` unless their image has no objects.
 
         Returns:
-            The classification loss's scalars and ``loss_box_reg``, each times its ``loss_weight``.
+            The scalars of the classification loss, each times the weight of its key or else of ``loss_cls``
+            in ``loss_weight``, and ``loss_box_reg``.
         """
         logits, deltas = predictions
         targets = MultiLabelTargets.from_proposals(proposals, self.num_classes).to(logits.device)
-        self._log_accuracy(logits, targets)
+        if logging_due() and len(targets):
+            self._log_accuracy(logits, targets)
+        foreground = (targets.classes >= 0) & (targets.classes < self.num_classes)
+        _, box_divisor = self.loss_normalizer(len(targets), foreground.sum(), self.num_classes)
         losses = dict(self.classification_loss(logits, targets))
         losses["loss_box_reg"] = multi_label_box_loss(
             *_boxes_of(proposals, deltas.device),
@@ -117,51 +145,91 @@ class MultiLabelFastRCNNOutputLayers(FastRCNNOutputLayers):
             transform=self.box2box_transform,
             loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
+            normalizer=box_divisor,
         )
-        weights: Any = self.loss_weight
-        return {name: value * weights.get(name, 1.0) for name, value in losses.items()}
+        weights: Any = {"loss_cls": 1.0, "loss_box_reg": 1.0, **self.loss_weight}
+        return {name: value * weights.get(name, weights["loss_cls"]) for name, value in losses.items()}
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[Tensor, ...]:
-        """Scores (Ri, K + 1) of each image, background last."""
+        """Return scores (Ri, K + 1) per image, background last."""
         scores = self.classification_loss.activation(predictions[0])
         return scores.split([len(image) for image in proposals])
 
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Detections of each image and the proposal that each came from, as Detectron2 returns them."""
-        boxes = self.predict_boxes(predictions, proposals)
-        scores = [
-            keep_top_candidates(image_scores, self.test_pre_nms_topk)
-            for image_scores in self.predict_probs(predictions, proposals)
-        ]
+        """Return detections per image and the proposal that each came from, as Detectron2 does."""
+        boxes, scores = self.predict_boxes(predictions, proposals), self.predict_probs(predictions, proposals)
+        return self.detect(boxes, scores, [image.image_size for image in proposals])
+
+    def detect(
+        self, boxes: Sequence[Tensor], scores: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Turn boxes and scores into detections: thresholds, suppression within a class, the best ones.
+
+        Every detection of RoI heads comes from here.
+
+        Args:
+            boxes: per image (Ri, 4) or (Ri, 4 K), XYXY pixels.
+            scores: per image (Ri, K + 1), background last.
+            image_sizes: per image (height, width).
+
+        Returns:
+            Per image the detections, and (n,) the row that each came from.
+        """
+        thresholds = self.test_score_thresh
+        scores = [keep_top_candidates(one, self.test_pre_nms_topk, thresholds) for one in scores]
         return fast_rcnn_inference(
             list(boxes),
             scores,
-            [image.image_size for image in proposals],
-            self.test_score_thresh,
+            list(image_sizes),
+            thresholds,  # pyright: ignore[reportArgumentType]
             self.test_nms_thresh,
             self.test_topk_per_image,
         )
 
     @torch.no_grad()
     def _log_accuracy(self, logits: Tensor, targets: MultiLabelTargets) -> None:
-        """Every so often: the share of foreground regions whose best-scored class is one of their labels."""
-        storage = event_storage()
-        if storage is None or (storage.iter + 1) % LOG_PERIOD or len(targets) == 0:
-            return
+        """Log the share of foreground regions whose best class is one of their labels."""
         best = self.classification_loss.activation(logits)[:, :-1].argmax(dim=1, keepdim=True)
         hit = targets.labels.gather(1, best)[:, 0] == POSITIVE
         foreground = targets.classes < self.num_classes
-        counts = torch.stack([(hit & foreground).sum(), foreground.sum()]).tolist()
-        if counts[1]:
-            storage.put_scalar("fast_rcnn/fg_cls_accuracy", counts[0] / counts[1])
+        log_ratios({"fast_rcnn/fg_cls_accuracy": ((hit & foreground).sum(), foreground.sum())})
+
+
+def keep_top_candidates(scores: Tensor, limit: int, thresholds: Tensor | float = -1.0) -> Tensor:
+    """Bound how many (region, class) pairs of an image can reach non-maximum suppression.
+
+    Args:
+        scores: (R, K + 1) of one image, background last, not negative.
+        limit: number of foreground entries to keep; 0 or less keeps all.
+        thresholds: scalar or (K,); entries that are not above it do not count.
+
+    Returns:
+        (R, K + 1) where all foreground entries but the `limit` largest are -1, which no threshold lets pass;
+        `scores` itself when nothing has to go.
+    """
+    if limit <= 0:
+        return scores
+    foreground = scores[:, :-1]
+    flat = foreground.flatten()
+    size: Any = flat.shape[0]
+    if isinstance(size, Tensor):  # while a graph is recorded, where a branch would hold for one image only
+        size = torch.clamp(size, max=limit)
+    elif size <= limit:
+        return scores
+    else:
+        size = limit
+    foreground = torch.where(foreground > thresholds, foreground, -1.0)
+    values, places = torch.topk(foreground.flatten(), size, sorted=False)
+    kept = torch.full_like(flat, -1.0).scatter_(0, places, values)
+    return torch.cat([kept.view_as(foreground), scores[:, -1:]], dim=1)
 
 
 def _boxes_of(proposals: list[Instances], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Proposal boxes and matched objects' boxes, (R, 4) each; images without objects repeat the former."""
+    """Return proposal boxes and gt boxes, (R, 4) each; images without objects repeat the proposal boxes."""
     if not proposals:
         nothing = torch.zeros(0, 4, device=device)
         return nothing, nothing

@@ -25,20 +25,19 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtail_det2.modeling.events import event_storage
+from longtail_det2.modeling.events import log_ratios, logging_due
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 
 from .classifiers import MakeLayer, mask_predictor_named
-from .fast_rcnn import LOG_PERIOD
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
-    """Detectron2's convolutional mask head, trained on the channels of all labels of a region.
+    """Detectron2's convolutional mask head, trained on the channels of all labels per region.
 
-    At test time each detection has the mask of its own class's channel, so a class that is only ever an
-    object's second label or an ancestor ("vehicle") must have learned masks too. Regions whose object has no
-    mask (``gt_has_mask`` False) have no mask loss.
+    At test time each detection takes the mask from its own class's channel, so a class that is only ever a
+    second label or an ancestor ("vehicle") must have learned masks too. Regions whose object has no mask
+    (``gt_has_mask`` False) have no mask loss.
     """
 
     @configurable
@@ -51,14 +50,14 @@ class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
         predictor: MakeLayer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Makes the layers.
+        """Make the layers.
 
         Args:
-            input_shape: of a region's features.
+            input_shape: of the features per region.
             num_classes: C.
-            conv_dims: channels of the convolutions, the last ones those of the deconvolution.
-            predictor: called with (channels, C), gives the last layer, see :func:`mask_predictor_named`;
-                None leaves Detectron2's own.
+            conv_dims: channels of the convolutions, the last one of the deconvolution.
+            predictor: called with (channels, C), returns the last layer, see :func:`mask_predictor_named`;
+                None keeps Detectron2's.
             kwargs: the other arguments of Detectron2's class.
         """
         super().__init__(input_shape, conv_dims=list(conv_dims), num_classes=num_classes, **kwargs)
@@ -67,7 +66,7 @@ class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Detectron2's keys, and ``PREDICTOR`` and ``TEMPERATURE`` of ``MODEL.ROI_MASK_HEAD``."""
+        """Read Detectron2's keys, and ``PREDICTOR`` and ``TEMPERATURE`` of ``MODEL.ROI_MASK_HEAD``."""
         keys = cfg.MODEL.ROI_MASK_HEAD
         arguments = super().from_config(cfg, input_shape)
         if keys.PREDICTOR != "Conv2d":
@@ -79,7 +78,7 @@ class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
         x: Tensor,
         instances: list[Instances],
     ) -> dict[str, Tensor] | list[Instances]:
-        """Losses in training, else the instances with ``pred_masks`` (n, 1, S, S) probabilities.
+        """Return losses in training, else the instances with ``pred_masks`` (n, 1, S, S) probabilities.
 
         Args:
             x: (R, channels, height, width) features of the regions.
@@ -95,13 +94,13 @@ class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
 
 
 def multi_label_mask_loss(logits: Tensor, proposals: Sequence[Instances]) -> Tensor:
-    """Binary cross entropy between predicted and true masks, averaged over the labels of each region.
+    """Return the binary cross entropy between predicted and gt masks, averaged over the labels per region.
 
     With P_r the positive labels of region r, m its mask and z_rc the logits of channel c::
 
         L = 1 / R * sum_r 1 / |P_r| * sum_{c in P_r} mean_pixels BCE(z_rc, m_r)
 
-    where R counts the regions whose object has a mask. With one label a region that is Mask R-CNN's loss;
+    where R counts the regions whose object has a mask. With one label per region this is Mask R-CNN's loss;
     with one channel for all classes the sum over P_r has one term.
 
     Args:
@@ -115,7 +114,7 @@ def multi_label_mask_loss(logits: Tensor, proposals: Sequence[Instances]) -> Ten
     if not proposals:
         return logits.sum() * 0
     side = logits.shape[-1]
-    truth = cat(
+    masks = cat(
         [image.gt_masks.crop_and_resize(image.proposal_boxes.tensor, side) for image in proposals]
     ).to(logits.device, torch.float32)
     weights = _region_weights(proposals, logits.device)
@@ -124,16 +123,19 @@ def multi_label_mask_loss(logits: Tensor, proposals: Sequence[Instances]) -> Ten
         channels = torch.zeros_like(rows)
     else:
         targets = MultiLabelTargets.from_proposals(proposals, logits.shape[1]).to(logits.device)
-        rows, channels = (targets.labels[:, :-1] == POSITIVE).nonzero(as_tuple=True)
-        weights = weights / torch.bincount(rows, minlength=len(logits)).clamp(min=1)
-    chosen = logits[rows, channels]
-    per_label = F.binary_cross_entropy_with_logits(chosen, truth[rows], reduction="none").mean(dim=(1, 2))
-    _log_accuracy(chosen.detach(), truth[rows], weights[rows])
-    return (per_label * weights[rows]).sum()
+        positive = targets.labels[:, :-1] == POSITIVE
+        rows, channels = positive.nonzero(as_tuple=True)
+        weights = weights / positive.sum(dim=1).clamp(min=1)
+    chosen, masks, weights = logits[rows, channels], masks[rows], weights[rows]
+    per_label = F.binary_cross_entropy_with_logits(chosen, masks, reduction="none").mean(dim=(1, 2))
+    if logging_due():
+        right = ((chosen.detach() > 0) == (masks > 0.5)).float().mean(dim=(1, 2))
+        log_ratios({"mask_rcnn/accuracy": ((right * weights).sum(), weights.sum())})
+    return (per_label * weights).sum()
 
 
 def _region_weights(proposals: Sequence[Instances], device: torch.device) -> Tensor:
-    """(R,) 1 / number of regions with a mask for those, 0 for the others."""
+    """Return (R,): 1 / number of regions with a mask where there is one, 0 elsewhere."""
     has_mask = cat([_has_mask(image) for image in proposals]).to(device)
     return has_mask / has_mask.sum().clamp(min=1)
 
@@ -142,14 +144,3 @@ def _has_mask(image: Instances) -> Tensor:
     if image.has("gt_has_mask"):
         return image.gt_has_mask
     return torch.ones_like(image.gt_classes, dtype=torch.bool)
-
-
-def _log_accuracy(logits: Tensor, truth: Tensor, weights: Tensor) -> None:
-    """Every so often: the share of pixels on the right side of 0.5."""
-    storage = event_storage()
-    if storage is None or (storage.iter + 1) % LOG_PERIOD:
-        return
-    right = ((logits > 0) == (truth > 0.5)).float().mean(dim=(1, 2))
-    total, weight = torch.stack([(right * weights).sum(), weights.sum()]).tolist()
-    if weight > 0:
-        storage.put_scalar("mask_rcnn/accuracy", total / weight)

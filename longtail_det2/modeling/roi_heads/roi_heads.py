@@ -1,71 +1,65 @@
-"""Detectron2's standard ROI heads with the multi-label predictor."""
+"""Detectron2's standard RoI heads with a box branch for regions with several labels."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from detectron2.config import CfgNode
+import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_box_head
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
 
-from longtail_det2.utils.errors import ConfigError
-
-from .fast_rcnn import MultiLabelFastRCNNOutputLayers
+from .box_branch import BoxBranch, box_parts_from_config
 
 
 @ROI_HEADS_REGISTRY.register()
 class MultiLabelROIHeads(StandardROIHeads):
     """Box, mask and keypoint heads; a sampled proposal has the labels of the object that it matches.
 
-    Objects bring their labels in the field ``gt_labels`` (n, K) of the training instances, which Detectron2
+    Objects have their labels in the field ``gt_labels`` (n, K) of the training instances, which Detectron2
     copies to the proposals like every ``gt_`` field. Without that field an object has the one label
     ``gt_classes``, so single-label data sets work unchanged.
     """
 
+    @configurable
+    def __init__(self, *, box_branch: BoxBranch | None = None, **kwargs: Any) -> None:
+        """Make the heads.
+
+        Args:
+            box_branch: None for :class:`BoxBranch`.
+            kwargs: the arguments of Detectron2's class.
+
+        Raises:
+            ConfigError: the predictor is not one for several labels.
+        """
+        super().__init__(**kwargs)
+        self.box_branch = BoxBranch() if box_branch is None else box_branch
+        self._attached_branch()
+
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        # Not by way of Detectron2's method: that would make a second predictor, which costs random numbers,
-        # and the same seed would give other weights than in a lazy config.
-        features, pooler, pooled_shape = build_box_pooler(cfg, input_shape)
-        box_head = build_box_head(cfg, pooled_shape)
-        predictor = MultiLabelFastRCNNOutputLayers(
-            cfg,
-            box_head.output_shape,  # pyright: ignore[reportCallIssue]
-        )
-        return {
-            "box_in_features": features,
-            "box_pooler": pooler,
-            "box_head": box_head,
-            "box_predictor": predictor,
-        }
+        parts = box_parts_from_config(cfg, input_shape)
+        for plural, name in (("heads", "head"), ("predictors", "predictor"), ("branches", "branch")):
+            parts[f"box_{name}"] = parts.pop(f"box_{plural}")[0]
+        return parts
 
+    def _attached_branch(self) -> BoxBranch:
+        return self.box_branch.attach(self.box_pooler, self.box_head, self.box_predictor)
 
-def build_box_pooler(
-    cfg: CfgNode, input_shape: dict[str, ShapeSpec]
-) -> tuple[list[str], ROIPooler, ShapeSpec]:
-    """What cuts the regions out of the features.
-
-    Args:
-        cfg: ``MODEL.ROI_HEADS.IN_FEATURES`` and ``MODEL.ROI_BOX_HEAD.POOLER_*`` are read.
-        input_shape: of the backbone's levels.
-
-    Returns:
-        Names of the levels, the pooler, and the shape of what it gives for one region.
-
-    Raises:
-        ConfigError: the levels have different numbers of channels.
-    """
-    keys = cfg.MODEL.ROI_BOX_HEAD
-    features = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-    channels = {input_shape[name].channels for name in features}
-    if len(channels) != 1:
-        raise ConfigError(f"MODEL.ROI_HEADS.IN_FEATURES {features} must have equal channels, got {channels}")
-    pooler = ROIPooler(
-        output_size=keys.POOLER_RESOLUTION,
-        scales=tuple(1.0 / (input_shape[name].stride or 1) for name in features),
-        sampling_ratio=keys.POOLER_SAMPLING_RATIO,
-        pooler_type=keys.POOLER_TYPE,
-    )
-    size = keys.POOLER_RESOLUTION
-    return features, pooler, ShapeSpec(channels=channels.pop(), height=size, width=size)
+    def _forward_box(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        branch = self._attached_branch()
+        predictions = branch([features[name] for name in self.box_in_features], proposals)
+        if not self.training:
+            boxes, scores = branch.boxes(predictions, proposals), branch.scores(predictions, proposals)
+            return branch.detect(boxes, scores, proposals)
+        losses = branch.losses(predictions, proposals)
+        if self.train_on_pred_boxes:
+            with torch.no_grad():
+                boxes = branch.boxes_of_gt_classes(predictions, proposals)
+                for image, of_image in zip(proposals, boxes, strict=True):
+                    image.proposal_boxes = Boxes(of_image)
+        return losses

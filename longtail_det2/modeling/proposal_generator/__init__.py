@@ -1,0 +1,5 @@
+"""Region proposal networks."""
+
+from .rpn import NormalizedRPN
+
+__all__ = ["NormalizedRPN"]

@@ -1,0 +1,134 @@
+"""A region proposal network whose sampling, normalizer, losses and first bias can be replaced.
+
+Shape shorthand: N images, R anchors per image over all levels, S sampled anchors over all images, P of them
+positive.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.structures import Boxes
+from torch import Tensor
+from torch.nn import functional as F
+
+from longtail_det2.layers import at_least_float32
+from longtail_det2.modeling.box_regression import pair_losses
+from longtail_det2.modeling.events import log_ratios, logging_due
+from longtail_det2.modeling.loss_normalizer import LossNormalizer
+from longtail_det2.utils.errors import ConfigError
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class NormalizedRPN(RPN):
+    """Detectron2's RPN, with equal losses by default, cut into the parts that methods change.
+
+    Which anchors are sampled is :meth:`_subsample_labels`, what they cost :meth:`objectness_losses` and
+    :meth:`box_losses`, what the sums are divided by the argument `loss_normalizer`, what becomes of the
+    scalars :meth:`losses`.
+    """
+
+    @configurable
+    def __init__(self, *, loss_normalizer: str | LossNormalizer = "regions", **kwargs: Any) -> None:
+        """Make the network.
+
+        Args:
+            loss_normalizer: a name of :class:`LossNormalizer`, or one. Here "regions" is the number of
+                anchors that sampling aims at, `batch_size_per_image` times N, as in Detectron2.
+            kwargs: the arguments of Detectron2's class.
+        """
+        super().__init__(**kwargs)
+        if isinstance(loss_normalizer, str):
+            loss_normalizer = LossNormalizer(loss_normalizer)
+        self.loss_normalizer = loss_normalizer
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Read Detectron2's keys and ``MODEL.RPN.LOSS_NORMALIZER``."""
+        return {**super().from_config(cfg, input_shape), "loss_normalizer": cfg.MODEL.RPN.LOSS_NORMALIZER}
+
+    def set_objectness_prior(self, prior: float) -> None:
+        """Let all anchors start with the same score.
+
+        Args:
+            prior: in (0, 1); sets the bias of the objectness to log(prior / (1 - prior)).
+
+        Raises:
+            ConfigError: `prior` is out of range, or the head has no such layer with a bias.
+        """
+        bias = getattr(getattr(self.rpn_head, "objectness_logits", None), "bias", None)
+        if bias is None or not 0.0 < prior < 1.0:
+            raise ConfigError(
+                f"the objectness prior must be in (0, 1) and the RPN head must have objectness_logits with a "
+                f"bias, got {prior} and {type(self.rpn_head).__name__}"
+            )
+        torch.nn.init.constant_(bias, math.log(prior / (1.0 - prior)))
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Return ``loss_rpn_cls`` and ``loss_rpn_loc``.
+
+        Args:
+            anchors: of each level.
+            pred_objectness_logits: of each level, (N, Ri).
+            gt_labels: per image (R,) in {1 positive, 0 negative, -1 not sampled}.
+            pred_anchor_deltas: of each level, (N, Ri, 4).
+            gt_boxes: per image (R, 4), of the matched objects; read where the label is 1.
+        """
+        images = len(gt_labels)
+        labels = torch.stack(gt_labels).flatten()
+        positive, negative = labels == 1, labels == 0
+        if logging_due():
+            count = torch.full((), images, device=labels.device)
+            log_ratios(
+                {
+                    "rpn/num_pos_anchors": (positive.sum(), count),
+                    "rpn/num_neg_anchors": (negative.sum(), count),
+                }
+            )
+        sampled, rows = (positive | negative).nonzero()[:, 0], positive.nonzero()[:, 0]
+        logits = torch.cat(pred_objectness_logits, dim=1).flatten()[sampled]
+        boxes = Boxes.cat(anchors).tensor
+        sums = {
+            "loss_rpn_cls": self.objectness_losses(logits, labels[sampled]).sum(),
+            "loss_rpn_loc": self.box_losses(
+                boxes[rows % len(boxes)],
+                torch.stack(gt_boxes).flatten(0, 1)[rows],
+                torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[rows],
+            ).sum(),
+        }
+        divisor, _ = self.loss_normalizer(self.batch_size_per_image * images, positive.sum())
+        return {name: value / divisor * self.loss_weight.get(name, 1.0) for name, value in sums.items()}
+
+    def objectness_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the binary cross entropy of the sampled anchors, (S,).
+
+        Args:
+            logits: (S,).
+            labels: (S,), 1 or 0.
+        """
+        logits = at_least_float32(logits)
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+
+    def box_losses(self, anchors: Tensor, gt_boxes: Tensor, deltas: Tensor) -> Tensor:
+        """Return the box loss of the positive anchors, (P,); see :func:`pair_losses`.
+
+        Args:
+            anchors: (P, 4).
+            gt_boxes: (P, 4), of the objects that they match.
+            deltas: (P, 4).
+        """
+        return pair_losses(
+            anchors, gt_boxes, deltas, self.box2box_transform, self.box_reg_loss_type, self.smooth_l1_beta
+        )

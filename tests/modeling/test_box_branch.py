@@ -1,0 +1,155 @@
+"""A method's own box branch in the standard heads and in every stage of a cascade; names of the parts."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.config import get_cfg as detectron2_cfg
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from longtail_det2.engine.build import build_model
+from longtail_det2.modeling.roi_heads import BOX_BRANCH_REGISTRY, BoxBranch, with_suffix
+from longtail_det2.utils.errors import ConfigError
+
+HEADS = ["MultiLabelROIHeads", "MultiLabelCascadeROIHeads"]
+
+
+@BOX_BRANCH_REGISTRY.register()
+class TwoFeatures(BoxBranch):
+    """Pools two boxes per proposal, and has a second head and a loss of its own in training."""
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        size = input_shape.channels * input_shape.height * input_shape.width
+        self.shift = nn.Linear(size, 2)
+        self.sibling = nn.Linear(size, cfg.MODEL.ROI_BOX_HEAD.FC_DIM)
+
+    def forward(self, features, proposals):
+        boxes = [image.proposal_boxes for image in proposals]
+        pooled = self.pooler(features, boxes)
+        offsets = self.shift(pooled.flatten(1)).split([len(one) for one in boxes])
+        moved = copy.deepcopy(boxes)
+        for one, offset in zip(moved, offsets, strict=True):
+            one.tensor = one.tensor + torch.cat([offset, offset], dim=1).detach()
+        predictions = self.predictor(self.head(self.pooler(features, moved)))
+        if not self.training:
+            return predictions, None
+        return predictions, (self.predictor(self.sibling(pooled.flatten(1))), torch.cat(offsets))
+
+    def losses(self, predictions, proposals):
+        main, (sibling, offsets) = predictions
+        return {
+            **super().losses(main, proposals),
+            **with_suffix(super().losses(sibling, proposals), "_sibling"),
+            "loss_shift": offsets.square().mean(),
+        }
+
+    def scores(self, predictions, proposals):
+        return super().scores(predictions[0], proposals)
+
+    def boxes(self, predictions, proposals):
+        return super().boxes(predictions[0], proposals)
+
+
+@pytest.fixture(params=HEADS)
+def cfg(request, tiny_cfg):
+    tiny_cfg.MODEL.ROI_HEADS.NAME = request.param
+    tiny_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    return tiny_cfg
+
+
+def run(model, batch):
+    torch.manual_seed(0)
+    with EventStorage():
+        return model(batch)
+
+
+def test_a_method_brings_its_branch(cfg, batch):
+    cfg.MODEL.ROI_BOX_HEAD.BRANCH = "TwoFeatures"
+    model = build_model(cfg)
+    losses = run(model, batch)
+    stages = ["_stage0", "_stage1", "_stage2"] if "Cascade" in cfg.MODEL.ROI_HEADS.NAME else [""]
+    own = ["loss_cls", "loss_box_reg", "loss_cls_sibling", "loss_box_reg_sibling", "loss_shift"]
+    assert {f"{name}{stage}" for name in own for stage in stages} <= set(losses)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with torch.no_grad():
+        assert len(model.eval()(batch)[0]["instances"]) > 0
+    assert any("box_branch" in name and "sibling" in name for name in model.state_dict())
+
+
+def test_a_replaced_part_is_used(cfg, batch):
+    """As users of Detectron2 do it: model.roi_heads.box_predictor = ..."""
+    model = build_model(cfg)
+    before = run(model, batch)
+    heads = model.roi_heads
+    stages = heads.box_predictor if isinstance(heads.box_predictor, nn.ModuleList) else [heads.box_predictor]
+    zeros = [copy.deepcopy(one) for one in stages]
+    for one in zeros:
+        nn.init.zeros_(one.cls_score.weight)
+    heads.box_predictor = nn.ModuleList(zeros) if len(zeros) > 1 else zeros[0]
+    after = run(model, batch)
+    names = [name for name in after if name.startswith("loss_cls")]
+    assert names and all(after[name] != before[name] for name in names)
+    for name in names:
+        assert after[name].item() == pytest.approx(torch.tensor(5.0).log().item(), rel=1e-5)
+
+
+def test_copies_of_a_model_have_their_own_parts(cfg, batch):
+    model = build_model(cfg)
+    run(model, batch)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert run(model, batch)["loss_rpn_cls"] != run(other, batch)["loss_rpn_cls"]
+    assert all(p.abs().sum() > 0 for name, p in model.named_parameters() if name.endswith("weight"))
+
+
+def test_unknown_branches_and_foreign_predictors_are_refused(cfg, batch):
+    model = build_model(cfg)
+    parts = model.roi_heads.box_predictor
+    predictor = parts[0] if isinstance(parts, nn.ModuleList) else parts
+    foreign = FastRCNNOutputLayers(
+        predictor.cls_score.in_features, box2box_transform=predictor.box2box_transform, num_classes=4
+    )
+    with pytest.raises(ConfigError, match="got FastRCNNOutputLayers"):
+        BoxBranch().attach(nn.Identity(), nn.Identity(), foreign)
+    cfg.MODEL.ROI_BOX_HEAD.BRANCH = "TwoFeature"
+    with pytest.raises(ConfigError, match=r"MODEL.ROI_BOX_HEAD.BRANCH: there is no branch 'TwoFeature'"):
+        build_model(cfg)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(HEADS[0], "StandardROIHeads"), (HEADS[1], "CascadeROIHeads")])
+@pytest.mark.parametrize("mask", [False, True])
+def test_checkpoints_of_detectron2_have_equal_names(tiny_cfg, ours, theirs, mask):
+    """R50-FPN as in Detectron2's model zoo."""
+    from detectron2.modeling import build_model as build_detectron2_model
+
+    from longtail_det2.config import add_longtail_config
+
+    def settings(cfg, heads):
+        cfg.MODEL.DEVICE = "meta"
+        cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+        cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+        cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+        cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads, 80
+        cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+        cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
+        cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = "Cascade" in heads
+        cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 4
+        cfg.MODEL.MASK_ON = mask
+        return cfg
+
+    with torch.device("meta"):
+        reference = build_detectron2_model(settings(detectron2_cfg(), theirs))
+        cfg = detectron2_cfg()
+        add_longtail_config(cfg)
+        model = build_model(settings(cfg, ours))
+    wanted = {name: value.shape for name, value in reference.state_dict().items()}
+    assert {name: value.shape for name, value in model.state_dict().items()} == wanted
+    assert [name for name, _ in model.named_parameters()] == [n for n, _ in reference.named_parameters()]

@@ -1,0 +1,97 @@
+"""The region proposal network whose parts can be replaced."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.utils.events import EventStorage
+
+from longtail_det2.modeling.proposal_generator import NormalizedRPN
+from longtail_det2.utils.errors import ConfigError
+
+
+@pytest.fixture
+def rpn_cfg(tiny_cfg):
+    tiny_cfg.MODEL.PROPOSAL_GENERATOR.NAME = "NormalizedRPN"
+    tiny_cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 16
+    return tiny_cfg
+
+
+def run(model, batch, seed=0):
+    torch.manual_seed(seed)
+    with EventStorage(19) as storage:
+        losses = {name: value for name, value in model(batch).items() if "rpn" in name}
+        return losses, storage.latest()
+
+
+@pytest.mark.parametrize("loss_type", ["smooth_l1", "giou"])
+def test_by_default_it_is_detectron2s(rpn_cfg, batch, loss_type):
+    rpn_cfg.MODEL.RPN.BBOX_REG_LOSS_TYPE = loss_type
+    rpn_cfg.MODEL.RPN.BBOX_REG_LOSS_WEIGHT, rpn_cfg.MODEL.RPN.LOSS_WEIGHT = 0.5, 3.0
+    ours = build_model(rpn_cfg)
+    rpn_cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+    theirs = build_model(rpn_cfg)
+    theirs.load_state_dict(ours.state_dict())  # all keys
+    assert type(theirs.proposal_generator) is RPN
+    (mine, logged), (other, their_log) = run(ours, batch), run(theirs, batch)
+    assert set(mine) == set(other) == {"loss_rpn_cls", "loss_rpn_loc"} and mine["loss_rpn_loc"] > 0
+    for name, value in other.items():
+        torch.testing.assert_close(mine[name], value)
+        one, two = (
+            torch.autograd.grad(losses[name], model.backbone.parameters(), retain_graph=True)
+            for losses, model in ((mine, ours), (other, theirs))
+        )
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a, b)
+    for name in ("rpn/num_pos_anchors", "rpn/num_neg_anchors"):
+        assert logged[name] == their_log[name]
+    with torch.no_grad():
+        found, expected = (model.eval()(batch)[0]["instances"] for model in (ours, theirs))
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+def test_sampling_normalizer_and_losses_can_be_replaced(rpn_cfg, batch):
+    seen = {}
+
+    class AllAnchors(NormalizedRPN):
+        def _subsample_labels(self, label):
+            return label
+
+        def objectness_losses(self, logits, labels):
+            seen["labels"] = labels
+            return super().objectness_losses(logits, labels)
+
+        def box_losses(self, anchors, gt_boxes, deltas):
+            seen["overlaps"] = anchors, gt_boxes
+            return super().box_losses(anchors, gt_boxes, deltas)
+
+    rpn_cfg.MODEL.RPN.LOSS_NORMALIZER = "foreground"
+    model = build_model(rpn_cfg)
+    model.proposal_generator.__class__ = AllAnchors
+    losses, _ = run(model, batch)
+    positives = int((seen["labels"] == 1).sum())
+    assert len(seen["labels"]) > 100 and 0 < positives == len(seen["overlaps"][0])
+    again = build_model(rpn_cfg)
+    again.load_state_dict(model.state_dict())
+    again.proposal_generator.__class__ = AllAnchors
+    again.proposal_generator.loss_normalizer.kind = "regions"
+    sampled, _ = run(again, batch)
+    for name, value in losses.items():
+        torch.testing.assert_close(value * positives, sampled[name] * 16 * 2)
+
+
+def test_images_without_objects(rpn_cfg, batch):
+    model = build_model(rpn_cfg)
+    losses, _ = run(model, [batch[1], batch[1]])
+    assert losses["loss_rpn_loc"] == 0 and losses["loss_rpn_cls"] > 0
+    sum(losses.values()).backward()
+    assert model.proposal_generator.rpn_head.anchor_deltas.weight.grad is not None
+
+
+def test_objectness_starts_from_the_prior(rpn_cfg, batch):
+    rpn = build_model(rpn_cfg).proposal_generator
+    rpn.set_objectness_prior(0.001)
+    bias = rpn.rpn_head.objectness_logits.bias
+    torch.testing.assert_close(bias.sigmoid(), torch.full_like(bias, 0.001))
+    with pytest.raises(ConfigError, match="objectness prior"):
+        rpn.set_objectness_prior(0.0)
