@@ -2,9 +2,9 @@
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from longtail_det2.engine.config_files import load_cfg
 
 from longtail_det2.config import get_cfg
+from longtail_det2.config_files import load_cfg
 from longtail_det2.data.datasets.builtin import register_store
 from longtail_det2.engine.build import build_model
 from longtail_det2.utils.errors import ConfigError
