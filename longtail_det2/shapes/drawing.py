@@ -25,19 +25,12 @@ _DISTRACTORS = ("bar", "ell", "zigzag", "crescent")
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """What is visible of a planned object.
-
-    Attributes:
-        region: visible pixels.
-        occluded: something in front hides more than 5 % of it.
-        truncated: more than 1 % of it lies outside the image.
-        members: for a group the visible regions of those members that are at least 90 % visible.
-    """
+    """What is visible of a planned object."""
 
     region: VisibleRegion
-    occluded: bool
-    truncated: bool
-    members: tuple[VisibleRegion, ...] = ()
+    occluded: bool  # something in front hides more than 5 % of it
+    truncated: bool  # more than 1 % of it lies outside the image
+    members: tuple[VisibleRegion, ...] = ()  # those of a group that are at least 90 % visible
 
 
 @dataclass
@@ -53,11 +46,7 @@ class _Placed:
 def draw_image(
     planned: PlannedImage, vocabulary: ShapesVocabulary, size: int, seed: int, split: str, index: int
 ) -> tuple[np.ndarray, list[DrawnObject]]:
-    """Draw image `index` of a split; depends on nothing but the arguments.
-
-    Returns:
-        (size, size, 3) uint8 RGB and one DrawnObject per planned object, in their order.
-    """
+    """Draw image `index` of a split, (size, size, 3) uint8 RGB; depends on nothing but the arguments."""
     rng = np.random.default_rng([seed, SPLITS.index(split), 2, index])
     canvas = _Canvas(background(size, rng), rng)
     # Groups need room, so they come first; others lie in front of them.
@@ -83,11 +72,7 @@ class _Canvas:
             self._blend(part, [self._grey()])
 
     def place(self, planned: PlannedObject, vocabulary: ShapesVocabulary) -> _Placed:
-        """Find room for an object and paint it.
-
-        Early attempts keep boxes apart (four of five objects) or allow a moderate overlap; later ones shrink
-        the object. Where nothing fits, the attempt that hides least is taken.
-        """
+        """Paint an object where there is room for it, else shrunk, else where it hides least."""
         shape = vocabulary.leaves[planned.leaves[0]][0]
         needed = MIN_VISIBLE[len(planned.leaves) - 1]
         strict = self.rng.random() < 0.8
@@ -150,10 +135,7 @@ class _Canvas:
         return float((shared / np.minimum(areas, np.prod(box[2:] - box[:2]))).max())
 
     def _least_seen(self, parts: list[Part], needed: float = 0.0) -> float:
-        """Compute the smallest ratio of visible to needed fraction over all objects if `parts` were painted.
-
-        `parts` count as a new object if `needed` is positive.
-        """
+        """Compute the smallest ratio of visible to needed fraction if `parts` were painted (as an object)."""
         ratios = [np.inf]
         if needed > 0:
             inside = sum(float(part.cover.sum()) for part in parts)

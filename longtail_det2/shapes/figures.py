@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import cv2
 import numpy as np
-import shapely
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
@@ -43,13 +43,9 @@ def rasterise(outline: Outline, size: int) -> Part:
     left, top = low.tolist()
     x0, y0 = (min(max(edge, 0), size) for edge in (left, top))
     x1, y1 = (min(max(edge, 0), size) for edge in (left + width, top + height))
-    centre = points.mean(axis=0)
-    return Part(
-        cover=cover[y0 - top : y1 - top, x0 - left : x1 - left],
-        window=(slice(y0, y1), slice(x0, x1)),
-        area=float(cover.sum()),
-        centre=(float(centre[0]), float(centre[1])),
-    )
+    centre = points.mean(axis=0).tolist()
+    inside = cover[y0 - top : y1 - top, x0 - left : x1 - left]
+    return Part(inside, (slice(y0, y1), slice(x0, x1)), float(cover.sum()), (centre[0], centre[1]))
 
 
 @cache
@@ -110,19 +106,12 @@ def box_of(parts: list[Part]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class VisibleRegion:
-    """The visible pixels of an object.
+    """The visible pixels of an object."""
 
-    Attributes:
-        box: tight (x0, y0, x1, y1) in px, x1 and y1 exclusive.
-        area: number of pixels.
-        polygons: each a flat list x0, y0, x1, y1, ... of pixel corners; their union is the mask.
-        rle: COCO's compressed RLE of the whole image, {"size": [H, W], "counts": str}.
-    """
-
-    box: tuple[int, int, int, int]
-    area: int
-    polygons: list[list[int]]
-    rle: dict[str, Any]
+    box: tuple[int, int, int, int]  # tight, XYXY in px, the last two exclusive
+    area: int  # px
+    polygons: list[list[int]]  # flat lists x0, y0, x1, y1, ...; their union is the mask
+    rle: dict[str, Any]  # COCO's compressed RLE of the whole image
 
 
 def measure_region(mask: np.ndarray) -> VisibleRegion | None:
@@ -137,20 +126,14 @@ def measure_region(mask: np.ndarray) -> VisibleRegion | None:
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
-    """Return polygons along the pixel edges of a (H, W) bool mask whose union is the mask.
-
-    A mask with a hole is cut at a column through the hole, until no piece has one.
-
-    Returns:
-        Flat lists x0, y0, x1, y1, ... of corners, x in [0, W] and y in [0, H]; empty for an empty mask.
-    """
-    steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    (y, x0), (_, x1) = np.nonzero(steps == 1), np.nonzero(steps == -1)
-    union = shapely.union_all(shapely.box(x0, y, x1, y + 1)).simplify(0)
-    pieces = [piece for piece in shapely.get_parts(union) if not piece.is_empty]
-    hole = next((ring for piece in pieces for ring in piece.interiors), None)
-    if hole is not None:
-        cut = int(hole.bounds[0] + hole.bounds[2] + 1) // 2
-        left = np.arange(mask.shape[1]) < cut
-        return mask_to_polygons(mask & left) + mask_to_polygons(mask & ~left)
-    return [np.asarray(piece.exterior.coords)[:-1].astype(int).ravel().tolist() for piece in pieces]
+    """Return polygons along the pixel edges of a (H, W) bool mask, cut until none has a hole."""
+    fine = mask.repeat(2, axis=0).repeat(2, axis=1).astype(np.uint8)
+    contours, tree = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    for contour, parent in zip(contours, tree[0, :, 3] if contours else (), strict=True):
+        if parent >= 0:
+            first, last = contour[..., 0].min() + 1, contour[..., 0].max() - 1
+            left = np.arange(mask.shape[1]) < (first // 2 + last // 2 + 1) // 2
+            return mask_to_polygons(mask & left) + mask_to_polygons(mask & ~left)
+    # Pixel x is the columns 2x and 2x + 1, so these lie on its edges x and x + 1.
+    corners = [(contour[:, 0] + 1) // 2 for contour in contours]
+    return [one[np.any(one != np.roll(one, 1, axis=0), axis=1)].ravel().tolist() for one in corners]

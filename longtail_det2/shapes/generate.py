@@ -16,19 +16,16 @@ has equally many objects per leaf and no missing or confused labels.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-import multiprocessing
 import os
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from longtail_det2.utils.errors import ConfigError, DataError
@@ -46,7 +43,6 @@ GENERATION_FILE = "generation.json"
 VERSION = 2
 """Version 2 has the images, boxes, labels and masks of 1; polygons begin elsewhere, RLEs are compressed."""
 _FORMAT_NAME = "longtail_det2.shapes"
-_CHUNK = 16
 
 
 def generate_shapes(
@@ -65,12 +61,11 @@ def generate_shapes(
     Args:
         output: folder to make. One that holds the same data set is left alone.
         options: what to generate.
-        workers: processes (default: the available cores); has no influence on the result.
+        workers: processes (default: the available cores); they have no influence on the result.
         force: replace a generated data set with other options.
         progress: show progress bars.
 
-    Returns:
-        The content of `generation.json`.
+    Returns the content of `generation.json`.
 
     Raises:
         ConfigError: bad options, or `output` holds a data set with other options and `force` is False.
@@ -80,6 +75,8 @@ def generate_shapes(
     options.validate()
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     output = Path(output).absolute()
     if (present := _present(output, options, force)) is not None:
         logger.info("%s: already there, made with the same options", output)
@@ -100,7 +97,7 @@ def _generate_into(
     options: ShapesOptions,
     vocabulary: ShapesVocabulary,
     plans: dict[str, tuple[list[PlannedImage], np.ndarray]],
-    workers: int | None,
+    workers: int,
     progress: bool,
 ) -> dict[str, Any]:
     for name in ("annotations", *(form for form in ("coco", "lvis") if form in options.formats)):
@@ -109,8 +106,10 @@ def _generate_into(
     records: dict[str, list[ImageRecord]] = {}
     for split in SPLITS:
         (folder / "images" / split).mkdir(parents=True)
-        draw = functools.partial(_draw_one, folder / "images" / split, split, options, vocabulary)
-        records[split] = list(_draw_all(draw, plans[split][0], split, workers, progress))
+        drawings = _Drawings(folder / "images" / split, split, plans[split][0], options)
+        # The loader's processes end with this one, also when it is killed.
+        loader = DataLoader(drawings, batch_size=None, num_workers=workers if workers > 1 else 0)
+        records[split] = list(tqdm(loader, f"{split} images", disable=not progress))
         if "openimages" in options.formats:
             write_open_images(folder / "annotations", split, records[split], vocabulary)
         if "coco" in options.formats:
@@ -127,48 +126,25 @@ def _generate_into(
     return generation
 
 
-def _draw_all(
-    draw: functools.partial[ImageRecord],
-    planned: list[PlannedImage],
-    split: str,
-    workers: int | None,
-    progress: bool,
-) -> Iterator[ImageRecord]:
-    """Draw and save the images of a split in parallel; records come in the order of the images."""
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers, max(len(planned) // _CHUNK, 1))
-    bar = functools.partial(tqdm, total=len(planned), desc=f"{split} images", disable=not progress)
-    if workers == 1:
-        yield from bar(map(draw, enumerate(planned)))
-        return
-    # Forking is quickest, and safe here: the children use neither threads nor the parent's locks.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    with multiprocessing.get_context(method).Pool(workers, initializer=_die_with_parent) as pool:
-        yield from bar(pool.imap(draw, enumerate(planned), chunksize=_CHUNK))
+class _Drawings(Dataset[ImageRecord]):
+    """The images of a split, drawn and saved when they are asked for."""
 
+    def __init__(self, folder: Path, split: str, planned: list[PlannedImage], options: ShapesOptions) -> None:
+        self._folder, self._split, self._planned, self._options = folder, split, planned, options
+        self._vocabulary = ShapesVocabulary.build(options.num_leaves)
 
-def _draw_one(
-    folder: Path,
-    split: str,
-    options: ShapesOptions,
-    vocabulary: ShapesVocabulary,
-    task: tuple[int, PlannedImage],
-) -> ImageRecord:
-    index, planned = task
-    pixels, drawn = draw_image(planned, vocabulary, options.image_size, options.seed, split, index)
-    image_id = f"{split}_{index:06d}"
-    file_name = f"{image_id}.{options.image_format}"
-    lossy = {"quality": 95, "subsampling": 0} if options.image_format == "jpg" else {}
-    Image.fromarray(pixels).save(folder / file_name, **lossy)
-    return ImageRecord(image_id, file_name, options.image_size, planned, drawn)
+    def __len__(self) -> int:
+        return len(self._planned)
 
-
-def _die_with_parent() -> None:
-    """End this worker when the main process is killed, instead of waiting for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    def __getitem__(self, index: int) -> ImageRecord:
+        planned, options = self._planned[index], self._options
+        arguments = (options.image_size, options.seed, self._split, index)
+        pixels, drawn = draw_image(planned, self._vocabulary, *arguments)
+        image_id = f"{self._split}_{index:06d}"
+        file_name = f"{image_id}.{options.image_format}"
+        lossy = {"quality": 95, "subsampling": 0} if options.image_format == "jpg" else {}
+        Image.fromarray(pixels).save(self._folder / file_name, **lossy)
+        return ImageRecord(image_id, file_name, options.image_size, planned, drawn)
 
 
 def _count(

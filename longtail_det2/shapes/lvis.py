@@ -69,6 +69,7 @@ def lvis_content(
     `coco_url` ends with the split's folder and the file name, which readers take from there.
     """
     images, annotations = [], []
+    below = [vocabulary.leaves_below(label) for label in range(vocabulary.num_classes)]
     for number, record in enumerate(records, start=1):
         found: list[tuple[int, VisibleRegion]] = []
         partial: set[int] = set()
@@ -77,7 +78,7 @@ def lvis_content(
             found += [(leaf, region) for region in (drawn.members if planned.group else (drawn.region,))]
             partial |= set(planned.leaves) - (set() if planned.group else {leaf})
         partial &= {leaf for leaf, _ in found}
-        absent = {leaf for label in record.planned.negatives for leaf in vocabulary.leaves_below(label)}
+        absent = {leaf for label in record.planned.negatives for leaf in below[label]}
         entry = image_entry(number, record)
         entry["coco_url"] = f"images/{split}/{record.file_name}"
         entry["neg_category_ids"] = [leaf + 1 for leaf in sorted(absent)]

@@ -55,11 +55,7 @@ class ShapesOptions:
     seed: int = 0
 
     def validate(self) -> None:
-        """Check each option by itself.
-
-        Raises:
-            ConfigError: naming the option, its value and what is allowed.
-        """
+        """Raise a ConfigError that names the first bad option, its value and what is allowed."""
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
@@ -78,17 +74,11 @@ class ShapesOptions:
 
 @dataclass(frozen=True)
 class PlannedObject:
-    """One object of an image.
+    """One object of an image."""
 
-    Attributes:
-        leaves: what it is: one leaf, or two for a two-coloured object.
-        labels: the class indices its annotators write, one row each.
-        group: a cluster of more than five touching instances under one box.
-    """
-
-    leaves: tuple[int, ...]
-    labels: tuple[int, ...]
-    group: bool = False
+    leaves: tuple[int, ...]  # what it is: one leaf, or two for a two-coloured object
+    labels: tuple[int, ...]  # what its annotators write, class indices
+    group: bool = False  # a cluster of more than five touching instances under one box
 
 
 @dataclass(frozen=True)
@@ -102,14 +92,8 @@ class PlannedImage:
 def geometric_counts(total: int, num_classes: int, imbalance: float, floor: int) -> np.ndarray:
     """Compute integer frequencies max(floor, a * imbalance**(-i / (num_classes - 1))) of classes i.
 
-    `a` makes the sum `total`; rounding moves each frequency by less than one. Where `total` is too small for
-    a last class of `floor` objects, the end of the curve is flat.
-
-    Returns:
-        (num_classes,) int64, non-increasing, sum `total`, none below `floor`.
-
-    Raises:
-        ConfigError: `total` < `floor * num_classes`.
+    `a` makes the sum `total`. Returns (num_classes,) int64, non-increasing; raises ConfigError if `total` is
+    less than `floor * num_classes`.
     """
     if total < floor * num_classes:
         raise ConfigError(
@@ -131,14 +115,9 @@ def geometric_counts(total: int, num_classes: int, imbalance: float, floor: int)
 def plan_split(
     options: ShapesOptions, vocabulary: ShapesVocabulary, split: str
 ) -> tuple[list[PlannedImage], np.ndarray]:
-    """Plan all images of a split.
+    """Plan all images of a split, and count the objects per leaf, (L,) int64, whatever their labels are.
 
-    Returns:
-        The images, and (L,) int64: how many objects of each leaf there are, however they are labelled (a
-        two-coloured object counts for both of its leaves).
-
-    Raises:
-        ConfigError: the rates or the number of images cannot be met.
+    Raises ConfigError if the rates or the number of images cannot be met.
     """
     rng = np.random.default_rng([options.seed, SPLITS.index(split), 1])
     training = split == "train"
@@ -151,7 +130,7 @@ def plan_split(
     counts = geometric_counts(num_objects + num_pairs, vocabulary.num_leaves, imbalance, floor)
     counts = counts[rng.permutation(vocabulary.num_leaves)]
     pairs = _draw_pairs(counts, num_pairs, vocabulary, rng)
-    objects = _annotate(counts, pairs, floor, options, vocabulary, rng, noisy=training)
+    objects = _annotate(counts, pairs, split, options, vocabulary, rng)
     order = rng.permutation(num_objects)
     images = []
     for stop, size in zip(np.cumsum(per_image).tolist(), per_image.tolist(), strict=True):
@@ -188,14 +167,13 @@ def _draw_pairs(
 def _annotate(
     counts: np.ndarray,
     pairs: Sequence[tuple[int, int]],
-    floor: int,
+    split: str,
     options: ShapesOptions,
     vocabulary: ShapesVocabulary,
     rng: np.random.Generator,
-    *,
-    noisy: bool,
 ) -> list[PlannedObject]:
-    """Return all objects of a split; the phenomena are disjoint and spare `floor` objects per leaf."""
+    """Return all objects of a split; the phenomena are disjoint and spare some objects of each leaf."""
+    noisy, floor = split == "train", options.min_objects if split == "train" else 1
     in_pairs = np.bincount(np.array(pairs, dtype=np.int64).reshape(-1), minlength=len(counts))
     num_objects = int(counts.sum()) - len(pairs)
     objects = [PlannedObject(pair, pair) for pair in pairs]

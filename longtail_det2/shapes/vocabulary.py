@@ -42,19 +42,12 @@ MAX_LEAVES = len(SHAPES) * len(COLOURS)
 
 @dataclass(frozen=True)
 class ShapesVocabulary:
-    """Class list of a generated data set: leaves first, then shapes, colours and the two top classes.
+    """Class list of a generated data set: leaves first, then shapes, colours and the two top classes."""
 
-    Attributes:
-        class_ids: K identifiers such as "/s/red_circle".
-        class_names: K display names such as "red circle".
-        parents: for each class the indices of its direct parents; a leaf has (shape, colour).
-        leaves: for each leaf its (shape name, colour name); leaves are classes 0..L-1.
-    """
-
-    class_ids: tuple[str, ...]
-    class_names: tuple[str, ...]
-    parents: tuple[tuple[int, ...], ...]
-    leaves: tuple[tuple[str, str], ...]
+    class_ids: tuple[str, ...]  # such as "/s/red_circle"
+    class_names: tuple[str, ...]  # such as "red circle"
+    parents: tuple[tuple[int, ...], ...]  # indices of the direct parents; a leaf has (shape, colour)
+    leaves: tuple[tuple[str, str], ...]  # (shape name, colour name) of classes 0..L-1
 
     @classmethod
     def build(cls, num_leaves: int = MAX_LEAVES) -> ShapesVocabulary:
@@ -102,16 +95,11 @@ class ShapesVocabulary:
             children = [node(i) for i, above in enumerate(self.parents) if label in above]
             return {"LabelName": self.class_ids[label], **({"Subcategory": children} if children else {})}
 
-        return {
-            "LabelName": ROOT_ID,
-            "Subcategory": [node(i) for i, above in enumerate(self.parents) if not above],
-        }
+        top = [node(i) for i, above in enumerate(self.parents) if not above]
+        return {"LabelName": ROOT_ID, "Subcategory": top}
 
     def similar_leaf(self, leaf: int, by_colour: bool) -> int:
-        """Return the leaf most easily confused with `leaf`: same shape and similar colour, or the reverse.
-
-        Falls back to the other kind, then to any other leaf, where the subset of leaves has none.
-        """
+        """Return the leaf most easily confused with `leaf`: same shape and similar colour, or the reverse."""
         ranked = self.similar_leaves(leaf)
         same_kind = [j for j in ranked if (self.leaves[j][0] == self.leaves[leaf][0]) == by_colour]
         return (same_kind or ranked or [(leaf + 1) % self.num_leaves])[0]
@@ -125,13 +113,9 @@ class ShapesVocabulary:
         return [self.leaves.index(key) for key in keys if key in self.leaves]
 
     def co_label_pairs(self, partners_only: bool) -> np.ndarray:
-        """Return pairs of leaves that a two-coloured object may have: same shape, different colours.
+        """Return the pairs (n, 2) of leaves that a two-coloured object may have: same shape, other colour.
 
-        Args:
-            partners_only: only neighbours in a fixed ring of contrasting colours; else every pair.
-
-        Returns:
-            (n, 2) int64 leaf indices, each pair once, smaller index first.
+        `partners_only` leaves the neighbours in a fixed ring of contrasting colours.
         """
         pairs: set[tuple[int, int]] = set()
         for shape in SHAPES:
