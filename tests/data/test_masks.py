@@ -398,8 +398,9 @@ def _xywh(box):
 
 
 def _area(segmentation):
-    runs = coco_mask.frPyObjects(segmentation, 128, 128)
-    return int(coco_mask.area(runs if isinstance(segmentation, dict) else coco_mask.merge(runs)))
+    if isinstance(segmentation, dict):
+        return int(coco_mask.area(segmentation))
+    return int(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(segmentation, 128, 128))))
 
 
 def test_real_photographs(shared_dir, tmp_path):
