@@ -194,7 +194,7 @@ def test_sampler_options(dataset, mapper):
 def test_sampler_errors(dataset):
     with pytest.raises(ConfigError, match=r"unknown training sampler 'Nope'.*ClassAwareTrainingSampler"):
         build_sampler("Nope", dataset, seed=0)
-    with pytest.raises(ConfigError, match="no subclass"):
+    with pytest.raises(ConfigError, match="not a subclass"):
         build_sampler(int, dataset, seed=0)  # type: ignore[arg-type]
 
 
@@ -218,7 +218,7 @@ def test_a_sampler_of_ones_own(dataset):
     assert list(itertools.islice(build_sampler(cfg, dataset, seed=0, which=4), 3)) == [4, 4, 4]
     loader = build_train_loader(dataset, mapper=_image_id, sampler=FirstImage, total_batch_size=2, seed=0)
     assert next(iter(loader)) == [dataset[0]["image_id"]] * 2
-    with pytest.raises(ConfigError, match=r"FirstImage: .*wich"):
+    with pytest.raises(ConfigError, match="FirstImage has no option 'wich'"):
         build_sampler(FirstImage, dataset, seed=0, wich=1)
 
 

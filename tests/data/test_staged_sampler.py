@@ -262,7 +262,7 @@ def test_bad_stage_lists(stages, message):
 def test_unknown_sampler_in_a_stage():
     with pytest.raises(ConfigError, match=r"unknown training sampler 'Nope'.*known are ClassAwareTraining"):
         parse_stages([["Nope", 3]])
-    with pytest.raises(ConfigError, match="3 is no subclass"):
+    with pytest.raises(ConfigError, match="3 is not a subclass"):
         parse_stages([[3, 3]])
 
 

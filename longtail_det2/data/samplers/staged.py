@@ -152,9 +152,10 @@ class StagedTrainingSampler(TrainingSampler):
         start: int = 0,
         stages: Sequence[Any] = (),
         batch_size: int = 0,
-        **ranks: Any,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> Self:
-        """Makes the samplers of all stages.
+        """Make the samplers of all stages.
 
         Args:
             dataset: what to sample from, the same in all stages.
@@ -162,7 +163,8 @@ class StagedTrainingSampler(TrainingSampler):
             start: see `TrainingSampler`.
             stages: see `parse_stages`.
             batch_size: images of an iteration over all ranks.
-            **ranks: `rank` and `world_size` of `TrainingSampler`.
+            rank: see `TrainingSampler`.
+            world_size: see `TrainingSampler`.
 
         Raises:
             ConfigError: see `parse_stages` and the samplers.
@@ -172,7 +174,8 @@ class StagedTrainingSampler(TrainingSampler):
             make_sampler(stage.sampler, dataset, seed=_stage_seed(seed, number), **stage.options)
             for number, stage in enumerate(parsed)
         ]
-        return cls(samplers, [stage.iterations * batch_size for stage in parsed], seed, start, **ranks)
+        lengths = [stage.iterations * batch_size for stage in parsed]
+        return cls(samplers, lengths, seed, start, rank=rank, world_size=world_size)
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
