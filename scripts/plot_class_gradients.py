@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", categor
 
 from tabulate import tabulate  # noqa: E402
 
-from longtail_det2.data.datasets.lvis_json import LVIS_THRESHOLDS  # noqa: E402
+from longtail_det2.data.datasets.coco import LVIS_THRESHOLDS  # noqa: E402
 from longtail_det2.utils.errors import DataError  # noqa: E402
 from longtail_det2.visualization.gradient_plot import (  # noqa: E402
     draw_gradients,

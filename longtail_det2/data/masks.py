@@ -6,7 +6,8 @@ compressed run lengths, {"size": [height, width], "counts": bytes}. Polygons of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -127,6 +128,70 @@ def run_lengths(counts: bytes) -> list[int]:
     if shift:
         raise ValueError("compressed run lengths end in the middle of a number")
     return numbers
+
+
+def check_segmentation(value: object, height: int, width: int) -> Segmentation | None:
+    """A checked mask; None where there is none.
+
+    Vertices outside the image are moved to its border.
+
+    Raises:
+        ValueError: what is wrong with it, to follow "has a segmentation".
+    """
+    if not value or value == [[]]:
+        return None
+    if isinstance(value, dict):
+        return _read_rle(value, height, width)
+    if not isinstance(value, list) or not all(isinstance(polygon, (list, array)) for polygon in value):
+        raise ValueError("that is neither a list of polygons nor RLE")
+    polygons = [one for one in (_read_polygon(polygon, height, width) for polygon in value) if _has_area(one)]
+    if not polygons:
+        raise ValueError("without area inside its image")
+    return [polygon.reshape(-1) for polygon in polygons]
+
+
+def _read_polygon(polygon: list[object] | array[float], height: int, width: int) -> np.ndarray:
+    """(v, 2) float32 vertices, moved to the image's border where they lie outside."""
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"with a polygon of {len(polygon)} numbers; three (x, y) pairs are the least")
+    try:
+        vertices = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("with a polygon of something else than numbers") from None
+    if not np.isfinite(vertices).all():
+        raise ValueError("with a coordinate that is not finite")
+    np.maximum(vertices, 0, out=vertices)
+    return np.minimum(vertices, (width, height), out=vertices).astype(np.float32)
+
+
+def _has_area(vertices: np.ndarray) -> bool:
+    """Whether the vertices do not all lie on one line."""
+    (x0, y0), (x1, y1), (x2, y2) = vertices[:3].tolist()
+    if (x1 - x0) * (y2 - y0) != (x2 - x0) * (y1 - y0):  # nearly always; the rest is slower
+        return True
+    sides = (vertices - vertices[0]).astype(np.float64)
+    longest = sides[np.argmax(np.abs(sides).sum(axis=1))]
+    return bool(np.any(sides[:, 0] * longest[1] != sides[:, 1] * longest[0]))
+
+
+def _read_rle(value: Mapping[str, object], height: int, width: int) -> Segmentation:
+    size, counts = value.get("size"), value.get("counts")
+    if size != [height, width]:
+        raise ValueError(f"of the size {size!r} in an image of {[height, width]} (height, width)")
+    if isinstance(counts, str):
+        try:
+            counts = run_lengths(counts.encode("ascii"))
+        except (UnicodeEncodeError, ValueError):
+            raise ValueError("whose counts are no compressed RLE") from None
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("whose counts are neither a text nor a list of integers from 0")
+    if sum(counts) != height * width:
+        raise ValueError(f"whose counts cover {sum(counts)} of {height * width} pixels")
+    if not sum(counts[1::2]):
+        raise ValueError("without area inside its image")
+    whole: Any = {"size": [height, width], "counts": counts}
+    rle: Any = coco_mask.frPyObjects(whole, height, width)
+    return {"size": [height, width], "counts": rle["counts"]}
 
 
 def _offsets(counts: Sequence[int]) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from longtail_det2.data.datasets.lvis_json import LVIS_THRESHOLDS, frequency_groups
+from longtail_det2.data.datasets.coco import LVIS_THRESHOLDS, frequency_letters
 from longtail_det2.data.store import AnnotationStore, ImageLabel
 from longtail_det2.evaluation.lvis_metric import ByClass, LvisTruth, Runs
 from longtail_det2.evaluation.store_truth import truth_of_store, whole_box_runs
@@ -45,7 +45,7 @@ def class_frequencies(store: AnnotationStore, train_counts: np.ndarray | None) -
         store.path,
         *LVIS_THRESHOLDS,
     )
-    return tuple(frequency_groups(train_counts))
+    return tuple(frequency_letters(train_counts))
 
 
 def image_order(image_ids: Sequence[str]) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from longtail_det2.data.datasets.lvis_json import frequency_groups
+from longtail_det2.data.datasets.coco import frequency_letters
 from longtail_det2.data.store_writer import FREQUENCIES
 from longtail_det2.engine.gradient_log import CLASS_GRADIENTS_FILE
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
@@ -83,7 +83,7 @@ def ratios_of_groups(runs: Sequence[GradientRatios]) -> tuple[float, float, floa
         NaN for a group without classes.
     """
     images, ratio = _pooled(runs)
-    group = np.array(frequency_groups(images))
+    group = np.array(frequency_letters(images))
     means = [np.log(ratio[group == one]) for one in FREQUENCIES]
     rare, common, frequent = (float(np.exp(one.mean())) if len(one) else math.nan for one in means)
     return rare, common, frequent

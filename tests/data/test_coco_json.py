@@ -1,7 +1,9 @@
 import copy
 import json
+import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from longtail_det2.data.datasets.builtin import register_store
-from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.data.datasets.coco import check_coco, prepare_coco
 from longtail_det2.data.datasets.coco_cache import CocoEntry
+from longtail_det2.data.datasets.coco_hierarchy import read_coco_hierarchy
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.datasets.openimages import prepare_openimages
 from longtail_det2.data.datasets.register import register_datasets
@@ -59,7 +62,7 @@ def prepare(tmp_path, images):
 
 
 def test_store(prepare, images):
-    store = prepare(hierarchy={"dog": ["animal"]})
+    store = prepare(hierarchy={"dog": ["animal"]}, merge_equal_boxes=True)
     assert store.class_ids == ("5", "7", "30") and store.class_names == ("animal", "dog", "car")
     assert store.hierarchy.to_parents() == {"7": ["5"]}
     assert store.image_ids.tolist() == [b"10", b"2", b"9"]  # ascending as bytes
@@ -74,12 +77,27 @@ def test_store(prepare, images):
     assert records["10"]["pos_category_ids"] == [1]
     group = records["10"]["annotations"][0]
     assert group["is_group_of"] and group["iscrowd"] == 0 and group["category_ids"] == [1]
-    assert store.header["summary"]["labels_merged_into_objects"] == 2
     assert store.flags.tolist().count(int(ObjectFlag.GROUP_OF)) == 1
     assert [source["role"] for source in store.header["sources"]] == ["coco", "hierarchy"]
 
 
-def test_hierarchy_by_id_tree_and_contraction(prepare):
+def test_equal_boxes_are_objects_of_their_own(prepare, tmp_path, images):
+    store = prepare()
+    assert store.num_objects == 5 and store.form == "coco"
+    report = check_coco(tmp_path / "data.json", images)
+    assert report.issues.count("equal_boxes") == 1
+    labels = [one["category_ids"] for record in MultiLabelDataset(store) for one in record["annotations"]]
+    assert sorted(map(sorted, labels)) == [[0], [0], [0, 2], [1], [1]]
+    assert check_coco(tmp_path / "data.json", images, merge_equal_boxes=True).issues.count("equal_boxes") == 0
+
+
+def test_equal_boxes_of_a_group_and_of_an_object_stay_apart(prepare):
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][1]["iscrowd"] = 1
+    assert prepare(content, merge_equal_boxes=True).num_objects == 5
+
+
+def test_hierarchy_by_id_and_as_a_tree(prepare):
     assert prepare(hierarchy={"7": ["5"]}).hierarchy.to_parents() == {"7": ["5"]}
     tree = {
         "LabelName": "root",
@@ -87,16 +105,25 @@ def test_hierarchy_by_id_tree_and_contraction(prepare):
             {
                 "LabelName": "animal",
                 "Subcategory": [{"LabelName": "pet", "Subcategory": [{"LabelName": "dog"}]}],
-            }
+            },
+            {"LabelName": "plant"},
         ],
     }
-    with pytest.raises(HierarchyError, match=r"hierarchy\.json: 1 of 3 classes are not in the tree.*'30'"):
-        prepare(hierarchy=tree, unlisted="contract")
-    with pytest.raises(HierarchyError, match=r"1 labels are not in the class list.*pet"):
-        prepare(hierarchy=tree, missing="root", unlisted="error")
-    store = prepare(hierarchy=tree, unlisted="contract", missing="root")
-    assert store.hierarchy.to_parents() == {"7": ["5"]}
+    with pytest.raises(HierarchyError, match=r"hierarchy\.json: 1 of 3 categories are not in the tree.*'30'"):
+        prepare(hierarchy=tree)
+    store = prepare(hierarchy=tree, skip_bad=True)
+    assert store.class_ids == ("5", "7", "30", "pet")
+    assert store.hierarchy.to_parents() == {"7": ["pet"], "pet": ["5"]}
     assert not prepare().has_hierarchy
+
+
+def test_names_of_many_classes_take_no_quadratic_time(tmp_path):
+    number = 100_000
+    names = [f"name {one}" for one in range(number)]
+    (tmp_path / "h.json").write_text(json.dumps({name: ["thing"] for name in names}))
+    start = time.process_time()
+    tree = read_coco_hierarchy(tmp_path / "h.json", list(map(str, range(number))), names)
+    assert tree.class_ids[-1] == "thing" and time.process_time() - start < 20  # minutes, if quadratic
 
 
 def test_names_that_are_not_distinct(prepare):
@@ -104,16 +131,6 @@ def test_names_that_are_not_distinct(prepare):
     content["categories"][0]["name"] = "dog"
     with pytest.raises(HierarchyError, match="several categories are called 'dog'"):
         prepare(content, hierarchy={"dog": ["animal"]})
-
-
-def test_merge_iou(prepare):
-    content = copy.deepcopy(CONTENT)
-    content["annotations"][1]["bbox"] = [8, 4, 16, 8.2]
-    assert prepare(content).num_objects == 5
-    merged = prepare(content, merge_iou=0.9)
-    assert merged.num_objects == 4 and merged.header["summary"]["objects_merged_by_iou"] == 1
-    with pytest.raises(DataError, match="merge_iou"):
-        prepare(content, merge_iou=0.0)
 
 
 def test_sizes_come_from_the_files_where_they_are_not_given(prepare):
@@ -133,11 +150,9 @@ def test_without_images(prepare, images):
 
 def test_missing_images(prepare, images):
     (images / "nine.png").unlink()
-    with pytest.raises(
-        DataError, match=r"nine\.png: cannot read the image \(No such file.*--on-missing-image skip"
-    ):
+    with pytest.raises(DataError, match=r"nine\.png: cannot read the image \(No such file.*--skip-bad"):
         prepare()
-    store = prepare(on_missing_image="skip")
+    store = prepare(skip_bad=True)
     assert store.image_ids.tolist() == [b"10", b"2"] and store.num_objects == 1
     assert store.header["summary"]["images_left_out"] == 1
 
@@ -157,9 +172,9 @@ def remove(part, index, key):
     ("edit", "message"),
     [
         (change("images", 0, id=10), "id 10 occurs twice among the images"),
-        (change("images", 0, id="10"), "image ids 10 and '10'"),
+        (change("images", 0, id="10"), "id 10 occurs twice among the images"),
         (change("categories", 0, id=5), "id 5 occurs twice among the categories"),
-        (change("categories", 0, id="5"), "category ids 5 and '5'"),
+        (change("categories", 0, id="5"), "id 5 occurs twice among the categories"),
         (change("annotations", 1, id=1), "annotation id 1 occurs twice"),
         (change("annotations", 1, image_id=77), "annotation 2 is on the unknown image 77"),
         (change("annotations", 1, category_id=6), "annotation 2 has the unknown category 6"),
@@ -168,15 +183,22 @@ def remove(part, index, key):
         (remove("annotations", 1, "category_id"), "annotation 2 has the unknown category None"),
         (change("annotations", 1, bbox=[1, 2, 3]), r"annotation 2 has the bbox \[1, 2, 3\]"),
         (change("annotations", 1, bbox=[1, 2, 3, float("nan")]), "annotation 2 has the bbox"),
-        (change("annotations", 1, bbox=[1, 2, 0, 3]), "annotation 2 has the box .*no area inside its image"),
+        (change("annotations", 1, bbox=[1, 2, 0, 3]), "annotation 2 has the box .*area inside the image"),
         (change("annotations", 1, bbox=[90, 2, 5, 3]), "annotation 2 has the box .*80 x 40 pixels"),
         (change("images", 0, height=0), "image 9 has height 0 and width 80"),
         (remove("images", 0, "height"), "image 9 has height None and width 80"),
         (change("images", 0, height=41), r"annotated as 80 x 41 pixels.*nine\.png has 80 x 40"),
-        (remove("images", 0, "file_name"), "image 9 has no file_name"),
+        (remove("images", 0, "file_name"), "image 9 has the file_name None"),
         (remove("images", 0, "id"), r"images\[0\] has no id"),
         (change("images", 0, neg_category_ids=[1]), "image 9, neg_category_ids has the unknown category 1"),
         (lambda content: content.pop("images"), "has no list 'images'"),
+        (lambda content: content["images"].clear(), "the list 'images' is empty"),
+        (lambda content: content["categories"].clear(), "the list 'categories' is empty"),
+        (change("images", 0, file_name="../nine.png"), "'../nine.png' outside the image folder"),
+        (change("images", 0, file_name="sub/../../nine.png"), "outside the image folder"),
+        (change("images", 0, file_name="/etc/passwd"), "'/etc/passwd' outside the image folder"),
+        (change("images", 0, file_name="x" * 256), "File name too long"),
+        (change("images", 0, file_name="sub"), "not a regular file"),
         (lambda content: content["annotations"].append(3), r"annotations\[5\] is no object"),
     ],
 )
@@ -205,8 +227,65 @@ def test_files_that_are_no_json(tmp_path, images):
 def test_bad_boxes_may_be_skipped(prepare):
     content = copy.deepcopy(CONTENT)
     content["annotations"][1]["bbox"] = [1, 2, 0, 3]
-    store = prepare(content, on_bad_box="skip")
-    assert store.num_objects == 4 and store.header["summary"]["label_rows_left_out"] == 1
+    store = prepare(content, skip_bad=True)
+    assert store.num_objects == 4 and store.header["summary"]["annotations"] == 5
+
+
+def as_pandas_writes(content):
+    """Ids and sizes as floats."""
+    for part, keys in (("images", ("id", "width", "height")), ("annotations", ("id", "image_id"))):
+        for one in content[part]:
+            one.update({key: float(one[key]) for key in keys})
+    content["annotations"][0]["category_id"] = 5.0
+    content["annotations"][1]["iscrowd"] = 0.0
+
+
+def as_text(content):
+    """Ids of the images as text where annotations have numbers."""
+    for one in content["images"]:
+        one["id"] = str(one["id"])
+    content["categories"][0]["id"] = "30"
+
+
+@pytest.mark.parametrize("edit", [as_pandas_writes, as_text])
+def test_ids_and_numbers_as_other_tools_write_them(prepare, edit):
+    expected = prepare()
+    columns = expected.image_ids.copy(), expected.boxes.copy(), expected.labels.copy()
+    content = copy.deepcopy(CONTENT)
+    edit(content)
+    store = prepare(content)
+    assert store.class_ids == expected.class_ids
+    for one, other in zip((store.image_ids, store.boxes, store.labels), columns, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_byte_order_mark(tmp_path, images):
+    (tmp_path / "data.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(CONTENT).encode())
+    assert len(prepare_coco(tmp_path / "data.json", images, tmp_path / "store")) == 3
+
+
+def test_absolute_file_names_below_the_image_folder(prepare, images):
+    content = copy.deepcopy(CONTENT)
+    content["images"][1]["file_name"] = str(images / "sub" / "ten.png")
+    assert prepare(content).file_names.tolist() == [b"sub/ten.png", b"two.png", b"nine.png"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "x" * 300, "../images/nine.png"])
+def test_images_that_cannot_be_used_are_left_out(prepare, images, name):
+    os.mkfifo(images / "pipe")
+    content = copy.deepcopy(CONTENT)
+    content["images"][0]["file_name"] = name
+    store = prepare(content, skip_bad=True)
+    assert store.image_ids.tolist() == [b"10", b"2"]
+
+
+def test_nothing_is_left(prepare, images, tmp_path):
+    for path in images.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match="no sound image"):
+        prepare(skip_bad=True)
+    with pytest.raises(DataError, match=r"cannot read the image .*3 image files"):
+        check_coco(tmp_path / "data.json", images)
 
 
 def test_no_annotations(prepare):
@@ -219,11 +298,21 @@ def test_command(tmp_path, images, repository):
     command = [sys.executable, str(repository / "scripts" / "prepare_coco.py"), "--json"]
     command += [str(tmp_path / "data.json"), "--images", str(images), "--output", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "3 images, 4 objects" in done.stdout.splitlines()[-1], done.stderr
+    assert done.returncode == 0 and "3 images, 5 objects" in done.stdout.splitlines()[-1], done.stderr
     assert len(AnnotationStore.open(tmp_path / "out")) == 3
     (tmp_path / "data.json").write_text("{}")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_the_store_is_made_where_nobody_reads_the_report(tmp_path, images, repository):
+    (tmp_path / "data.json").write_text(json.dumps(CONTENT))
+    command = [sys.executable, str(repository / "scripts" / "prepare_coco.py"), "--json"]
+    command += [str(tmp_path / "data.json"), "--images", str(images), "--output", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert b"Error" not in process.stderr.read()
+    assert process.returncode == 0 and len(AnnotationStore.open(tmp_path / "out")) == 3
 
 
 def test_open_images_and_coco_forms_of_one_data_set_agree(tmp_path):
@@ -322,6 +411,15 @@ def test_one_process_makes_the_store(prepare, images, tmp_path):
     assert [run.communicate(timeout=60)[0] for run in runs] == ["3\n"] * 3
     left = sorted(path.name for path in entry.store_path.parent.iterdir())
     assert left == [entry.store_path.name, entry.store_path.name + ".lock"]
+
+
+def test_entries_with_colons_and_home_folders(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert CocoEntry.parse("~/a:b/x.json:~/images") == CocoEntry("/home/me/a:b/x.json", "/home/me/images")
+    one = CocoEntry.parse("/x.JSON:/a:b/images:/h.json")
+    assert one == CocoEntry("/x.JSON", "/a:b/images", "/h.json")
+    assert CocoEntry.parse("/d/x.json::/h.json") == CocoEntry("/d/x.json", "/d", "/h.json")
+    assert CocoEntry.parse("/d/x.json") == CocoEntry("/d/x.json", "/d")
 
 
 @pytest.mark.parametrize("text", ["stores/train", "train.jsonl", "a.json/b"])

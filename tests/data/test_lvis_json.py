@@ -9,14 +9,9 @@ import pytest
 from detectron2.data.samplers import RepeatFactorTrainingSampler as Detectron2RepeatFactor
 from PIL import Image
 
-from longtail_det2.data.datasets.coco import check_coco, prepare_coco
+from longtail_det2.data.datasets.coco import check_coco, frequency_letters, prepare_coco
+from longtail_det2.data.datasets.coco_checks import compact_segmentation, file_name_in_url
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.datasets.lvis_json import (
-    compact_segmentation,
-    describe_gaps,
-    file_name_in_url,
-    frequency_groups,
-)
 from longtail_det2.data.samplers import RepeatFactorTrainingSampler, repeat_factors
 from longtail_det2.data.store import ImageLabel
 from longtail_det2.utils.errors import DataError
@@ -148,13 +143,12 @@ def test_polygons_and_boxes_are_kept_to_the_bit(prepare):
 def test_report(write, images):
     text = check_coco(write(CONTENT), images).text()
     for words in (
-        "category ids      2 to 9 with 5 gaps; class index = place in their order",
-        "image labels      4 verified absent, 3 verified present, of which 3 are not exhaustively annotated",
-        "frequency         1 rare, 1 common, 1 frequent, as the file says",
-        "masks             6 of 6 objects have one",
+        "image labels  4 verified absent, 3 verified present, 3 of them not exhaustive",
+        "frequency     1 r, 1 c, 1 f",
+        "6 with a mask",
     ):
         assert words in text
-    assert "LVIS's groups" not in text and "ERRORS" not in text
+    assert "LVIS's frequency" not in text and "ERROR" not in text
 
 
 def test_own_data_hear_nothing_of_frequencies(write, images):
@@ -162,16 +156,15 @@ def test_own_data_hear_nothing_of_frequencies(write, images):
     for one in content["images"]:
         del one["neg_category_ids"], one["not_exhaustive_category_ids"]
     report = check_coco(write(content), images)
-    assert "frequency" not in report.text() and not report.findings.count("no_frequency")
+    assert not report.issues.count("no_frequency")
     content["images"][0].update(neg_category_ids=[9], pos_category_ids=[2])
-    assert not check_coco(write(content), images).findings.count("no_frequency")
+    assert not check_coco(write(content), images).issues.count("no_frequency")
 
 
 def test_no_frequency_is_said_and_not_guessed(write, images, prepare):
-    text = check_coco(write(without_frequency()), images).text()
-    assert "frequency         none" in text
-    assert "classes without one of LVIS's groups (rare, common, frequent) (3)" in text
-    assert "--frequency images counts" in text and "--frequency STORE takes" in text
+    report = check_coco(write(without_frequency()), images)
+    assert report.issues.counts() == {"empty_image": 1, "no_frequency": 3}
+    assert "frequency     none" in report.text() and "--frequency STORE" in report.text()
     assert prepare(without_frequency()).class_frequencies is None
     assert prepare(frequency="none").class_frequencies is None
 
@@ -191,11 +184,6 @@ def test_frequencies_by_images(prepare, write, images):
     store = prepare(content, frequency="images")
     assert store.image_counts().tolist() == [10, 11, 101]
     assert store.class_frequencies == ("r", "c", "f")
-    report = check_coco(write(content), images, frequency="images")
-    assert (
-        "1 rare, 1 common, 1 frequent, counted here (rare: up to 10 images, common: up to 100)"
-        in report.text()
-    )
     content["annotations"] = content["annotations"][-100:]
     assert prepare(content, frequency="images").class_frequencies == ("r", "r", "c")
 
@@ -227,19 +215,19 @@ def test_frequencies_and_a_hierarchy(prepare, tmp_path, write, images):
     path = tmp_path / "hierarchy.json"
     path.write_text('{"alligator": ["aerosol_can"]}')
     assert prepare(hierarchy=path).class_frequencies == ("c", "r", "f")
-    path.write_text('{"alligator": ["animal"], "zebra": ["animal"]}')
-    report = check_coco(write(CONTENT), images, path)
-    assert "'animal', which only the hierarchy names: so none is kept" in report.text()
-    assert prepare(hierarchy=path).class_frequencies is None
+    path.write_text('{"alligator": ["reptile"], "reptile": ["animal"], "zebra": ["animal"]}')
+    store = prepare(hierarchy=path)
+    assert store.class_ids[-2:] == ("reptile", "animal")
+    assert store.class_frequencies == ("c", "r", "f", "r", "f")  # as the most frequent one below
     counted = prepare(hierarchy=path, frequency="images")
-    assert counted.class_ids[-1] == "animal" and counted.class_frequencies == ("r", "r", "r", "r")
+    assert counted.class_frequencies == ("r",) * 5
 
 
 def test_groups_at_lvis_thresholds():
     counts = np.array([0, 1, 10, 11, 100, 101, 100_000])
-    assert "".join(frequency_groups(counts)) == "rrrccff"
-    assert "".join(frequency_groups([3, 4, 8, 9], (3, 8))) == "rccf"
-    assert frequency_groups([]) == []
+    assert "".join(frequency_letters(counts)) == "rrrccff"
+    assert "".join(frequency_letters([3, 4, 8, 9], (3, 8))) == "rccf"
+    assert frequency_letters([]) == []
 
 
 @pytest.mark.parametrize(
@@ -266,12 +254,6 @@ def test_file_name_goes_before_the_url(prepare, images):
     assert prepare(content).file_names[0] == b"train2017/000000391895.jpg"
 
 
-def test_gaps():
-    assert describe_gaps(["1", "2", "3"]) == "" and describe_gaps([]) == ""
-    assert describe_gaps(["a", "c"]) == "" and describe_gaps(["0"]) == ""
-    assert describe_gaps([str(one) for one in range(1, 91) if one != 12]).startswith("1 to 90 with 1 gaps")
-
-
 def test_polygons_are_held_as_arrays_and_anything_else_as_it_is():
     text = '{"segmentation": [[1, 2.5, 3], []], "other": [[1, 2]]}'
     entry = json.loads(text, object_hook=compact_segmentation)
@@ -284,13 +266,10 @@ def test_polygons_are_held_as_arrays_and_anything_else_as_it_is():
 def test_the_real_photographs(shared_dir, tmp_path):
     photos = shared_dir / "data" / "photos"
     file, folder = photos / "lvis" / "train.json", photos / "images" / "train"
-    with pytest.raises(
-        DataError, match=r"unknown category 87 \(43 labels .*: 85 \(16\).*--on-unknown-category"
-    ):
+    with pytest.raises(DataError, match=r"unknown category 87 \(43 labels .*--skip-bad"):
         prepare_coco(file, folder, tmp_path / "store")
-    store = prepare_coco(file, folder, tmp_path / "store", on_unknown_category="skip")
+    store = prepare_coco(file, folder, tmp_path / "store", skip_bad=True)
     content = json.loads(file.read_text())
-    assert store.header["summary"]["label_rows_left_out"] == 43
     assert (len(store), store.num_objects, store.num_classes) == (98, 745 - 43, 80)
     listed = {one["id"]: one for one in content["categories"]}
     assert store.class_ids == tuple(str(key) for key in sorted(listed))

@@ -144,11 +144,11 @@ def test_training_names_file_and_image(data, kind, workers):
 @pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind not in ("float", "truncated")])
 def test_preparation_names_the_file(data, kind):
     damage(data.images / "b.jpg", kind)
-    with pytest.raises(DataError, match=r"b\.jpg: cannot read the image \(.*--on-missing-image skip"):
+    with pytest.raises(DataError, match=r"b\.jpg: cannot read the image \(.*--skip-bad"):
         data.prepare_coco()
     with pytest.raises(DataError, match=r"1 of 3 annotated images .*--on-missing-image skip"):
         data.open_images()
-    assert len(data.prepare_coco(on_missing_image="skip")) == 2
+    assert len(data.prepare_coco(skip_bad=True)) == 2
     assert len(data.open_images(on_missing_image="skip")) == 2
 
 

@@ -184,9 +184,7 @@ class Attempts:
         else:
             lenient = rng.random() < 0.5
             if target.startswith("coco"):
-                rules = ("on_bad_box", "on_missing_image", "on_size_mismatch", "on_unknown_category")
-                options = dict.fromkeys(rules, "skip") if lenient else {}
-                self.check(lambda: self.data.prepare_coco(**options))
+                self.check(lambda: self.data.prepare_coco(skip_bad=lenient))
             else:
                 rules = ("on_bad_box", "on_missing_image", "on_unknown_label")
                 options = dict.fromkeys(rules, "skip") if lenient else {}

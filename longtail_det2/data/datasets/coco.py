@@ -1,87 +1,86 @@
-"""Own data in COCO form (several labels a box and a hierarchy allowed) to an annotation store."""
+"""COCO and LVIS JSON files (several labels per object and a hierarchy allowed) to an annotation store."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from longtail_det2.data.datasets.coco_findings import CocoFindings
-from longtail_det2.data.datasets.coco_hierarchy import Unlisted, read_coco_hierarchy
-from longtail_det2.data.datasets.coco_image_files import check_image_files
-from longtail_det2.data.datasets.coco_json import CocoFile, CocoImages, CocoRows, Policy, check_boxes
-from longtail_det2.data.datasets.coco_masks import find_areas, read_masks
-from longtail_det2.data.datasets.coco_report import CocoReport, count_images, make_report, quote_some
-from longtail_det2.data.datasets.lvis_json import (
-    FREQUENCY_RULES,
-    describe_frequencies,
-    frequencies_of_store,
-    frequency_groups,
-    read_frequencies,
+from longtail_det2.data.datasets.coco_checks import (
+    KINDS,
+    CocoAnnotations,
+    CocoFile,
+    check_boxes,
+    check_image_files,
 )
-from longtail_det2.data.datasets.openimages_objects import Objects, group_rows, merge_near, specificity_rank
+from longtail_det2.data.datasets.coco_hierarchy import read_coco_hierarchy
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.data.masks import Segmentation, encode_masks
-from longtail_det2.data.store import AnnotationStore, ImageLabel, write_store
+from longtail_det2.data.issues import Issues
+from longtail_det2.data.masks import Segmentation, check_segmentation, encode_masks
+from longtail_det2.data.store import AnnotationStore, ImageLabel, rows_per_class, write_store
+from longtail_det2.data.store_writer import FREQUENCIES
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import describe_file
+from longtail_det2.utils.ragged import offsets_of
+
+LVIS_THRESHOLDS = (10, 100)
+"""Most training images of a rare and of a common class (Gupta et al., LVIS, CVPR 2019)."""
+_RULES = ("file", "images", "none")
+_NAMES = 8
 
 
 @dataclass(frozen=True)
 class CocoOptions:
-    """What to do about entries that are wrong, and how boxes become objects; all have defaults.
+    """How a file is read; all have defaults.
 
     Attributes:
-        merge_iou: annotations with different labels that overlap at least so much become one object; 1: equal
-            boxes only.
+        skip_bad: leave bad entries out instead of refusing the file. An object with a bad mask stays, without
+            it; labels of the hierarchy that are neither categories nor above one go, and categories that a
+            tree does not contain have no parents.
+        merge_equal_boxes: annotations of one image with equal boxes are labels of one object. (One annotation
+            with `category_ids` is one object with several labels in any case.)
         masks: keep the masks of the objects, where the file has any.
-        on_bad_box: labels with a malformed box, or one without area inside its image: "error" or "skip".
-        on_bad_mask: objects with a malformed or empty mask; "skip" keeps them without it.
-        on_missing_image: images that are absent or unreadable.
-        on_size_mismatch: images that have another size than the file says.
-        on_unknown_category: labels whose category id is not among the categories.
-        unlisted: labels of the hierarchy that are no categories: "add" makes a class of each that is above a
-            category, which every object of the categories below then bears too; "contract" leaves them out
-            and hangs their children below the nearest categories above; or "error".
-        missing: categories that a tree does not contain: "error", or "root" to give them no parents.
-        frequency: LVIS's group of each class (rare, common, frequent): "file" takes what the categories say,
-            if they say anything; "images" counts the images with the class here, and so is for the training
-            split; the folder of a store, usually that of the training split, takes its groups; "none".
+        frequency: LVIS's frequency of each class (rare, common, frequent): "file" takes what the categories
+            say, if they say anything; "images" counts the images with the class here, and so is for the
+            training split; the folder of a store, usually that of the training split, takes its letters;
+            "none".
         workers: processes that read image headers (more than one needs a `__main__` guard in the caller).
-
-    Raises:
-        DataError: a value that is not allowed.
     """
 
-    merge_iou: float = 1.0
+    skip_bad: bool = False
+    merge_equal_boxes: bool = False
     masks: bool = True
-    on_bad_box: Policy = "error"
-    on_bad_mask: Policy = "error"
-    on_missing_image: Policy = "error"
-    on_size_mismatch: Policy = "error"
-    on_unknown_category: Policy = "error"
-    unlisted: Unlisted = "add"
-    missing: Literal["error", "root"] = "error"
     frequency: str = "file"
     workers: int = 1
-
-    def __post_init__(self) -> None:
-        for name in _POLICIES:
-            if getattr(self, name) not in ("error", "skip"):
-                raise DataError(f"{name} is {getattr(self, name)!r}; it must be 'error' or 'skip'")
-        if not 0 < self.merge_iou <= 1:
-            raise DataError(f"merge_iou is {self.merge_iou}; it must lie in (0, 1], 1 for equal boxes only")
 
     def for_header(self) -> dict[str, Any]:
         """What the content of the store depends on, as its header keeps it."""
         return {name: value for name, value in asdict(self).items() if name != "workers"}
 
 
-_POLICIES = ("on_bad_box", "on_bad_mask", "on_missing_image", "on_size_mismatch", "on_unknown_category")
+@dataclass(frozen=True)
+class CocoReport:
+    """Numbers and issues of one file.
+
+    Attributes:
+        issues: what is wrong or remarkable.
+        summary: what the store's header keeps: {name: number}.
+        facts: {name: words} about the content.
+    """
+
+    issues: Issues
+    summary: dict[str, int]
+    facts: dict[str, str]
+
+    def text(self) -> str:
+        """The summary, a few lines long whatever the file's size."""
+        lines = [f"  {name:<12}  {words}" for name, words in self.facts.items()]
+        return "\n".join([self.issues.source, *lines, self.issues.table() or "no problems found"])
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,7 @@ class _Content:
     """Everything that goes into the store; what is wrong is in `report`."""
 
     source: CocoFile
-    image_columns: dict[str, np.ndarray]
-    objects: Objects
-    masks: list[Segmentation | None]
-    areas: np.ndarray
+    columns: dict[str, np.ndarray]
     tree: LabelHierarchy | None
     frequency: list[str] | None
     report: CocoReport
@@ -107,23 +103,24 @@ def prepare_coco(
     report: Callable[[CocoReport], object] | None = None,
     **options: Any,
 ) -> AnnotationStore:
-    """Makes an annotation store from a COCO-form JSON file.
+    """Make an annotation store from a COCO-form JSON file.
 
     Beyond COCO, an annotation may have `category_ids` (all labels of the object) beside or instead of
-    `category_id`; annotations of one image with equal boxes become one object with several labels; `iscrowd`
-    or `is_group_of` marks a box around a group; images may have `neg_category_ids`, `pos_category_ids` and
-    `not_exhaustive_category_ids`; instead of `file_name`, they may have LVIS's `coco_url`, of which the last
-    folder and the name count ("train2017/000000391895.jpg"). `segmentation` is kept as it is, polygons or run
-    lengths, and so is `area`; key points are not kept. Class ids are the category ids as strings, in their
-    order, which may have gaps. Of the categories, `name` and LVIS's `frequency` are kept.
+    `category_id`; `iscrowd` or `is_group_of` marks a box around a group; images may have `neg_category_ids`,
+    `pos_category_ids` and `not_exhaustive_category_ids`; instead of `file_name`, they may have LVIS's
+    `coco_url`, of which the last folder and the name count ("train2017/000000391895.jpg"). `segmentation` is
+    kept as it is, polygons or RLE, and so is `area`; key points are not kept. Class ids are the category ids
+    as strings, in their order, which may have gaps. Categories keep `name` and LVIS's `frequency`; classes
+    that only the hierarchy names are as frequent as the most frequent category below them.
 
     Args:
         json_file: the annotations.
-        image_root: folder that the file names are relative to. The sizes of all images are read from the file
-            headers and compared. None: the file must say the sizes, and nothing is compared.
+        image_root: folder that the file names are relative to (absolute ones must lie below it). The sizes of
+            all images are read from the file headers and compared. None: the file must say the sizes, and
+            nothing is compared.
         output: directory of the store; a store that is there is replaced.
         hierarchy: JSON file, an Open Images tree or `{"child": ["parent", ...]}`, that names the categories
-            by their ids or by their names. Parents that are no categories become classes (`unlisted`).
+            by their ids or by their names. Parents that are no categories become classes.
         report: called once, before anything is written, with what was found; see `CocoReport.text`.
         **options: see `CocoOptions`.
 
@@ -136,15 +133,15 @@ def prepare_coco(
     content = _read(Path(json_file), image_root, hierarchy, settings)
     if report is not None:
         report(content.report)
-    content.report.findings.raise_errors()
+    content.report.issues.raise_errors()
     sources = [{"role": "coco", **describe_file(json_file)}]
     if hierarchy is not None:
         sources.append({"role": "hierarchy", **describe_file(hierarchy)})
-    if settings.frequency not in FREQUENCY_RULES:
+    if settings.frequency not in _RULES:
         sources.append({"role": "frequency", **describe_file(Path(settings.frequency) / "classes.json")})
     return write_store(
         output,
-        _make_columns(content),
+        content.columns,
         content.source.class_ids,
         content.source.class_names,
         form="lvis" if content.source.is_lvis else "coco",
@@ -163,7 +160,7 @@ def check_coco(
     hierarchy: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> CocoReport:
-    """What `prepare_coco` would say of a file, without making a store; `findings.errors` has the errors.
+    """What `prepare_coco` would say of a file, without making a store; `issues.errors` has the errors.
 
     Raises:
         DataError: the file is no COCO-form JSON at all, or there is no such image folder.
@@ -172,130 +169,245 @@ def check_coco(
     return _read(Path(json_file), image_root, hierarchy, CocoOptions(**options)).report
 
 
+def frequency_letters(
+    image_counts: Sequence[int] | np.ndarray, thresholds: tuple[int, int] = LVIS_THRESHOLDS
+) -> list[str]:
+    """LVIS's frequency of each class: "r" up to thresholds[0] images, "c" up to thresholds[1], "f" above.
+
+    Args:
+        image_counts: (K,) images with the class in the training split.
+        thresholds: most images of a rare and of a common class.
+    """
+    places = np.searchsorted(thresholds, np.asarray(image_counts), side="left")
+    return [FREQUENCIES[place] for place in places.tolist()]
+
+
 def _read(
     path: Path,
     image_root: str | os.PathLike[str] | None,
     hierarchy: str | os.PathLike[str] | None,
     settings: CocoOptions,
 ) -> _Content:
-    findings = CocoFindings(path, [name for name in _POLICIES if getattr(settings, name) == "skip"])
-    source = CocoFile(path, findings)
-    tree = None
-    if hierarchy is not None and not findings.errors:
-        names = source.class_ids, source.class_names
-        tree, added = read_coco_hierarchy(Path(hierarchy), *names, settings.unlisted, settings.missing)
+    issues = Issues(path, KINDS, settings.skip_bad)
+    root = None if image_root is None else Path(image_root)
+    source = CocoFile(path, None if root is None else os.path.abspath(root), issues)
+    tree = LabelHierarchy.flat(source.class_ids)
+    if hierarchy is not None and not issues.errors:
+        tree = read_coco_hierarchy(
+            Path(hierarchy), source.class_ids, source.class_names, skip_bad=settings.skip_bad
+        )
+        added = tree.class_ids[len(source.class_ids) :]
         source.class_ids += added
         source.class_names += added
-        if added:
-            findings.add("added_class", quote_some(added), count=len(added))
     images = source.read_images()
-    rows = source.read_rows()
-    num_rows = len(rows.image)
-    present = check_image_files(images, image_root, findings, settings.workers)
-    rows = rows.select(present[rows.image])
-    boxes, keep = check_boxes(rows, images, findings)
-    rows, boxes = rows.select(keep), boxes[keep]
-    rows.image = (np.cumsum(present) - 1)[rows.image].astype(np.int32)
-    columns = _image_columns(images, np.flatnonzero(present))
-    _note_contradictions(rows, columns, source, findings)
-    objects, masks, areas = _find_objects(
-        rows, boxes, len(source.class_ids), tree, columns["image_size"], findings, settings
-    )
-    image_counts = count_images(objects, tree, len(source.class_ids))
-    frequency = _find_frequency(source, image_counts, findings, settings.frequency)
-    groups = describe_frequencies(frequency, settings.frequency) if source.is_lvis or frequency else ""
-    report = make_report(findings, source, columns, objects, masks, tree, num_rows, groups)
-    has_masks = report.summary["objects_with_mask"] > 0
-    masks = masks if has_masks else []
-    return _Content(source, columns, objects, masks, areas, tree, frequency, report)
+    annotations = source.read_annotations()
+    check_image_files(images, root, issues, settings.workers)
+    annotations = annotations.select(np.flatnonzero(images.keep[annotations.image]))
+    box, keep = check_boxes(annotations, images.sizes, issues)
+    annotations, box = annotations.select(np.flatnonzero(keep)), box[keep]
+    annotations.image = (np.cumsum(images.keep) - 1)[annotations.image].astype(np.int32)
+    if not images.keep.any() or not source.class_ids:
+        issues.raise_errors()
+        raise DataError(f"{path}: no sound image or category is left")
+    columns = images.columns()
+    columns |= _object_columns(annotations, box, columns["image_size"], tree.depth, issues, settings)
+    _note_contradictions(columns, source.class_names, issues)
+    image_offsets = columns["label_offsets"][columns["object_offsets"]]
+    counts = rows_per_class(image_offsets, columns["label"], tree)
+    frequency = _find_frequency(source, tree, counts, settings.frequency)
+    report = _make_report(source, columns, tree, counts, frequency)
+    return _Content(source, columns, None if hierarchy is None else tree, frequency, report)
 
 
-def _note_contradictions(
-    rows: CocoRows, columns: dict[str, np.ndarray], source: CocoFile, findings: CocoFindings
-) -> None:
-    """Finds classes that an image is said not to have and that it has objects of."""
+def _object_columns(
+    annotations: CocoAnnotations,
+    box: np.ndarray,
+    sizes: np.ndarray,
+    depth: np.ndarray,
+    issues: Issues,
+    settings: CocoOptions,
+) -> dict[str, np.ndarray]:
+    """The columns of the objects, from left to right per image, labels most specific first.
+
+    Args:
+        annotations: a of them, of images that are kept.
+        box: (a, 4) float32 shares.
+        sizes: (n, 2) height and width of the images.
+        depth: (K,) depth of the classes in the hierarchy.
+        issues: takes equal boxes and bad masks.
+        settings: whether equal boxes are merged, and masks kept.
+    """
+    num_classes = len(depth)
+    rank = np.empty(num_classes, dtype=np.int64)  # of two equally deep classes the rarer one goes first
+    rank[np.lexsort((np.bincount(annotations.label, minlength=num_classes), -depth))] = np.arange(num_classes)
+    keys = (annotations.flags, *box.T[::-1], annotations.image)
+    order = np.lexsort(keys)
+    starts = np.ones(len(order), dtype=bool)
+    starts[1:] = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
+    if not settings.merge_equal_boxes and not starts.all():
+        example = f"{annotations.where[order[~starts][0]]} has the box of another one"
+        issues.add("equal_boxes", example, int(np.count_nonzero(~starts)))
+        starts[:] = True
+    owner = np.empty(len(order), dtype=np.int64)
+    owner[order] = np.cumsum(starts) - 1
+    heads = order[starts]
+    labels = np.repeat(owner, np.diff(annotations.label_offsets)) * num_classes + rank[annotations.label]
+    labels = np.unique(labels)
+    columns = {
+        "object_offsets": np.searchsorted(annotations.image[heads], np.arange(len(sizes) + 1)),
+        "box": box[heads],
+        "flags": annotations.flags[heads],
+        "label_offsets": offsets_of(np.bincount(labels // num_classes, minlength=len(heads))),
+        "label": np.argsort(rank)[labels % num_classes].astype(np.int32),
+    }
+    best = rank[annotations.label]  # of each annotation, when the next lines are done
+    if len(order):
+        best = np.minimum.reduceat(best, annotations.label_offsets[:-1])
+    if settings.masks:
+        masks = _read_masks(annotations, owner, best, sizes, issues)
+        columns |= encode_masks(masks) if any(mask is not None for mask in masks) else {}
+    known = representative_rows(owner, best, ~np.isnan(annotations.area))
+    if len(known):
+        columns["area"] = np.full(len(heads), np.nan)
+        columns["area"][owner[known]] = annotations.area[known]
+    return columns
+
+
+def representative_rows(owner: np.ndarray, rank: np.ndarray, able: np.ndarray) -> np.ndarray:
+    """One row per object: the most specific one of its able rows, the first among equals.
+
+    Args:
+        owner: (a,) object of each row.
+        rank: (a,) rank of each row from the most specific one.
+        able: (a,) bool, rows that have what is asked for.
+
+    Returns:
+        The rows, by object; objects without an able row have none.
+    """
+    rows = np.flatnonzero(able)
+    rows = rows[np.lexsort((rows, rank[rows], owner[rows]))]
+    return rows[np.diff(owner[rows], prepend=-1) != 0]
+
+
+def _read_masks(
+    annotations: CocoAnnotations, owner: np.ndarray, rank: np.ndarray, sizes: np.ndarray, issues: Issues
+) -> list[Segmentation | None]:
+    """The mask of each object, None where there is none; see :func:`representative_rows`."""
+    masks: list[Segmentation | None] = [None] * (int(owner.max(initial=-1)) + 1)
+    able = np.array([bool(mask) and mask != [[]] for mask in annotations.segmentation], dtype=bool)
+    for row in representative_rows(owner, rank, able).tolist():
+        try:
+            size = sizes[annotations.image[row]].tolist()
+            masks[owner[row]] = check_segmentation(annotations.segmentation[row], *size)
+        except ValueError as error:
+            issues.add("mask", f"{annotations.where[row]} has a segmentation {error}")
+        annotations.segmentation[row] = None  # nobody else reads it, and it takes much memory
+    return masks
+
+
+def _note_contradictions(columns: dict[str, np.ndarray], class_names: Sequence[str], issues: Issues) -> None:
+    """Find classes that an image is said not to have and that it has objects of."""
+    images = np.arange(len(columns["image_id"])) * len(class_names)
     absent = columns["image_label_status"] == ImageLabel.ABSENT
-    image = np.repeat(np.arange(len(columns["image_id"])), np.diff(columns["image_label_offsets"]))[absent]
-    label = columns["image_label"][absent]
-    wrong = np.isin(
-        image * len(source.class_ids) + label, rows.image * np.int64(len(source.class_ids)) + rows.label
-    )
-    for place in np.flatnonzero(wrong).tolist():
-        name, one = source.class_names[int(label[place])], columns["image_id"][int(image[place])].decode()
-        findings.add(
-            "contradiction", f"image {one!r}, neg_category_ids has {name!r}, which has objects there"
-        )
+    said = (np.repeat(images, np.diff(columns["image_label_offsets"])) + columns["image_label"])[absent]
+    num_labels = np.diff(columns["label_offsets"][columns["object_offsets"]])
+    wrong = said[np.isin(said, np.repeat(images, num_labels) + columns["label"])]
+    if len(wrong):
+        image, label = divmod(int(wrong[0]), len(class_names))
+        key = columns["image_id"][image].decode()
+        example = f"image {key!r}, neg_category_ids has {class_names[label]!r}, which has objects there"
+        issues.add("contradiction", example, len(wrong))
 
 
 def _find_frequency(
-    source: CocoFile, image_counts: np.ndarray, findings: CocoFindings, rule: str
+    source: CocoFile, tree: LabelHierarchy, counts: np.ndarray, rule: str
 ) -> list[str] | None:
-    """LVIS's group of each class as the option `frequency` says; None where there is none.
-
-    Args:
-        source: categories.
-        image_counts: (K,) images in which each class occurs.
-        findings: takes groups that are wrong, and classes without one.
-        rule: "file", "images", "none" or the folder of a store.
-    """
+    """LVIS's frequency of each class as the option `frequency` says; None where there is none."""
     if rule == "none":
         return None
     if rule == "images":
-        return frequency_groups(image_counts)
+        return frequency_letters(counts)
     if rule != "file":
-        return frequencies_of_store(rule, source.class_ids)
-    found = read_frequencies(source.categories, findings)
-    added = len(source.class_ids) - len(source.categories)
-    if found is not None and added:
-        names = quote_some(source.class_names[-added:])
-        findings.add("no_frequency", f"{names}, which only the hierarchy names: so none is kept", count=added)
+        return _frequency_of_store(rule, source.class_ids)
+    letters: list[Any] = [entry.get("frequency") for entry in source.categories.values()]
+    if all(letter is None for letter in letters):
+        if source.is_lvis:
+            source.issues.add("no_frequency", "no category has one", len(letters))
         return None
-    if found is None and source.is_lvis and not findings.count("frequency"):
-        example = "no category has a frequency, though the images are in LVIS's form"
-        findings.add("no_frequency", example, count=len(source.class_ids))
-    return found
+    for (key, entry), letter in zip(source.categories.items(), letters, strict=True):
+        if letter not in FREQUENCIES:
+            what = "no frequency, but others have" if letter is None else f"the frequency {letter!r}"
+            source.issues.add("frequency", f"category {key!r} ({entry.get('name', '')!r}) has {what}")
+    if source.issues.count("frequency"):
+        return None
+    # An image of a class has the classes above it too: an added one is as frequent as any below it.
+    levels = np.array([FREQUENCIES.index(letter) for letter in letters])
+    for added in range(len(levels), len(source.class_ids)):
+        letters.append(FREQUENCIES[levels[tree.ancestors[: len(levels), added]].max()])
+    return letters
 
 
-def _find_objects(
-    rows: CocoRows,
-    boxes: np.ndarray,
-    num_classes: int,
-    tree: LabelHierarchy | None,
-    sizes: np.ndarray,
-    findings: CocoFindings,
-    settings: CocoOptions,
-) -> tuple[Objects, list[Segmentation | None], np.ndarray]:
-    """Rows with equal (or nearly equal) boxes of one image as one object; the objects' masks and areas."""
-    depth = np.zeros(num_classes, dtype=np.int64) if tree is None else tree.depth
-    rank = specificity_rank(depth, np.bincount(rows.label, minlength=num_classes))
-    objects = group_rows(rows.image, rows.label, boxes, rows.flags, rank, with_rows=True)
-    if settings.merge_iou < 1:
-        objects = merge_near(objects, settings.merge_iou, rank)
-    masks = read_masks(rows, objects, sizes, rank, findings) if settings.masks else []
-    return objects, masks, find_areas(rows, objects, rank)
+def _frequency_of_store(path: str, class_ids: Sequence[str]) -> list[str]:
+    """The frequencies that another store, usually that of the training split, has for the same classes."""
+    if not Path(path).is_dir():
+        words = ", ".join(map(repr, _RULES))
+        raise DataError(f"frequency is {path!r}; it must be {words} or the folder of a store")
+    store = AnnotationStore.open(path)
+    if store.class_frequencies is None:
+        raise DataError(f"{path}: the store has no frequencies; make it with --frequency images")
+    known = dict(zip(store.class_ids, store.class_frequencies, strict=True))
+    absent = next((one for one in class_ids if one not in known), None)
+    if absent is not None:
+        raise DataError(
+            f"{path}: the store has no class {absent!r}, so no frequency of it; is it of these data?"
+        )
+    return [known[one] for one in class_ids]
 
 
-def _image_columns(images: CocoImages, chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns of the images at the places `chosen`, without offsets of objects."""
-    places = chosen.tolist()
-    return {
-        "image_id": np.array([images.ids[index].encode() for index in places], dtype=np.bytes_),
-        "file_name": np.array([images.file_names[index].encode() for index in places], dtype=np.bytes_),
-        "image_size": images.sizes[chosen],
-        **images.label_columns(chosen),
+def _make_report(
+    source: CocoFile,
+    columns: dict[str, np.ndarray],
+    tree: LabelHierarchy,
+    counts: np.ndarray,
+    frequency: Sequence[str] | None,
+) -> CocoReport:
+    """Count what will be in the store, and note classes and images without objects."""
+    names, issues = source.class_names, source.issues
+    per_image, per_object = np.diff(columns["object_offsets"]), np.diff(columns["label_offsets"])
+    empty = [one.decode() for one in columns["image_id"][per_image == 0]]
+    unused = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    for kind, some in (("empty_image", empty), ("unused_class", unused), ("same_name", twice)):
+        issues.add(kind, _quote(some), len(some))
+    masks = [np.diff(columns[name]) for name in ("polygon_offsets", "run_offsets") if name in columns]
+    summary = {
+        "images": len(per_image),
+        "images_left_out": source.num_images - len(per_image),
+        "images_without_objects": len(empty),
+        "annotations": source.num_annotations,
+        "objects": len(per_object),
+        "objects_with_several_labels": int(np.count_nonzero(per_object > 1)),
+        "objects_with_mask": int(np.count_nonzero(sum(masks))),
+        "labels": len(columns["label"]),
+        "classes_without_objects": len(unused),
     }
-
-
-def _make_columns(content: _Content) -> dict[str, np.ndarray]:
-    """The columns of the store."""
-    objects, num_images = content.objects, len(content.image_columns["image_id"])
-    return {
-        **content.image_columns,
-        **(encode_masks(content.masks) if content.masks else {}),
-        **({} if np.isnan(content.areas).all() else {"area": content.areas}),
-        "object_offsets": np.searchsorted(objects.image, np.arange(num_images + 1)),
-        "box": objects.box,
-        "flags": objects.flags,
-        "label_offsets": objects.label_offsets,
-        "label": objects.label,
+    status = np.bincount(columns["image_label_status"], minlength=len(ImageLabel)).tolist()
+    letters = [f"{(frequency or []).count(one):,} {one}" for one in FREQUENCIES]
+    added = names[len(source.categories) :]
+    facts = {
+        "images": f"{len(per_image):,}, {len(empty):,} of them without objects",
+        "objects": "{objects:,} of {annotations:,} annotations, {objects_with_several_labels:,} with several "
+        "labels, {objects_with_mask:,} with a mask".format(**summary),
+        "classes": f"{len(names):,}, in {counts.min():,} to {counts.max():,} images each",
+        "image labels": f"{status[0]:,} verified absent, {status[1] + status[2]:,} verified present, "
+        f"{status[2]:,} of them not exhaustive",
+        "frequency": ", ".join(letters) if frequency else "none",
+        "hierarchy": f"{sum(len(above) > 0 for above in tree.parents):,} classes have parents"
+        + (f"; added as classes: {_quote(added)}" if added else ""),
     }
+    return CocoReport(issues, summary, facts)
+
+
+def _quote(names: Sequence[str]) -> str:
+    """The first names, quoted, with three dots for the others."""
+    return ", ".join(map(repr, names[:_NAMES])) + (", ..." if len(names) > _NAMES else "")

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from iopath.common.file_io import file_lock
 
-from longtail_det2.data.datasets.coco import CocoOptions, prepare_coco
-from longtail_det2.data.datasets.coco_report import CocoReport
+from longtail_det2.data.datasets.coco import CocoOptions, CocoReport, prepare_coco
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import is_same_file
 
 CACHE_FOLDER = ".longtail_det2"
 """Name of the folder beside a JSON file that holds its stores."""
+_ENTRY = re.compile(r"(.+?\.json)(?::(.*?))?(?::([^:]+\.json))?", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -38,23 +39,19 @@ class CocoEntry:
 
     @classmethod
     def parse(cls, text: str) -> CocoEntry | None:
-        """Reads "FILE.json", "FILE.json:IMAGES" or "FILE.json:IMAGES:HIERARCHY.json".
+        """Read "FILE.json", "FILE.json:IMAGES" or "FILE.json:IMAGES:HIERARCHY.json".
+
+        `~` is the home folder. The first two paths may have colons.
 
         Returns:
             None for anything that does not begin with a JSON file: the folder of a store.
-
-        Raises:
-            ConfigError: more parts than three.
         """
-        parts = text.split(":")
-        if not parts[0].lower().endswith(".json"):
+        match = _ENTRY.fullmatch(text)
+        if match is None:
             return None
-        if len(parts) > 3:
-            raise ConfigError(f"{text!r}: expected FILE.json:IMAGES:HIERARCHY.json at most")
-        json_file, image_root, hierarchy = (
-            os.path.abspath(one) if one else "" for one in (*parts, "", "")[:3]
-        )
-        return cls(json_file, image_root or os.path.dirname(json_file), hierarchy or None)
+        paths = [os.path.abspath(os.path.expanduser(one)) if one else None for one in match.groups()]
+        json_file = str(paths[0])
+        return cls(json_file, paths[1] or os.path.dirname(json_file), paths[2])
 
     def __str__(self) -> str:
         return ":".join(part for part in (self.json_file, self.image_root, self.hierarchy) if part)
@@ -67,7 +64,7 @@ class CocoEntry:
         return json_file.parent / CACHE_FOLDER / f"{json_file.stem}-{key}"
 
     def open_store(self) -> AnnotationStore:
-        """The store; it is made, or made again, where it is absent or the files have changed.
+        """Open the store; make it, or make it again, where it is absent or the files have changed.
 
         Several processes may come here at once: one of them works, the others wait.
 
@@ -87,7 +84,7 @@ class CocoEntry:
         except OSError as error:
             raise DataError(
                 f"{self.json_file}: its store cannot be made in {path.parent} ({error.strerror or error}); "
-                f"make it elsewhere and name its folder instead: {self._command('STORE')}"
+                f"make it elsewhere and name its folder instead: {self._command('--output STORE')}"
             ) from None
 
     def _prepare(self) -> AnnotationStore:
@@ -97,12 +94,12 @@ class CocoEntry:
                 self.json_file, self.image_root, self.store_path, self.hierarchy, report=_log_report
             )
         except DataError as error:
-            raise DataError(f"{error}. All of it: {self._command('')}") from None
+            raise DataError(f"{error}. All of it: {self._command('--check')}") from None
 
-    def _command(self, output: str) -> str:
-        words = ["python scripts/prepare_coco.py --json", self.json_file, "--images", self.image_root]
-        words += ["--hierarchy", self.hierarchy] if self.hierarchy else []
-        return " ".join([*words, f"--output {output}" if output else "--check"])
+    def _command(self, ending: str) -> str:
+        hierarchy = f"--hierarchy {self.hierarchy} " if self.hierarchy else ""
+        files = f"--json {self.json_file} --images {self.image_root} {hierarchy}"
+        return f"python scripts/prepare_coco.py {files}{ending}"
 
     def _up_to_date(self) -> AnnotationStore | None:
         try:
@@ -111,9 +108,8 @@ class CocoEntry:
             return None
         if store.header.get("options") != CocoOptions().for_header():
             return None
-        files = {"coco": self.json_file, "hierarchy": self.hierarchy}
         known = {source.get("role"): source for source in store.header.get("sources", ())}
-        for role, file in files.items():
+        for role, file in (("coco", self.json_file), ("hierarchy", self.hierarchy)):
             if (role in known) != (file is not None):
                 return None
             if file is not None and not is_same_file(known[role], file):
@@ -123,6 +119,6 @@ class CocoEntry:
 
 def _log_report(report: CocoReport) -> None:
     # The train scripts read the data before they set logging up: only warnings are seen then.
-    level = logging.WARNING if report.findings.found else logging.INFO
-    if not report.findings.errors:
+    level = logging.WARNING if report.issues.found else logging.INFO
+    if not report.issues.errors:
         logger.log(level, "%s", report.text())
