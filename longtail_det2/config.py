@@ -119,7 +119,7 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # 1000 proposals meet hundreds of classes and a low threshold. 0: all that pass SCORE_THRESH_TEST.
     cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST = 0
     # Name in CLASSIFICATION_LOSS_REGISTRY: "SoftmaxCrossEntropyLoss", "SigmoidBCELoss",
-    # "SigmoidFocalLoss", "ConcurrentSoftmaxLoss", "SeesawLoss".
+    # "SigmoidFocalLoss", "ConcurrentSoftmaxLoss", "SeesawLoss", "ConcurrentSeesawLoss".
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = "SoftmaxCrossEntropyLoss"
     # Layer that makes the logits: "Linear", or "NormalizedLinear", which compares directions only.
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "Linear"
@@ -146,7 +146,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
 
     cfg.MODEL.CLASSIFICATION_LOSS = CN()
     cfg.MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE = CN()
-    # Every class's score before training; sets the classifier's bias to log(p / (1 - p)).
+    # Score of every class before training; sets the classifier's bias to log(p / (1 - p)). Dense heads go by
+    # MODEL.RETINANET.PRIOR_PROB instead, with any loss.
     cfg.MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE.PRIOR_PROB = 0.01
     cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX = CN()
     # File of concurrent rates. Empty: counted in DATASETS.TRAIN when training starts. Rates in the weights
@@ -164,19 +165,23 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.P = 0.8
     # But not classes that are mistaken for the true one, the less the higher this exponent; 0: not so.
     cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.Q = 2.0
-    # Least score of the true class that the latter reckons with.
+    # Lower bound on the true-class score in the compensation factor.
     cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.EPS = 0.01
     # Foreground and background have logits of their own, and classes compete among themselves only.
     cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.OBJECTNESS = True
     # Labels of a region that are learned: "all", or "most_specific", the one that the published loss knows.
     cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS = "all"
-    # Scores of the classes: "softmax", or "concurrent", in which labels that occur together do not suppress
-    # each other; the rates are those of CONCURRENT_SOFTMAX.RATES_FILE and DIRECTION.
-    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.SCORES = "softmax"
-    # The classes' loss is divided by the number of all sampled "regions", or is the "mean" over foreground.
-    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.REDUCTION = "regions"
-    # Regions are counted over all processes; False: each process goes by its own.
-    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.SYNC_COUNTS = True
+    # "FocalSeesawLoss" and "ConcurrentFocalSeesawLoss", for dense heads: SEESAW and a focal loss
+    cfg.MODEL.CLASSIFICATION_LOSS.FOCAL_SEESAW = CN()
+    # Weight of foreground; background has 1 - ALPHA. Below 0: 1 for both.
+    cfg.MODEL.CLASSIFICATION_LOSS.FOCAL_SEESAW.ALPHA = 0.25
+    # How fast well classified anchors lose weight.
+    cfg.MODEL.CLASSIFICATION_LOSS.FOCAL_SEESAW.GAMMA = 2.0
+    # "ConcurrentSeesawLoss" and "ConcurrentFocalSeesawLoss": SEESAW, and labels that occur together do not
+    # suppress each other in the scores either.
+    cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SEESAW = CN()
+    # As of CONCURRENT_SOFTMAX.DIRECTION.
+    cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SEESAW.DIRECTION = "given_row"
     # Keys of a loss of your own (docs/own_loss.md): the one node that takes keys which are not listed here.
     cfg.MODEL.CLASSIFICATION_LOSS.OWN = CN(new_allowed=True)
 
@@ -205,10 +210,10 @@ def _add_dense_keys(cfg: CfgNode) -> None:
     cfg.MODEL.RETINANET.NUM_CLASSES = NUM_CLASSES_FROM_DATA
 
     cfg.MODEL.DENSE_HEAD = CN()
-    # Loss of "MultiLabelRetinaNet" and "MultiLabelFCOS": a name in CLASSIFICATION_LOSS_REGISTRY that can
-    # serve dense heads: "SigmoidFocalLoss" (its keys are MODEL.RETINANET.FOCAL_LOSS_ALPHA, FOCAL_LOSS_GAMMA
-    # and PRIOR_PROB), "SigmoidBCELoss", "SoftmaxCrossEntropyLoss", "ConcurrentSoftmaxLoss",
-    # "SeesawLoss" (whose objectness takes the same keys).
+    # Loss of "MultiLabelRetinaNet" and "MultiLabelFCOS": a name in CLASSIFICATION_LOSS_REGISTRY, such as
+    # "SigmoidFocalLoss" (its keys are MODEL.RETINANET.FOCAL_LOSS_ALPHA and FOCAL_LOSS_GAMMA),
+    # "SigmoidBCELoss", "SoftmaxCrossEntropyLoss", "ConcurrentSoftmaxLoss", "FocalSeesawLoss",
+    # "ConcurrentFocalSeesawLoss". MODEL.RETINANET.PRIOR_PROB is the score before training.
     cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS = "SigmoidFocalLoss"
     # What the losses are divided by; see MODEL.ROI_BOX_HEAD.LOSS_NORMALIZER.
     cfg.MODEL.DENSE_HEAD.LOSS_NORMALIZER = "foreground_average"

@@ -29,7 +29,7 @@ heads.box_head.input_shape.height = 7
 heads.box_head.input_shape.width = 7
 heads.box_head.fc_dims = [512, 512]
 heads.box_predictor.input_shape.channels = 512
-heads.box_predictor.classification_loss = L(SigmoidBCELoss)(prior_prob=0.01)
+heads.box_predictor.classification_loss = L(SigmoidBCELoss)(num_classes="${..num_classes}")
 
 datasets.stores = ["own_train=datasets/own/stores/train", "own_validation=datasets/own/stores/validation"]
 dataloader.train.dataset.names = "own_train"

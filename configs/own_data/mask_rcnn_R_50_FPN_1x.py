@@ -9,7 +9,7 @@ from ..common.optim import SGD as optimizer
 from ..common.train import datasets, train
 
 model.roi_heads.num_classes = -1
-model.roi_heads.box_predictor.classification_loss = L(SigmoidBCELoss)(prior_prob=0.01)
+model.roi_heads.box_predictor.classification_loss = L(SigmoidBCELoss)(num_classes="${..num_classes}")
 
 datasets.stores = ["own_train=datasets/own/stores/train", "own_validation=datasets/own/stores/validation"]
 dataloader.train.dataset.names = "own_train"

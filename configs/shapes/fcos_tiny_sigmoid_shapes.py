@@ -4,5 +4,5 @@ from longtail_det2.modeling.losses import SigmoidBCELoss
 
 from .fcos_tiny_focal_shapes import dataloader, datasets, lr_multiplier, model, optimizer, train
 
-model.head.classification_loss = L(SigmoidBCELoss)(prior_prob=0.01)
+model.head.classification_loss = L(SigmoidBCELoss)(num_classes="${..num_classes}")
 train.output_dir = "./output/fcos_tiny_sigmoid_shapes"

@@ -4,5 +4,5 @@ from longtail_det2.modeling.losses import SigmoidBCELoss
 
 from .mask_rcnn_tiny_softmax_shapes import dataloader, datasets, lr_multiplier, model, optimizer, train
 
-model.roi_heads.box_predictor.classification_loss = L(SigmoidBCELoss)(prior_prob=0.01)
+model.roi_heads.box_predictor.classification_loss = L(SigmoidBCELoss)(num_classes="${..num_classes}")
 train.output_dir = "./output/mask_rcnn_tiny_sigmoid_shapes"

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from longtail_det2.modeling.losses import ClassificationLoss
 from longtail_det2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -78,23 +77,20 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], Abstract
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """What a forward pass counts is not counted a second time.
-
-    Running statistics of batch normalisation stay with a momentum of 0, losses are told.
-    """
-    losses = [part for part in module.modules() if isinstance(part, ClassificationLoss)]
+    """Freeze BN running statistics, and stop heads from updating counters, during recomputation."""
+    heads: list[Any] = [part for part in module.modules() if hasattr(part, "counting")]
     layers = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     counts = [None if count is None else count.clone() for _, count in before]
     for layer in layers:
         layer.momentum = 0.0
-    for loss in losses:
-        loss.counting = False
+    for head in heads:
+        head.counting = False
     try:
         yield
     finally:
-        for loss in losses:
-            loss.counting = True
+        for head in heads:
+            head.counting = True
         for layer, (momentum, tracked), count in zip(layers, before, counts, strict=True):
             layer.momentum = momentum
             if tracked is not None and count is not None:

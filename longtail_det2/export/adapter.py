@@ -35,18 +35,18 @@ _PACKAGES = ("detectron2", "longtail_det2")
 class ScoresOnly(nn.Module):
     """What is left of a classification loss in an exported model: how logits become scores.
 
-    Parameters and buffers of the loss are not part of it. Those that :meth:`activation` reads, if any, are
+    Parameters and buffers of the loss are not part of it. Those that :meth:`scores` reads, if any, are
     recorded as constants.
     """
 
     def __init__(self, loss: ClassificationLoss) -> None:
-        """Takes over the activation of a loss."""
+        """Take over the scores of a loss."""
         super().__init__()
         self._ask: Callable[[], ClassificationLoss] = lambda: loss  # a closure: no submodule, no state
 
-    def activation(self, logits: Tensor) -> Tensor:
-        """See :meth:`ClassificationLoss.activation`."""
-        return self._ask().activation(logits)
+    def scores(self, logits: Tensor) -> Tensor:
+        """See :meth:`ClassificationLoss.scores`."""
+        return self._ask().scores(logits)
 
     def forward(self, logits: Tensor, *_: Any) -> Tensor:
         """There is nothing to minimise.

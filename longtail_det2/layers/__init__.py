@@ -5,8 +5,8 @@ from .concurrent_softmax import (
     concurrent_softmax_scores,
     multi_label_softmax_loss,
 )
+from .elementwise import at_least_float32, focal_loss
 from .normalized import NormalizedConv2d, NormalizedLinear, normalize
-from .precision import at_least_float32
 from .seesaw import multi_label_seesaw_loss, seesaw_log_factors, seesaw_loss
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "at_least_float32",
     "concurrent_softmax_loss",
     "concurrent_softmax_scores",
+    "focal_loss",
     "multi_label_seesaw_loss",
     "multi_label_softmax_loss",
     "normalize",

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .precision import at_least_float32
+from .elementwise import at_least_float32
 
 _ROWS = 512
 """Regions worked on at once on a CPU; their matrices fit into its cache."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .precision import at_least_float32
+from .elementwise import at_least_float32
 
 
 def normalize(values: Tensor, dims: int | tuple[int, ...], power: float = 1.0, eps: float = 1e-6) -> Tensor:

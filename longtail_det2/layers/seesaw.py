@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .precision import at_least_float32
+from .elementwise import at_least_float32
 
 
 def seesaw_loss(

@@ -1,7 +1,7 @@
-"""Multi-label classification targets of regions.
+"""Multi-label classification targets of proposals, images and anchors.
 
-Shapes: R regions of a batch, K foreground classes; background is class index K and the last column, which is
-Detectron2's order.
+Shapes: R rows (proposals, images or anchors) of a batch, P of them positive, K foreground classes; background
+is class index K and the last column, Detectron2's order.
 """
 
 from __future__ import annotations
@@ -12,49 +12,88 @@ from dataclasses import dataclass
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
+from torch.nn import functional as F
+
+from longtail_det2.utils.errors import DataError
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
-"""Values of a truth matrix: the region has the label, has it not, or it is unknown (no loss)."""
+"""Values of a label matrix: the row has the label, does not have it, or it is unknown (no loss)."""
+
+BACKGROUND, IGNORE = -1, -2
+"""Matches of an anchor instead of a gt index: background, or overlap in between (no loss)."""
 
 
-@dataclass(frozen=True)
 class MultiLabelTargets:
-    """What a classifier should say about R regions.
+    """Classification targets of R rows.
 
     Attributes:
-        classes: (R,) int64 in [0, K], the most specific label of each region; K is background.
-        labels: (R, K + 1) int8 in {1 positive, 0 negative, -1 ignored}. A background region has only its last
-            column positive and no ignored one; a foreground region has 0 in the last column.
+        labels: (R, K + 1) int8 in {1 positive, 0 negative, -1 ignored}. A background row has only its last
+            column positive and nothing ignored; a foreground row has 0 in the last column.
     """
 
-    classes: Tensor
-    labels: Tensor
+    def __init__(self, classes: Tensor | None, labels: Tensor) -> None:
+        """Hold targets.
 
-    def __post_init__(self) -> None:
-        if self.classes.ndim != 1 or self.labels.ndim != 2 or len(self.classes) != len(self.labels):
+        Args:
+            classes: (R,) int64 in [-1, K], the most specific label of each row; K is background, -1 ignores
+                the row. None for image-level labels, which have no single class and no background.
+            labels: (R, K + 1), see the class.
+
+        Raises:
+            ValueError: the shapes do not match.
+        """
+        if labels.ndim != 2 or (classes is not None and classes.shape != labels.shape[:1]):
             raise ValueError(
-                f"targets need classes (R,) and labels (R, K + 1), got {tuple(self.classes.shape)} and "
-                f"{tuple(self.labels.shape)}"
+                "targets need classes (R,) and labels (R, K + 1), got "
+                f"{None if classes is None else tuple(classes.shape)} and {tuple(labels.shape)}"
             )
+        self._classes, self.labels = classes, labels
+
+    @property
+    def classes(self) -> Tensor:
+        """(R,) int64 in [-1, K], the most specific label of each row; K is background, -1 no loss.
+
+        Raises:
+            DataError: these are image-level labels.
+        """
+        if self._classes is None:
+            raise DataError(
+                "image-level labels have no single class per image, which this loss needs. Use a loss for "
+                'several labels, such as SigmoidBCELoss or ConcurrentSoftmaxLoss, or SeesawLoss with "all"'
+            )
+        return self._classes
 
     @property
     def num_classes(self) -> int:
         """K, the number of foreground classes."""
         return self.labels.shape[1] - 1
 
+    @property
+    def known(self) -> Tensor:
+        """(R,) bool, rows that are not ignored as a whole."""
+        if self._classes is None:
+            return torch.ones(len(self), dtype=torch.bool, device=self.labels.device)
+        return self._classes >= 0
+
+    @property
+    def foreground(self) -> Tensor:
+        """(R,) bool, rows that are neither ignored nor background."""
+        return self.known if self._classes is None else self.known & (self._classes < self.num_classes)
+
     def __len__(self) -> int:
-        return len(self.classes)
+        return len(self.labels)
 
     def to(self, device: torch.device | str) -> MultiLabelTargets:
-        """The same targets on another device."""
-        return MultiLabelTargets(self.classes.to(device), self.labels.to(device))
+        """Return the same targets on another device."""
+        classes = None if self._classes is None else self._classes.to(device)
+        return MultiLabelTargets(classes, self.labels.to(device))
 
     @staticmethod
     def from_classes(classes: Tensor, num_classes: int) -> MultiLabelTargets:
-        """Single-label targets as one-hot rows.
+        """Make single-label targets as one-hot rows.
 
         Args:
-            classes: (R,) integers in [0, K]. The range is not checked, to avoid a device synchronisation.
+            classes: (R,) integers in [0, K]. The range is not checked, to avoid a device synchronization.
             num_classes: K.
         """
         labels = torch.zeros(len(classes), num_classes + 1, dtype=torch.int8, device=classes.device)
@@ -63,8 +102,17 @@ class MultiLabelTargets:
         return MultiLabelTargets(classes.long(), labels)
 
     @staticmethod
+    def from_image_labels(labels: Tensor) -> MultiLabelTargets:
+        """Make targets of whole images, which have any number of labels and no most specific one.
+
+        Args:
+            labels: (R, K) in {1 present, 0 absent, -1 unverified}.
+        """
+        return MultiLabelTargets(None, F.pad(labels.to(torch.int8), (0, 1)))
+
+    @staticmethod
     def from_proposals(proposals: Sequence[Instances], num_classes: int) -> MultiLabelTargets:
-        """Joins the targets of the proposals that a ROI head sampled.
+        """Concatenate the targets of sampled proposals.
 
         Each element has `gt_classes` (n,) in [0, K] and usually `gt_labels` (n, K) int8. Detectron2 copies
         every `gt_*` field of the matched object to a proposal, also to background proposals: the rows with
@@ -84,6 +132,74 @@ class MultiLabelTargets:
         return MultiLabelTargets(
             torch.cat([part.classes for part in parts]), torch.cat([part.labels for part in parts])
         )
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """Classification targets of R anchors, almost all of them background.
+
+    With 200,000 anchors and 500 classes a full label matrix would take 100 MB, and more as soon as something
+    is computed with it; the P rows that say anything are a few hundred.
+
+    Attributes:
+        classes: (R,) int64 in [-1, K], the most specific label; K is background, -1 is ignored: no loss.
+        rows: (P,) int64, ascending indices of the positive anchors.
+        positives: targets of the P positive anchors.
+    """
+
+    classes: Tensor
+    rows: Tensor
+    positives: MultiLabelTargets
+
+    def __post_init__(self) -> None:
+        if self.classes.ndim != 1 or len(self.rows) != len(self.positives):
+            raise ValueError(
+                "dense targets need classes (R,), rows (P,) and targets of P rows, got "
+                f"{tuple(self.classes.shape)}, {tuple(self.rows.shape)} and {len(self.positives)} rows"
+            )
+
+    @property
+    def background(self) -> Tensor:
+        """(R,) bool, anchors that are background."""
+        return self.classes == self.positives.num_classes
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @staticmethod
+    def from_matches(
+        matches: Sequence[Tensor], objects: Sequence[Instances], num_classes: int
+    ) -> tuple[DenseTargets, Tensor]:
+        """Concatenate the matches of the anchors of several images.
+
+        Args:
+            matches: per image (Ri,) int64, the index of the object that each anchor matched, `BACKGROUND` or
+                `IGNORE`.
+            objects: per image, with ``gt_boxes``, ``gt_classes`` (n,) and usually ``gt_labels`` (n, K);
+                without ``gt_labels`` an object has one label.
+            num_classes: K.
+
+        Returns:
+            The targets, and (P, 4) the gt boxes that the positive anchors matched.
+
+        Raises:
+            ValueError: `gt_labels` has another number of classes than the model.
+        """
+        classes, rows, labels, boxes, before = [], [], [], [], 0
+        for matched, image in zip(matches, objects, strict=True):
+            truth = MultiLabelTargets.from_proposals([image], num_classes)
+            (positive,) = (matched >= 0).nonzero(as_tuple=True)
+            chosen = matched[positive]
+            of_image = torch.where(matched == IGNORE, -1, num_classes)
+            of_image[positive] = truth.classes[chosen]
+            classes.append(of_image)
+            rows.append(positive + before)
+            labels.append(truth.labels[chosen])
+            boxes.append(image.gt_boxes.tensor[chosen])
+            before += len(matched)
+        every, indices = torch.cat(classes), torch.cat(rows)
+        positives = MultiLabelTargets(every[indices], torch.cat(labels))
+        return DenseTargets(every, indices, positives), torch.cat(boxes)
 
 
 def _targets_of_image(image: Instances, num_classes: int) -> MultiLabelTargets:

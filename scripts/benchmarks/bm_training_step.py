@@ -31,7 +31,7 @@ from torch import Tensor  # noqa: E402
 from longtail_det2 import model_zoo  # noqa: E402
 from longtail_det2.engine.build import build_model  # noqa: E402
 from longtail_det2.engine.solver import build_optimizer, optimizer_arguments  # noqa: E402
-from longtail_det2.modeling.losses.held_rates import HoldsRates  # noqa: E402
+from longtail_det2.modeling.losses import ClassificationLoss  # noqa: E402
 
 LOSS, CLASSIFIER = "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "MODEL.ROI_BOX_HEAD.CLASSIFIER"
 SEESAW = "MODEL.CLASSIFICATION_LOSS.SEESAW"
@@ -80,8 +80,9 @@ def make_step(args: argparse.Namespace, options: tuple[str, ...], batch: list[An
     torch.manual_seed(0)
     model = build_model(cfg)
     for part in model.modules():
-        if isinstance(part, HoldsRates) and hasattr(part, "rates"):
-            part.set_rates(torch.rand(args.classes, args.classes) * (torch.rand(args.classes, 1) < 0.1))
+        if isinstance(part, ClassificationLoss) and hasattr(part, "rates"):
+            rates = torch.rand(args.classes, args.classes) * (torch.rand(args.classes, 1) < 0.1)
+            part.hold("rates", rates, rates.shape)
     optimizer = build_optimizer(model, **optimizer_arguments(cfg))
 
     def step() -> None:

@@ -1,7 +1,6 @@
 """Where concurrent rates come from in a run, and where they go: data, files, checkpoints."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -19,7 +18,8 @@ LAZY = """
 from detectron2.config import LazyCall as L
 
 from longtail_det2 import model_zoo
-from longtail_det2.modeling.losses import ConcurrentSoftmaxLoss, RatesOfRun
+from longtail_det2.modeling.losses import ConcurrentSoftmaxLoss
+from longtail_det2.modeling.losses.rates_of_run import RatesOfRun
 
 base = model_zoo.get_config("shapes/faster_rcnn_tiny_softmax_shapes.py")
 dataloader, datasets, lr_multiplier, model = base.dataloader, base.datasets, base.lr_multiplier, base.model
@@ -43,18 +43,10 @@ def saved(path):
     return torch.load(path)["model"]
 
 
-def test_yaml_counts_the_rates_and_evaluation_takes_them_from_the_checkpoint(
-    yaml_args, tmp_path, counted, monkeypatch
-):
+def test_yaml_counts_the_rates_and_evaluation_takes_them_from_the_checkpoint(yaml_args, tmp_path, counted):
     assert run(trainer.main, yaml_args(*LOSS)) == 0
     weights = saved(tmp_path / "run/model_final.pth")
     assert torch.equal(weights[RATES], torch.from_numpy(counted.read()))
-    assert weights[f"{RATES}_known"]
-
-    def counts_again(*args):
-        raise AssertionError("rates of the checkpoint are enough")
-
-    monkeypatch.setattr("longtail_det2.modeling.losses.rates_of_run._counted", counts_again)
     options = ("MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "OUTPUT_DIR", str(tmp_path / "again"))
     assert run(trainer.main, yaml_args(*LOSS, *options, flags=["--eval-only"])) == 0
     assert run(trainer.main, yaml_args(*LOSS, flags=["--resume"], max_iter=4)) == 0
@@ -83,25 +75,6 @@ def test_dense_detectors(yaml_args, tmp_path, counted, detector):
     assert torch.equal(found, torch.from_numpy(counted.read()))
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
     assert next(line["loss_cls"] for line in lines if "loss_cls" in line) > 0
-
-
-def test_weights_of_softmax_are_scored_with_rates(yaml_args, tmp_path, caplog):
-    """The test form alone, on weights that were trained without this loss."""
-    assert run(trainer.main, yaml_args(max_iter=1)) == 0
-    weights = ("MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "OUTPUT_DIR", str(tmp_path / "again"))
-    with caplog.at_level(logging.INFO):
-        assert run(trainer.main, yaml_args(*LOSS, *weights, flags=["--eval-only"])) == 0
-    assert "Concurrent rates of 4 classes, 4 of them above 0" in caplog.text
-    assert "plain softmax" not in caplog.text
-
-
-def test_a_file_of_other_classes_is_refused(yaml_args, pictures, tmp_path, capsys):
-    path = tmp_path / "rates.json"
-    ConcurrentRates.of_stores([AnnotationStore.open(pictures / "renamed")]).save(path)
-    assert run(trainer.main, yaml_args(*LOSS, f"{NODE}.RATES_FILE", str(path))) == 2
-    message = capsys.readouterr().err
-    assert "class 2 is 'wolf'" in message and "'dog'" in message and str(path) in message
-    assert not (tmp_path / "run/model_final.pth").exists()
 
 
 def test_a_file_of_rates_is_used(yaml_args, counted, tmp_path):

@@ -24,7 +24,7 @@ from detectron2.config import LazyCall as L
 
 from longtail_det2 import model_zoo
 from longtail_det2.modeling.losses import SeesawLoss
-from longtail_det2.modeling.roi_heads import classifier_named, mask_predictor_named
+from longtail_det2.modeling.roi_heads import build_classifier, build_mask_predictor
 
 base = model_zoo.get_config("shapes/mask_rcnn_tiny_softmax_shapes.py")
 dataloader, datasets, lr_multiplier, model = base.dataloader, base.datasets, base.lr_multiplier, base.model
@@ -32,8 +32,8 @@ optimizer, train = base.optimizer, base.train
 
 heads = model.roi_heads
 heads.box_predictor.classification_loss = L(SeesawLoss)(num_classes="${..num_classes}")
-heads.box_predictor.classifier = L(classifier_named)(name="NormalizedLinear")
-heads.mask_head.predictor = L(mask_predictor_named)(name="NormalizedConv2d")
+heads.box_predictor.classifier = L(build_classifier)(name="NormalizedLinear")
+heads.mask_head.predictor = L(build_mask_predictor)(name="NormalizedConv2d")
 """
 
 
@@ -73,7 +73,7 @@ def test_every_stage_of_a_cascade_counts_for_itself(yaml_args, tmp_path):
 
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
 def test_dense_detectors(yaml_args, tmp_path, detector):
-    options = ("MODEL.DENSE_HEAD.CLASSIFICATION_LOSS", "SeesawLoss")
+    options = ("MODEL.DENSE_HEAD.CLASSIFICATION_LOSS", "FocalSeesawLoss")
     config = f"shapes/{detector}_tiny_softmax_shapes.yaml"
     assert run(trainer.main, yaml_args(*options, config=config)) == 0
     counts = saved(tmp_path)[f"head.{COUNTS}"]

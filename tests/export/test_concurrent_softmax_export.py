@@ -30,9 +30,11 @@ def hierarchy_like_rates():
 @pytest.mark.parametrize("spread", [1.0, 200.0])
 def test_exported_scores(detector_maker, tmp_path, file_format, spread, monkeypatch):
     """Also with logits so far apart that some scores need a sum of their own."""
-    model, cfg = detector_maker("softmax", *LOSS)
+    test = "MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.TEST"
+    model, cfg = detector_maker("softmax", *LOSS, test, "softmax")  # there are no rates yet
     (loss,) = (module for module in model.modules() if isinstance(module, ConcurrentSoftmaxLoss))
-    loss.set_rates(hierarchy_like_rates())
+    loss.test_form = "concurrent"
+    loss.hold("rates", hierarchy_like_rates(), (NUM_CLASSES, NUM_CLASSES))
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight.mul_(spread)
         model.roi_heads.box_predictor.cls_score.bias[0] += spread - 1.0

@@ -15,7 +15,7 @@ from longtail_det2.modeling.meta_arch.fcos import centerness_of
 from longtail_det2.utils.errors import ConfigError
 
 ARCHITECTURES = ["MultiLabelRetinaNet", "MultiLabelFCOS"]
-LOSSES = ["SigmoidFocalLoss", "SigmoidBCELoss", "SoftmaxCrossEntropyLoss"]
+LOSSES = ["SigmoidFocalLoss", "SigmoidBCELoss", "SoftmaxCrossEntropyLoss", "FocalSeesawLoss"]
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -100,7 +100,7 @@ def test_single_labels_give_detectron2s_losses_and_detections(dense_cfg, batch):
 def test_trains_and_predicts(dense_cfg, batch, loss):
     dense_cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS = loss
     model = build_model(dense_cfg)
-    keys = {"loss_cls", "loss_box_reg"}
+    keys = {"loss_cls", "loss_box_reg"} | ({"loss_objectness"} if "Seesaw" in loss else set())
     if isinstance(model, FCOS):
         keys.add("loss_centerness")
     for images in (batch, [batch[1], batch[1]]):  # the second batch has no objects
@@ -109,7 +109,7 @@ def test_trains_and_predicts(dense_cfg, batch, loss):
         model.zero_grad()
         sum(losses.values()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert losses["loss_box_reg"] == 0 and losses["loss_cls"] > 0
+    assert losses["loss_box_reg"] == 0 and losses.get("loss_objectness", losses["loss_cls"]) > 0
     with torch.no_grad():
         found = model.eval()(batch)
     assert len(found) == 2 and len(found[0]["instances"]) > 0
@@ -125,8 +125,8 @@ def test_first_scores_are_low(dense_cfg, batch, loss):
     features = [model.backbone(model.preprocess_image(batch).tensor)["p3"]]
     logits = model.head(features)[0][0]
     rows = logits.permute(0, 2, 3, 1).reshape(-1, model.head.num_logits)
-    scores = model.head.classification_loss.activation(rows)[:, :-1]
-    expected = 0.01 / 4 if loss.startswith("Softmax") else 0.01
+    scores = model.head.classification_loss.scores(rows)[:, :-1]
+    expected = 0.01 if loss.startswith("Sigmoid") else 0.01 / 4
     torch.testing.assert_close(scores, torch.full_like(scores, expected))
 
 
@@ -137,9 +137,9 @@ def test_targets_have_all_labels(dense_cfg, batch):
     targets, boxes = model.label_objects(anchors, [image["instances"] for image in batch])
     truth = {0: [1, 1, 0, 0], 2: [0, 0, 1, -1]}
     assert set(targets.classes.tolist()) >= {0, 2, 4}
-    for row, labels, box in zip(targets.rows, targets.labels, boxes, strict=True):
+    for row, labels, box in zip(targets.rows, targets.positives.labels, boxes, strict=True):
         label = int(targets.classes[row])
-        assert labels.tolist() == truth[label]
+        assert labels.tolist() == [*truth[label], 0]
         assert torch.equal(box, batch[0]["instances"].gt_boxes.tensor[{0: 0, 2: 1}[label]])
     assert (targets.rows < len(targets) // 2).all()  # the second image has no objects
 
@@ -192,14 +192,14 @@ def test_bad_settings_are_named(dense_cfg):
         build_model(dense_cfg)
 
 
-def test_loss_without_a_dense_form_is_refused_when_the_head_is_built():
-    class Other(SigmoidBCELoss):
-        def forward(self, logits, targets):
-            return {"loss_cls": logits.sum()}
-
-    with pytest.raises(ConfigError, match="Other cannot serve a dense head"):
+def test_a_loss_of_another_number_of_classes_is_refused():
+    with pytest.raises(ConfigError, match="made for 4 classes, but its head has 3"):
         MultiLabelRetinaNetHead(
-            input_shape=[], num_classes=3, classification_loss=Other(), num_anchors=1, conv_dims=[]
+            input_shape=[],
+            num_classes=3,
+            classification_loss=SigmoidBCELoss(num_classes=4),
+            num_anchors=1,
+            conv_dims=[],
         )
 
 

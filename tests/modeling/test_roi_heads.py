@@ -13,7 +13,7 @@ from longtail_det2.layers import NormalizedLinear
 from longtail_det2.modeling.backbone import TinyBackbone
 from longtail_det2.modeling.box_regression import multi_label_box_loss
 from longtail_det2.modeling.loss_normalizer import NORMALIZERS
-from longtail_det2.modeling.losses import SigmoidBCELoss, SoftmaxCrossEntropyLoss
+from longtail_det2.modeling.losses import SeesawLoss, SigmoidBCELoss, SoftmaxCrossEntropyLoss
 from longtail_det2.modeling.roi_heads import MultiLabelFastRCNNOutputLayers, MultiLabelROIHeads
 from longtail_det2.modeling.roi_heads.fast_rcnn import keep_top_candidates
 from longtail_det2.structures.multi_label import MultiLabelTargets
@@ -123,23 +123,24 @@ def test_keep_top_candidates():
 
 
 def test_width_and_bias_come_from_the_loss():
-    softmax, sigmoid = predictor(SoftmaxCrossEntropyLoss()), predictor(SigmoidBCELoss(prior_prob=0.1))
+    softmax = predictor(SoftmaxCrossEntropyLoss(num_classes=3))
+    sigmoid = predictor(SigmoidBCELoss(num_classes=3, prior_prob=0.1))
     assert softmax.cls_score.out_features == 4 and not softmax.cls_score.bias.any()
     assert sigmoid.cls_score.out_features == 3
     torch.testing.assert_close(sigmoid.cls_score.bias.sigmoid(), torch.full((3,), 0.1))
-    with pytest.raises(ConfigError, match="at least one class"):
-        predictor(SigmoidBCELoss(), num_classes=0)
+    with pytest.raises(ConfigError, match="made for 3 classes, but its head has 4"):
+        predictor(SigmoidBCELoss(num_classes=3), num_classes=4)
 
 
 def test_classifier_can_be_handed_in():
     class Scaled(torch.nn.Linear):
         pass
 
-    layer = predictor(SoftmaxCrossEntropyLoss(), classifier=Scaled).cls_score
+    layer = predictor(SoftmaxCrossEntropyLoss(num_classes=3), classifier=Scaled).cls_score
     assert isinstance(layer, Scaled) and layer.out_features == 4
 
 
-@pytest.mark.parametrize("loss", [SoftmaxCrossEntropyLoss(), SigmoidBCELoss()])
+@pytest.mark.parametrize("loss", [SoftmaxCrossEntropyLoss(num_classes=3), SigmoidBCELoss(num_classes=3)])
 def test_losses_of_images_with_and_without_objects(loss):
     head = predictor(loss)
     nothing = Instances((64, 64))
@@ -153,7 +154,7 @@ def test_losses_of_images_with_and_without_objects(loss):
 
 
 def test_losses_of_nothing():
-    head = predictor(SigmoidBCELoss())
+    head = predictor(SigmoidBCELoss(num_classes=3))
     for proposals in ([], [proposals_of([])]):
         if proposals:
             proposals[0].gt_classes = torch.zeros(0, dtype=torch.int64)
@@ -163,7 +164,7 @@ def test_losses_of_nothing():
 
 
 def test_loss_weights():
-    loss = SoftmaxCrossEntropyLoss()
+    loss = SoftmaxCrossEntropyLoss(num_classes=3)
     torch.manual_seed(0)
     plain, weighted = predictor(loss), predictor(loss, loss_weight={"loss_cls": 3.0})
     weighted.load_state_dict(plain.state_dict())
@@ -174,16 +175,12 @@ def test_loss_weights():
 
 
 def test_one_weight_holds_for_every_key_of_the_classification_loss():
-    class TwoTerms(SoftmaxCrossEntropyLoss):
-        def forward(self, logits, targets):
-            return {**super().forward(logits, targets), "loss_objectness": logits.square().mean()}
-
     torch.manual_seed(0)
     plain, weighted, named = (
-        predictor(TwoTerms(), loss_weight=weight)
+        predictor(SeesawLoss(num_classes=3), loss_weight=weight)
         for weight in ({}, 2.0, {"loss_objectness": 5.0, "loss_cls": 3.0})
     )
-    proposals, predictions = [proposals_of([0, 1, 3])], (torch.randn(3, 4), torch.randn(3, 12))
+    proposals, predictions = [proposals_of([0, 1, 3])], (torch.randn(3, 5), torch.randn(3, 12))
     one, two, own = (head.losses(predictions, proposals) for head in (plain, weighted, named))
     assert set(one) == {"loss_cls", "loss_objectness", "loss_box_reg"}
     for key, value in one.items():
@@ -192,11 +189,28 @@ def test_one_weight_holds_for_every_key_of_the_classification_loss():
     assert {key: round((own[key] / one[key]).item(), 4) for key in one} == factors
 
 
+def test_counters_change_once_per_training_step():
+    head = predictor(SeesawLoss(num_classes=3))
+    predictions = (torch.zeros(2, 5, requires_grad=True), torch.zeros(2, 12))
+
+    def counted():
+        head.losses(predictions, [proposals_of([0, 3])])
+        return head.classification_loss.class_counts.tolist()
+
+    with torch.no_grad():
+        assert counted() == [0, 0, 0, 0]
+    head.counting = False
+    assert counted() == [0, 0, 0, 0]
+    head.counting = True
+    assert head.eval() and counted() == [0, 0, 0, 0]
+    assert head.train() and counted() == [1, 0, 0, 1]
+
+
 def test_a_classifier_without_bias(caplog):
     cosine = partial(NormalizedLinear, bias=False)
-    head = predictor(SoftmaxCrossEntropyLoss(), classifier=cosine)
+    head = predictor(SoftmaxCrossEntropyLoss(num_classes=3), classifier=cosine)
     assert head.cls_score.bias is None and not caplog.records
-    predictor(SigmoidBCELoss(), classifier=cosine)
+    predictor(SigmoidBCELoss(num_classes=3), classifier=cosine)
     assert "NormalizedLinear has no bias" in caplog.text
 
 
@@ -204,7 +218,7 @@ def test_a_classifier_of_several_layers():
     def classifier(features, logits):
         return torch.nn.Sequential(torch.nn.Linear(features, 2), torch.nn.Linear(2, logits))
 
-    head = predictor(SoftmaxCrossEntropyLoss(), classifier=classifier)
+    head = predictor(SoftmaxCrossEntropyLoss(num_classes=3), classifier=classifier)
     assert head(torch.randn(4, 6))[0].shape == (4, 4)
 
 
@@ -212,18 +226,22 @@ def test_losses_are_divided_by_what_the_normalizer_says():
     torch.manual_seed(0)
     proposals, predictions = [proposals_of([0, 3, 3, 3, 2])], (torch.randn(5, 3), torch.randn(5, 12))
     found = {
-        kind: predictor(SigmoidBCELoss(), loss_normalizer=kind).losses(predictions, proposals)["loss_box_reg"]
+        kind: predictor(SigmoidBCELoss(num_classes=3), loss_normalizer=kind).losses(predictions, proposals)
         for kind in NORMALIZERS
     }
+    classes = {kind: losses["loss_cls"] for kind, losses in found.items()}
+    torch.testing.assert_close(classes["elements"], classes["regions"] / 3)
+    torch.testing.assert_close(classes["foreground"], 5 / 2 * classes["regions"])
+    found = {kind: losses["loss_box_reg"] for kind, losses in found.items()}
     torch.testing.assert_close(found["elements"], found["regions"])
     torch.testing.assert_close(found["foreground"], 5 / 2 * found["regions"])
     torch.testing.assert_close(found["foreground_average"], 5 / 90.2 * found["regions"])
     with pytest.raises(ConfigError, match="LOSS_NORMALIZER is 'rows'"):
-        predictor(SigmoidBCELoss(), loss_normalizer="rows")
+        predictor(SigmoidBCELoss(num_classes=3), loss_normalizer="rows")
 
 
 def test_inference_gives_a_box_several_labels():
-    head = predictor(SigmoidBCELoss(), test_score_thresh=0.5, cls_agnostic_bbox_reg=True)
+    head = predictor(SigmoidBCELoss(num_classes=3), test_score_thresh=0.5, cls_agnostic_bbox_reg=True)
     logits = torch.tensor([[3.0, 2.0, -3.0], [-3.0, -3.0, -3.0]])
     found, kept = head.inference((logits, torch.zeros(2, 4)), [proposals_of([0, 0])])
     assert found[0].pred_classes.tolist() == [0, 1]
@@ -235,7 +253,9 @@ def test_inference_with_bounded_candidates_keeps_the_best():
     torch.manual_seed(0)
     settings = {"test_score_thresh": 0.0, "test_nms_thresh": 1.0, "test_topk_per_image": 5}
     full, bounded = (
-        predictor(SigmoidBCELoss(), cls_agnostic_bbox_reg=True, test_pre_nms_topk=limit, **settings)
+        predictor(
+            SigmoidBCELoss(num_classes=3), cls_agnostic_bbox_reg=True, test_pre_nms_topk=limit, **settings
+        )
         for limit in (0, 5)
     )
     predictions = (torch.randn(30, 3), torch.zeros(30, 4))
@@ -245,7 +265,7 @@ def test_inference_with_bounded_candidates_keeps_the_best():
 
 
 def test_inference_without_proposals():
-    head = predictor(SigmoidBCELoss(), test_pre_nms_topk=5)
+    head = predictor(SigmoidBCELoss(num_classes=3), test_pre_nms_topk=5)
     nothing = Instances((64, 64))
     nothing.proposal_boxes = Boxes(torch.zeros(0, 4))
     found, kept = head.inference(head(torch.zeros(0, 6)), [nothing])
@@ -253,7 +273,7 @@ def test_inference_without_proposals():
 
 
 def test_accuracy_is_logged_for_any_of_the_labels():
-    head = predictor(SigmoidBCELoss())
+    head = predictor(SigmoidBCELoss(num_classes=3))
     logits = torch.tensor([[0.0, 5.0, 0.0], [5.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
     proposals = proposals_of([0, 1, 3], [[1, 1, 0], [0, 1, 0], [0, 0, 0]])
     with EventStorage(19) as storage:

@@ -24,7 +24,7 @@ model.roi_heads.update(
     box_predictors=[
         L(MultiLabelFastRCNNOutputLayers)(
             input_shape=L(ShapeSpec)(channels=1024),
-            classification_loss=L(SoftmaxCrossEntropyLoss)(),  # of each stage its own
+            classification_loss=L(SoftmaxCrossEntropyLoss)(num_classes="${..num_classes}"),
             num_classes="${...num_classes}",
             box2box_transform=L(Box2BoxTransform)(weights=(xy, xy, wh, wh)),
             cls_agnostic_bbox_reg=True,

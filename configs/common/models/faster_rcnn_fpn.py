@@ -59,7 +59,7 @@ model = L(GeneralizedRCNN)(
         ),
         box_predictor=L(MultiLabelFastRCNNOutputLayers)(
             input_shape=L(ShapeSpec)(channels=1024),
-            classification_loss=L(SoftmaxCrossEntropyLoss)(),
+            classification_loss=L(SoftmaxCrossEntropyLoss)(num_classes="${..num_classes}"),
             num_classes="${..num_classes}",
             box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),
             cls_agnostic_bbox_reg=False,

@@ -19,10 +19,11 @@ model = L(MultiLabelRetinaNet)(
     head=L(MultiLabelRetinaNetHead)(
         input_shape=[L(ShapeSpec)(channels=256) for _ in range(5)],  # of each level
         num_classes="${..num_classes}",
-        classification_loss=L(SigmoidFocalLoss)(alpha=0.25, gamma=2.0, prior_prob=0.01),
+        classification_loss=L(SigmoidFocalLoss)(num_classes="${..num_classes}", alpha=0.25, gamma=2.0),
         num_anchors=9,
         conv_dims=[256, 256, 256, 256],
         norm="",
+        prior_prob=0.01,
     ),
     anchor_generator=L(DefaultAnchorGenerator)(
         sizes=[[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)],

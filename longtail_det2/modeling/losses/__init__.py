@@ -1,13 +1,10 @@
-"""Classification losses of regions; one class a file, all on the contract of :mod:`.base`."""
+"""Classification losses, one class per file, on the contract of :mod:`.base`."""
 
-from .base import (
-    CLASSIFICATION_LOSS_REGISTRY,
-    ClassificationLoss,
-    build_classification_loss,
-    check_serves_dense_heads,
-)
+from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, build_classification_loss
+from .concurrent_seesaw import ConcurrentFocalSeesawLoss, ConcurrentSeesawLoss
 from .concurrent_softmax import ConcurrentSoftmaxLoss
-from .rates_of_run import RatesOfRun
+from .focal_seesaw import FocalSeesawLoss
+from .reduction import dense_unreduced, reduce_losses
 from .seesaw import SeesawLoss
 from .sigmoid_bce import SigmoidBCELoss
 from .sigmoid_focal import SigmoidFocalLoss
@@ -16,12 +13,15 @@ from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
 __all__ = [
     "CLASSIFICATION_LOSS_REGISTRY",
     "ClassificationLoss",
+    "ConcurrentFocalSeesawLoss",
+    "ConcurrentSeesawLoss",
     "ConcurrentSoftmaxLoss",
-    "RatesOfRun",
+    "FocalSeesawLoss",
     "SeesawLoss",
     "SigmoidBCELoss",
     "SigmoidFocalLoss",
     "SoftmaxCrossEntropyLoss",
     "build_classification_loss",
-    "check_serves_dense_heads",
+    "dense_unreduced",
+    "reduce_losses",
 ]

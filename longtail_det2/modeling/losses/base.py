@@ -1,160 +1,240 @@
-"""The contract between a region classifier and its loss.
+"""The contract between a classifier and its loss.
 
 Shape shorthand in this package:
 
-    R: number of regions (RoIs or anchors), combined over all images of the minibatch; may be 0
+    R: number of rows (RoIs, anchors or images), concatenated over the minibatch; may be 0
     K: number of foreground classes; class index K and the last column mean background (Detectron2's order)
-    L: number of logits a loss asks for: K + 1 for softmax, K for sigmoid, whatever it needs
+    L: number of logits: K + 1 for softmax, K for sigmoid, whatever the loss needs
 
-A predictor asks its loss how many logits to produce, how they become scores, which bias to start from and
-what they cost. It knows no loss by name, and a loss knows nothing of boxes, images or detectors.
-
-A loss serves regions that a detector has sampled (:meth:`ClassificationLoss.forward`). To serve dense heads,
-RetinaNet's and FCOS's, too, it has :meth:`ClassificationLoss.dense_loss`.
+A head asks its loss how many logits to produce, how they become scores, which bias to start from and what
+each row costs. The head samples the rows, sums the losses and divides them (:func:`.reduce_losses`), so a
+loss serves RoI heads, dense heads and image classifiers alike. A loss reads no file and no catalog.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
+import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from longtail_det2.layers import at_least_float32 as at_least_float32  # for losses of one's own, too
-from longtail_det2.structures.dense_targets import DenseTargets
+from longtail_det2.layers import at_least_float32
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
-if TYPE_CHECKING:
-    from longtail_det2.data.hierarchy import LabelHierarchy
+logger = logging.getLogger(__name__)
 
 CLASSIFICATION_LOSS_REGISTRY = Registry("CLASSIFICATION_LOSS")
 CLASSIFICATION_LOSS_REGISTRY.__doc__ = """
 Classification losses by class name, the values of ``MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS``.
 
 A registered class is a :class:`ClassificationLoss` whose ``__init__`` is decorated with Detectron2's
-``configurable`` and whose ``from_config(cls, cfg, num_classes, hierarchy)`` returns the arguments of it.
+``configurable`` and whose ``from_config(cls, cfg, num_classes, statistics)`` returns its arguments.
 """
 
 
 class ClassificationLoss(nn.Module, ABC):
-    """What a region classifier minimises, and how its logits are read.
+    """Row-wise losses of a classifier, and how its logits are read.
 
-    State (counts, rates, frequencies) lives in buffers, so that checkpoints keep it and ``.to(device)`` moves
-    it. A subclass computes in at least float32 whatever the logits' type (:func:`at_least_float32`),
-    synchronises nothing with the host, returns the same keys for every batch, and keeps its results attached
-    to the graph also when there are no regions or no positives.
+    State (counts, rates, frequencies) lives in buffers. A subclass computes in at least float32, never
+    synchronizes with the host, returns the same keys for every batch, and keeps its results attached to the
+    graph also when there are no rows or no positives.
 
     Attributes:
-        counting: False while a forward pass is repeated for the gradient of the first one (activation
-            checkpointing): what the loss keeps of the batches that it saw must not change then.
+        num_classes: K.
+        num_logits: L, the width of the classifier.
     """
 
-    counting: bool = True
+    def __init__(self, num_classes: int, num_logits: int) -> None:
+        """Set K and L.
+
+        Raises:
+            ConfigError: K is not positive.
+        """
+        super().__init__()
+        if num_classes < 1:
+            raise ConfigError(f"a loss needs at least one class, got num_classes={num_classes}")
+        self.num_classes, self.num_logits = num_classes, num_logits
+        self._unset: dict[str, bool] = {}
 
     @abstractmethod
-    def num_logits(self, num_classes: int) -> int:
-        """L, the width of the classifier for K = `num_classes` foreground classes."""
-
-    @abstractmethod
-    def activation(self, logits: Tensor) -> Tensor:
-        """Scores of regions.
+    def scores(self, logits: Tensor) -> Tensor:
+        """Turn logits into scores; differentiable, and allowed in training.
 
         Args:
             logits: (R, L), any floating type.
 
         Returns:
             (R, K + 1) in [0, 1], at least float32, background in the last column. A loss that scores each
-            class by itself has no background score and puts 0 there.
+            class independently has no background score and puts 0 there.
         """
 
     @abstractmethod
-    def forward(self, logits: Tensor, targets: MultiLabelTargets) -> dict[str, Tensor]:
-        """Losses of a batch.
+    def unreduced(self, logits: Tensor, targets: MultiLabelTargets) -> dict[str, Tensor]:
+        """Compute the losses per row.
 
         Args:
             logits: (R, L), any floating type.
-            targets: of the same R regions, on the same device.
+            targets: of the same R rows, on the same device.
 
         Returns:
-            Scalars by name; the names begin with "loss_". Their sum is minimised.
+            (R,) each, at least float32, by name; the names begin with "loss_". Ignored rows have 0.
         """
 
-    def initial_bias(self, num_logits: int) -> Tensor | None:
-        """(L,) bias that the classifier starts from, or None for zeros."""
-        return None
+    def background(self, logits: Tensor) -> dict[str, Tensor]:
+        """Compute the losses per row as if every row were background; keys and values as `unreduced`.
 
-    def dense_loss(self, logits: Tensor, targets: DenseTargets, normalizer: Tensor) -> dict[str, Tensor]:
-        """Losses of the anchors of a dense head; a loss need not have this.
+        Dense heads call this for all anchors, so a loss for dense heads overrides it without an (R, K) label
+        matrix, which the default makes.
+        """
+        rows = torch.full((len(logits),), self.num_classes, device=logits.device)
+        return self.unreduced(logits, MultiLabelTargets.from_classes(rows, self.num_classes))
 
-        Almost all anchors are background, so that a mean over them says nothing: the sum over anchors is
-        divided by `normalizer`, which the detector makes from the number of positive anchors.
+    def bias(self, prior: float | Tensor | None = None) -> Tensor | None:
+        """Return the bias that the classifier starts from.
 
         Args:
-            logits: (R, L) of all anchors of a batch, any floating type.
-            targets: of the same anchors, on the same device. Ignored ones have class -1 and no loss.
-            normalizer: scalar, positive, without gradient.
+            prior: probability of foreground before training: a scalar (the score of every class for sigmoid
+                losses, shared equally among the classes for softmax losses), or (K,) measured per class.
+                None: the loss' default for RoI heads.
 
         Returns:
-            As of :meth:`forward`.
+            (L,), or None to leave the layer's own initialization.
 
         Raises:
-            ConfigError: the loss has no form for dense heads. Detectors find that out when they are built
-                (:func:`check_serves_dense_heads`).
+            ConfigError: `prior` is no probability.
         """
-        raise ConfigError(_no_dense_form(self))
+        return None
 
-    def dense_bias(self, num_logits: int) -> Tensor | None:
-        """(L,) bias that the classifier of a dense head starts from; by default :meth:`initial_bias`."""
-        return self.initial_bias(num_logits)
+    def update(self, targets: MultiLabelTargets) -> None:
+        """Count the rows of a training step; the head calls this once per step, before `unreduced`."""
+
+    def check_num_classes(self, num_classes: int) -> None:
+        """Compare K with a head's number of classes.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        if num_classes != self.num_classes:
+            raise ConfigError(
+                f"{type(self).__name__} was made for {self.num_classes} classes, but its head has "
+                f"{num_classes}"
+            )
+
+    def checked(self, logits: Tensor, targets: MultiLabelTargets | None = None) -> Tensor:
+        """Return the logits in at least float32.
+
+        Raises:
+            TypeError: `targets` are no :class:`MultiLabelTargets`.
+            ValueError: the logits are not (R, L), or the targets are not of R rows and K classes.
+        """
+        name = type(self).__name__
+        if targets is not None and not isinstance(targets, MultiLabelTargets):
+            kind = type(targets).__name__
+            raise TypeError(f"{name} needs MultiLabelTargets (such as from_classes makes), got {kind}")
+        if logits.ndim != 2 or logits.shape[1] != self.num_logits:
+            wanted, found = f"(R, {self.num_logits})", tuple(logits.shape)
+            raise ValueError(f"{name} of {self.num_classes} classes needs logits {wanted}, got {found}")
+        if targets is not None and targets.labels.shape != (len(logits), self.num_classes + 1):
+            wanted, found = (len(logits), self.num_classes + 1), tuple(targets.labels.shape)
+            raise ValueError(f"{name} needs labels {wanted} beside logits of {len(logits)} rows, got {found}")
+        return at_least_float32(logits)
+
+    def hold(
+        self,
+        name: str,
+        values: np.ndarray | Tensor | None,
+        shape: tuple[int, ...],
+        at_most: float = math.inf,
+    ) -> None:
+        """Keep an array of statistics as a buffer; None leaves it unset until a checkpoint brings it.
+
+        Raises:
+            ConfigError: `values` has another shape, or a value outside [0, `at_most`].
+        """
+        held = torch.full(shape, -1.0)
+        if values is not None:
+            held = torch.as_tensor(values, device="cpu", dtype=torch.float32).detach().clone()
+            if held.shape != shape or not ((held >= 0) & (held <= at_most)).all():
+                raise ConfigError(
+                    f"{type(self).__name__} needs {name} of shape {shape}, numbers in [0, {at_most}], got "
+                    f"shape {tuple(held.shape)} with numbers from {held.min():g} to {held.max():g}"
+                )
+        self.register_buffer(name, held)
+        self._unset[name] = values is None
+
+    def held(self, name: str) -> Tensor:
+        """Return an array of statistics.
+
+        Raises:
+            ConfigError: none was given, and no checkpoint has brought it.
+        """
+        if self._unset[name]:
+            raise ConfigError(
+                f"{type(self).__name__} has no {name}: name a file of class statistics "
+                "(DATASETS.STATISTICS), or load weights that were trained with this loss"
+            )
+        return self.get_buffer(name)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self._unset:
+            own, found = self.get_buffer(name), state_dict.get(prefix + name)
+            if found is None or found.shape != own.shape:
+                continue
+            if bool((found < 0).any()):  # saved while unset
+                state_dict[prefix + name] = own
+                continue
+            if not self._unset[name] and not torch.equal(found.to(own), own):
+                logger.warning(
+                    "The loaded weights bring other %s than the training data, and theirs are used. For the "
+                    "data's, add the name of this loss (%s) to MODEL.RESET_WEIGHTS",
+                    name,
+                    prefix.rstrip("."),
+                )
+            self._unset[name] = False
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def check_serves_dense_heads(loss: ClassificationLoss) -> None:
-    """Makes sure that a loss has a form for dense heads.
+def class_priors(prior: float | Tensor, num_classes: int, shared: bool) -> Tensor:
+    """Expand and check a prior of :meth:`ClassificationLoss.bias`.
 
-    A subclass that changes :meth:`ClassificationLoss.forward` and inherits ``dense_loss`` is refused as well:
-    in a dense head it would silently be another loss.
+    Args:
+        prior: scalar, or (K,).
+        num_classes: K.
+        shared: the classes exclude each other: they share a scalar, and their sum must be below 1.
+
+    Returns:
+        (K,) float64 in (0, 1).
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: a value is outside (0, 1), or the sum is, or there are not K values.
     """
-    order = type(loss).__mro__
-    dense, sampled = (
-        next(index for index, one in enumerate(order) if name in vars(one))
-        for name in ("dense_loss", "forward")
-    )
-    if order[dense] is ClassificationLoss or dense > sampled:
-        raise ConfigError(_no_dense_form(loss))
-
-
-def _no_dense_form(loss: ClassificationLoss) -> str:
-    known = sorted(
-        name
-        for name, one in CLASSIFICATION_LOSS_REGISTRY
-        if getattr(one, "dense_loss", None) is not ClassificationLoss.dense_loss
-    )
-    return (
-        f"{type(loss).__name__} cannot serve a dense head (RetinaNet, FCOS): it has no dense_loss of its "
-        f"own. Choose one that has ({', '.join(known)}), or a detector with ROI heads."
-    )
+    priors = torch.as_tensor(prior, device="cpu", dtype=torch.float64).detach()
+    if priors.ndim == 0:
+        priors = (priors / num_classes if shared else priors).repeat(num_classes)
+    if priors.shape != (num_classes,) or not ((priors > 0) & (priors < 1)).all():
+        raise ConfigError(f"a prior must be in (0, 1), one number or {num_classes}, got {prior}")
+    if shared and float(priors.sum()) >= 1:
+        raise ConfigError(f"priors of classes that exclude each other must sum to less than 1, got {prior}")
+    return priors
 
 
 def build_classification_loss(
-    cfg: CfgNode,
-    num_classes: int,
-    hierarchy: LabelHierarchy | None = None,
-    key: str = "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS",
+    cfg: CfgNode, num_classes: int, key: str = "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS"
 ) -> ClassificationLoss:
-    """The loss that the config names.
+    """Build the loss that the config names.
 
     Args:
         cfg: Detectron2's config with this project's keys.
         num_classes: K.
-        hierarchy: of the K classes, for losses that use it.
-        key: where in `cfg` the name stands.
+        key: where in `cfg` the name of the loss is.
 
     Raises:
         ConfigError: no loss has that name, or `num_classes` is not positive.
@@ -173,4 +253,4 @@ def build_classification_loss(
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{key}: there is no loss {name!r}.{hint} Known: {', '.join(known)}.")
-    return CLASSIFICATION_LOSS_REGISTRY.get(name)(cfg, num_classes=num_classes, hierarchy=hierarchy)
+    return CLASSIFICATION_LOSS_REGISTRY.get(name)(cfg, num_classes=num_classes, statistics=None)

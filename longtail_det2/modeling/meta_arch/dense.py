@@ -32,10 +32,11 @@ from longtail_det2.modeling.loss_normalizer import LossNormalizer
 from longtail_det2.modeling.losses import (
     ClassificationLoss,
     build_classification_loss,
-    check_serves_dense_heads,
+    dense_unreduced,
+    reduce_losses,
 )
 from longtail_det2.modeling.score_thresholds import ScoreThresholds
-from longtail_det2.structures.dense_targets import DenseTargets
+from longtail_det2.structures.multi_label import DenseTargets
 from longtail_det2.utils.errors import ConfigError
 
 
@@ -54,6 +55,7 @@ class MultiLabelDenseHead(nn.Module):
         num_classes: int,
         classification_loss: ClassificationLoss,
         conv_dims: Sequence[int],
+        prior_prob: float | Tensor = 0.01,
         **kwargs: Any,
     ) -> None:
         """Make the layers.
@@ -61,24 +63,23 @@ class MultiLabelDenseHead(nn.Module):
         Args:
             input_shape: of the levels; all have the same channels.
             num_classes: K.
-            classification_loss: one that serves dense heads.
+            classification_loss: any; see :meth:`ClassificationLoss.background`.
             conv_dims: channels of the convolutions before the last one, in each of the two branches.
+            prior_prob: of foreground before training, see :meth:`ClassificationLoss.bias`.
             kwargs: the other arguments of Detectron2's head.
 
         Raises:
-            ConfigError: the loss cannot serve a dense head, or K is not positive.
+            ConfigError: the loss was made for another number of classes.
         """
-        if num_classes < 1:
-            raise ConfigError(f"a dense head needs at least one class, got num_classes={num_classes}")
-        check_serves_dense_heads(classification_loss)
-        num_logits = classification_loss.num_logits(num_classes)
+        classification_loss.check_num_classes(num_classes)
+        num_logits = classification_loss.num_logits
         super().__init__(
             input_shape=list(input_shape), num_classes=num_logits, conv_dims=list(conv_dims), **kwargs
         )
         self.num_logits = num_logits
         self.classification_loss = classification_loss
         if self.cls_score.bias is not None:
-            bias = classification_loss.dense_bias(num_logits)
+            bias = classification_loss.bias(prior_prob)
             num_anchors = self.cls_score.out_channels // num_logits  # channels are anchor by anchor
             with torch.no_grad():
                 self.cls_score.bias.copy_(0 if bias is None else bias.repeat(num_anchors))
@@ -143,7 +144,7 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
     def match_image(self, anchors: list[Boxes], image: Instances) -> Tensor:
         """Return the index of the object that each anchor matches, (R,) int64.
 
-        `MATCHED_NOTHING` stands for background, `MATCHED_UNCLEAR` for anchors without any loss.
+        `BACKGROUND` stands for background, `IGNORE` for anchors without any loss.
 
         Args:
             anchors: of each level.
@@ -178,7 +179,10 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         count = torch.full((), positives, device=logits.device)
         divisor, box_divisor = self.loss_normalizer(len(targets), count, self.num_classes)
 
-        losses = dict(self.head.classification_loss.dense_loss(logits, targets, divisor))
+        loss = self.head.classification_loss
+        if self.counting and torch.is_grad_enabled():
+            loss.update(targets.positives)
+        losses = reduce_losses(dense_unreduced(loss, logits, targets), divisor)
         of_image = Boxes.cat(list(anchors)).tensor
         boxes = of_image[targets.rows % max(len(of_image), 1)]
         deltas, *others = (at_least_float32(values[targets.rows]) for values in rest)
@@ -217,7 +221,7 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         Returns:
             (Ri, K) in [0, 1].
         """
-        return self.head.classification_loss.activation(logits)[:, :-1]
+        return self.head.classification_loss.scores(logits)[:, :-1]
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
@@ -263,6 +267,7 @@ def dense_arguments(
         classification_loss=build_dense_loss(cfg),
         conv_dims=[shapes[0].channels or 0] * keys.NUM_CONVS,
         norm=keys.NORM,
+        prior_prob=cfg.MODEL.RETINANET.PRIOR_PROB,
         **options,
     )
     return {

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longtail_det2.layers import at_least_float32
-from longtail_det2.structures.dense_targets import MATCHED_NOTHING
+from longtail_det2.structures.multi_label import BACKGROUND
 
 from .dense import MultiLabelDenseDetector, MultiLabelFCOSHead, dense_arguments
 
@@ -55,13 +55,13 @@ class MultiLabelFCOS(MultiLabelDenseDetector, FCOS):
         """Match the smallest object around a location; see the base class."""
         if len(image) == 0:
             count = sum(len(level) for level in anchors)
-            return torch.full((count,), MATCHED_NOTHING, dtype=torch.int64, device=anchors[0].device)
+            return torch.full((count,), BACKGROUND, dtype=torch.int64, device=anchors[0].device)
         if hasattr(self, "match_anchors"):
             return self.match_anchors(anchors, [image])[0]
         # Newer versions of Detectron2 match one image, and say how well instead of -1.
         quality = self._match_anchors(image.gt_boxes, anchors)  # pyright: ignore
         best, index = quality.max(dim=0)
-        return torch.where(best < 1e-5, MATCHED_NOTHING, index)
+        return torch.where(best < 1e-5, BACKGROUND, index)
 
     def scores(self, logits: Tensor, *others: Tensor) -> Tensor:
         """Return the square root of the score times the centerness, whose logits are (Ri, 1)."""

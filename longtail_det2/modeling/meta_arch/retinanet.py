@@ -13,7 +13,7 @@ from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
-from longtail_det2.structures.dense_targets import MATCHED_NOTHING, MATCHED_UNCLEAR
+from longtail_det2.structures.multi_label import BACKGROUND, IGNORE
 
 from .dense import MultiLabelDenseDetector, MultiLabelRetinaNetHead, dense_arguments, level_shapes
 
@@ -51,5 +51,5 @@ class MultiLabelRetinaNet(MultiLabelDenseDetector, RetinaNet):
     def match_image(self, anchors: list[Boxes], image: Instances) -> Tensor:
         """Match by overlap; see the base class."""
         index, label = self.anchor_matcher(pairwise_iou(image.gt_boxes, Boxes.cat(anchors)))
-        background = torch.where(label == 0, MATCHED_NOTHING, MATCHED_UNCLEAR)
+        background = torch.where(label == 0, BACKGROUND, IGNORE)
         return torch.where(label == 1, index, background)

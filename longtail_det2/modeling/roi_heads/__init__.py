@@ -2,7 +2,7 @@
 
 from .box_branch import BOX_BRANCH_REGISTRY, BoxBranch, with_suffix
 from .cascade import MultiLabelCascadeROIHeads
-from .classifiers import classifier_named, mask_predictor_named
+from .classifiers import build_classifier, build_mask_predictor
 from .fast_rcnn import MultiLabelFastRCNNOutputLayers
 from .mask_head import MultiLabelMaskHead, multi_label_mask_loss
 from .roi_heads import MultiLabelROIHeads
@@ -14,8 +14,8 @@ __all__ = [
     "MultiLabelFastRCNNOutputLayers",
     "MultiLabelMaskHead",
     "MultiLabelROIHeads",
-    "classifier_named",
-    "mask_predictor_named",
+    "build_classifier",
+    "build_mask_predictor",
     "multi_label_mask_loss",
     "with_suffix",
 ]

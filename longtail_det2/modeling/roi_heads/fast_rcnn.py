@@ -10,7 +10,6 @@ Shape shorthand in this module:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,14 +23,11 @@ from torch import Tensor, nn
 from longtail_det2.modeling.box_regression import multi_label_box_loss
 from longtail_det2.modeling.events import log_ratios, logging_due
 from longtail_det2.modeling.loss_normalizer import LossNormalizer
-from longtail_det2.modeling.losses import ClassificationLoss, build_classification_loss
+from longtail_det2.modeling.losses import ClassificationLoss, build_classification_loss, reduce_losses
 from longtail_det2.modeling.score_thresholds import ScoreThresholds
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
-from longtail_det2.utils.errors import ConfigError
 
-from .classifiers import MakeLayer, classifier_named
-
-logger = logging.getLogger(__name__)
+from .classifiers import MakeLayer, build_classifier, initialize_classifier
 
 
 class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
@@ -67,7 +63,7 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
             classification_loss: see :class:`ClassificationLoss`.
             num_classes: K.
             classifier: called with (number of features, L), returns the layer that makes the logits; see
-                :func:`classifier_named`.
+                :func:`build_classifier`.
             loss_normalizer: what both losses are divided by; a name of :class:`LossNormalizer`, or one.
             test_pre_nms_topk: upper bound of the (box, class) pairs per image that enter non-maximum
                 suppression; 0 for no bound.
@@ -75,45 +71,24 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
                 be a number or K numbers.
 
         Raises:
-            ConfigError: `num_classes` is not positive, or `loss_normalizer` has an unknown name.
+            ConfigError: the loss has another number of classes, or `loss_normalizer` has an unknown name.
         """
-        if num_classes < 1:
-            raise ConfigError(f"the predictor needs at least one class, got num_classes={num_classes}")
+        classification_loss.check_num_classes(num_classes)
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
-        num_logits = classification_loss.num_logits(num_classes)
-        self.cls_score = classifier(self.bbox_pred.in_features, num_logits)
+        self.cls_score = classifier(self.bbox_pred.in_features, classification_loss.num_logits)
         self.classification_loss = classification_loss
         if isinstance(loss_normalizer, str):
             loss_normalizer = LossNormalizer(loss_normalizer)
         self.loss_normalizer = loss_normalizer
         self.test_pre_nms_topk = test_pre_nms_topk
-        self._initialise_classifier(classification_loss.initial_bias(num_logits))
-
-    def _initialise_classifier(self, bias: Tensor | None) -> None:
-        """Set small weights in linear layers, and the loss's bias (None: zeros) where the layer has one."""
-        layer, own = self.cls_score, getattr(self.cls_score, "bias", None)
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.01)
-            if own is not None:
-                nn.init.zeros_(own)
-        if bias is None:
-            return
-        if own is None:
-            logger.warning(
-                "%s has no bias, so %s starts from scores near 0.5 instead of its prior",
-                type(layer).__name__,
-                type(self.classification_loss).__name__,
-            )
-            return
-        with torch.no_grad():
-            own.copy_(bias)
+        initialize_classifier(self.cls_score, classification_loss.bias(None))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Read Detectron2's keys, the loss, classifier and normalizer, and ``PRE_NMS_TOPK_TEST``."""
         arguments = super().from_config(cfg, input_shape)
         keys = cfg.MODEL.ROI_BOX_HEAD
-        arguments["classifier"] = classifier_named(keys.CLASSIFIER, keys.TEMPERATURE)
+        arguments["classifier"] = build_classifier(keys.CLASSIFIER, keys.TEMPERATURE)
         arguments["classification_loss"] = build_classification_loss(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         arguments["loss_normalizer"] = keys.LOSS_NORMALIZER
         arguments["test_pre_nms_topk"] = cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST
@@ -135,10 +110,13 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
         targets = MultiLabelTargets.from_proposals(proposals, self.num_classes).to(logits.device)
         if logging_due() and len(targets):
             self._log_accuracy(logits, targets)
-        foreground = (targets.classes >= 0) & (targets.classes < self.num_classes)
-        _, box_divisor = self.loss_normalizer(len(targets), foreground.sum(), self.num_classes)
-        losses = dict(self.classification_loss(logits, targets))
-        losses["loss_box_reg"] = multi_label_box_loss(
+        loss, weights = self.classification_loss, self.loss_weight
+        if self.counting and self.training and torch.is_grad_enabled():
+            loss.update(targets)
+        foreground = targets.foreground.sum()
+        divisor, box_divisor = self.loss_normalizer(len(targets), foreground, self.num_classes)
+        losses = reduce_losses(loss.unreduced(logits, targets), divisor, weights)
+        losses["loss_box_reg"] = weights.get("loss_box_reg", 1.0) * multi_label_box_loss(
             *_boxes_of(proposals, deltas.device),
             deltas,
             targets,
@@ -147,14 +125,13 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
             smooth_l1_beta=self.smooth_l1_beta,
             normalizer=box_divisor,
         )
-        weights: Any = {"loss_cls": 1.0, "loss_box_reg": 1.0, **self.loss_weight}
-        return {name: value * weights.get(name, weights["loss_cls"]) for name, value in losses.items()}
+        return losses
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[Tensor, ...]:
         """Return scores (Ri, K + 1) per image, background last."""
-        scores = self.classification_loss.activation(predictions[0])
+        scores = self.classification_loss.scores(predictions[0])
         return scores.split([len(image) for image in proposals])
 
     def inference(
@@ -193,9 +170,9 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
     @torch.no_grad()
     def _log_accuracy(self, logits: Tensor, targets: MultiLabelTargets) -> None:
         """Log the share of foreground regions whose best class is one of their labels."""
-        best = self.classification_loss.activation(logits)[:, :-1].argmax(dim=1, keepdim=True)
+        best = self.classification_loss.scores(logits)[:, :-1].argmax(dim=1, keepdim=True)
         hit = targets.labels.gather(1, best)[:, 0] == POSITIVE
-        foreground = targets.classes < self.num_classes
+        foreground = targets.foreground
         log_ratios({"fast_rcnn/fg_cls_accuracy": ((hit & foreground).sum(), foreground.sum())})
 
 

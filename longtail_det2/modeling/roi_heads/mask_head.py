@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from longtail_det2.modeling.events import log_ratios, logging_due
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 
-from .classifiers import MakeLayer, mask_predictor_named
+from .classifiers import MakeLayer, build_mask_predictor
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -56,7 +56,7 @@ class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
             input_shape: of the features per region.
             num_classes: C.
             conv_dims: channels of the convolutions, the last one of the deconvolution.
-            predictor: called with (channels, C), returns the last layer, see :func:`mask_predictor_named`;
+            predictor: called with (channels, C), returns the last layer, see :func:`build_mask_predictor`;
                 None keeps Detectron2's.
             kwargs: the other arguments of Detectron2's class.
         """
@@ -70,7 +70,7 @@ class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
         keys = cfg.MODEL.ROI_MASK_HEAD
         arguments = super().from_config(cfg, input_shape)
         if keys.PREDICTOR != "Conv2d":
-            arguments["predictor"] = mask_predictor_named(keys.PREDICTOR, keys.TEMPERATURE)
+            arguments["predictor"] = build_mask_predictor(keys.PREDICTOR, keys.TEMPERATURE)
         return arguments
 
     def forward(
