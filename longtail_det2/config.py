@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg as detectron2_cfg
 
 from longtail_det2.utils.errors import ConfigError
 
@@ -15,12 +16,7 @@ NUM_CLASSES_FROM_DATA = -1
 
 
 def add_longtail_config(cfg: CfgNode) -> None:
-    """Add this project's keys, with their defaults, to a Detectron2 config.
-
-    Four of Detectron2's defaults change: ``MODEL.ROI_HEADS.NUM_CLASSES`` becomes -1 (the train scripts take
-    the number from the data set) and holds for all detectors, ``MODEL.RETINANET.NUM_CLASSES`` becomes -1 (the
-    same number), ``MODEL.ROI_MASK_HEAD.NAME`` becomes ``MultiLabelMaskHead``, and
-    ``DATALOADER.SAMPLER_TRAIN`` becomes ``UniformTrainingSampler``.
+    """Add this project's keys, with their defaults, to a Detectron2 config; Detectron2's own stay as they are.
 
     Args:
         cfg: what :func:`detectron2.config.get_cfg` returns; changed in place.
@@ -33,11 +29,19 @@ def add_longtail_config(cfg: CfgNode) -> None:
 
 
 def get_cfg() -> CfgNode:
-    """Detectron2's default config together with this project's keys."""
-    from detectron2.config import get_cfg as detectron2_cfg
-
+    """Return Detectron2's default config with this project's keys; four of Detectron2's defaults change."""
     cfg = detectron2_cfg()
     add_longtail_config(cfg)
+    # Number of classes, of every detector. -1: taken from the first training data set.
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES_FROM_DATA
+    # Detectron2's own number of classes of RetinaNet. -1: MODEL.ROI_HEADS.NUM_CLASSES, which holds for all.
+    cfg.MODEL.RETINANET.NUM_CLASSES = NUM_CLASSES_FROM_DATA
+    # The mask head of MODEL.MASK_ON; Detectron2's own learns masks of an object's most specific label only.
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "MultiLabelMaskHead"
+    # "UniformTrainingSampler", "RepeatFactorTrainingSampler" (see DATALOADER.REPEAT_THRESHOLD),
+    # "ClassAwareTrainingSampler", "SoftBalanceTrainingSampler" (see SOFT_BALANCE) or "StagedTrainingSampler"
+    # (see STAGES). Detectron2's name "TrainingSampler" means the uniform one.
+    cfg.DATALOADER.SAMPLER_TRAIN = "UniformTrainingSampler"
     return cfg
 
 
@@ -95,10 +99,6 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # looked further), False makes them negatives.
     cfg.INPUT.IGNORE_DESCENDANTS = True
 
-    # "UniformTrainingSampler", "RepeatFactorTrainingSampler" (see DATALOADER.REPEAT_THRESHOLD),
-    # "ClassAwareTrainingSampler", "SoftBalanceTrainingSampler" (see SOFT_BALANCE) or "StagedTrainingSampler"
-    # (see STAGES). Detectron2's name "TrainingSampler" means the uniform one.
-    cfg.DATALOADER.SAMPLER_TRAIN = "UniformTrainingSampler"
     cfg.DATALOADER.SOFT_BALANCE = CN()
     # Classes are drawn in proportion to N ** (1 - LAMBDA), with N the images that have the class: 0 as often
     # as in the data, 1 all equally often, up to 2 rare ones more often than frequent ones.
@@ -113,8 +113,6 @@ def _add_data_keys(cfg: CfgNode) -> None:
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
-    # Number of classes, of every detector. -1: the train scripts take it from the first training data set.
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES_FROM_DATA
     # Only so many best (box, class) pairs of an image go into non-maximum suppression; bounds memory when
     # 1000 proposals meet hundreds of classes and a low threshold. 0: all that pass SCORE_THRESH_TEST.
     cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST = 0
@@ -185,8 +183,6 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Keys of a loss of your own (docs/own_loss.md): the one node that takes keys which are not listed here.
     cfg.MODEL.CLASSIFICATION_LOSS.OWN = CN(new_allowed=True)
 
-    # The mask head of MODEL.MASK_ON; Detectron2's own learns masks of an object's most specific label only.
-    cfg.MODEL.ROI_MASK_HEAD.NAME = "MultiLabelMaskHead"
     # Its last layer: "Conv2d", or "NormalizedConv2d", which compares directions only.
     cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "Conv2d"
     # What the normalised layer multiplies the cosines with.
@@ -206,9 +202,6 @@ def _add_model_keys(cfg: CfgNode) -> None:
 
 
 def _add_dense_keys(cfg: CfgNode) -> None:
-    # Detectron2's own number of classes of RetinaNet. -1: MODEL.ROI_HEADS.NUM_CLASSES, which holds for all.
-    cfg.MODEL.RETINANET.NUM_CLASSES = NUM_CLASSES_FROM_DATA
-
     cfg.MODEL.DENSE_HEAD = CN()
     # Loss of "MultiLabelRetinaNet" and "MultiLabelFCOS": a name in CLASSIFICATION_LOSS_REGISTRY, such as
     # "SigmoidFocalLoss" (its keys are MODEL.RETINANET.FOCAL_LOSS_ALPHA and FOCAL_LOSS_GAMMA),

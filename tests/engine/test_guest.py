@@ -1,0 +1,85 @@
+"""This project's heads and losses in a plain Detectron2 project: its trainer, loader and catalogs."""
+
+import json
+
+import numpy as np
+import pytest
+from detectron2 import model_zoo
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import DefaultTrainer
+from PIL import Image
+
+import longtail_det2.modeling  # noqa: F401 - registers heads, losses, detectors and backbones
+from longtail_det2.config import add_longtail_config
+
+LOSSES = [
+    "SoftmaxCrossEntropyLoss",
+    "SigmoidBCELoss",
+    "SigmoidFocalLoss",
+    "SeesawLoss",
+]
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """A COCO file of six images with one object each, and the folder of the images."""
+    folder = tmp_path_factory.mktemp("guest")
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(6):
+        pixels = generator.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        pixels[10:40, 10:44] = 200
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        images.append({"id": number + 1, "file_name": f"{number}.png", "width": 64, "height": 64})
+        annotation = {"id": number + 1, "image_id": number + 1, "category_id": number % 3 + 1}
+        annotations.append({**annotation, "bbox": [10, 10, 34, 30], "area": 1020, "iscrowd": 0})
+    categories = [{"id": one, "name": f"class {one}"} for one in (1, 2, 3)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "train.json").write_text(json.dumps(content))
+    return folder
+
+
+def guest_config(folder, output, *options):
+    """A config as a user of Detectron2 writes it; only what makes it small is added."""
+    cfg = get_cfg()
+    add_longtail_config(cfg)
+    cfg.merge_from_file(model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("guest_train",), ()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "cpu", str(output)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 2, 2, 0
+    cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    tiny = ["MODEL.BACKBONE.NAME", "build_tiny_backbone", "MODEL.TINY_BACKBONE.STAGE_CHANNELS", (4, 8, 8)]
+    tiny += ["MODEL.RPN.IN_FEATURES", ["p3"], "MODEL.ROI_HEADS.IN_FEATURES", ["p3"]]
+    tiny += ["MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]], "MODEL.ROI_BOX_HEAD.FC_DIM", 16]
+    cfg.merge_from_list([*tiny, *options])
+    return cfg
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_detectron2s_trainer_trains_with_each_loss(coco, tmp_path, loss):
+    register_coco_instances("guest_train", {}, str(coco / "train.json"), str(coco))
+    options = ["MODEL.ROI_HEADS.NAME", "MultiLabelROIHeads", "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", loss]
+    trainer = DefaultTrainer(guest_config(coco, tmp_path / "run", *options))
+    assert type(trainer.model.roi_heads.box_predictor.classification_loss).__name__ == loss
+    trainer.train()
+    lines = (tmp_path / "run/metrics.json").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert np.isfinite(last["total_loss"]) and "loss_cls" in str(sorted(last))
+    assert (tmp_path / "run/model_final.pth").is_file()
+
+
+def test_detectron2s_own_heads_train_as_before(coco, tmp_path):
+    register_coco_instances("guest_train", {}, str(coco / "train.json"), str(coco))
+    trainer = DefaultTrainer(guest_config(coco, tmp_path / "run"))
+    assert type(trainer.model.roi_heads).__name__ == "StandardROIHeads"
+    trainer.train()
+
+
+def test_detectron2s_defaults_and_catalogs_stay(coco):
+    assert get_cfg().MODEL.ROI_HEADS.NUM_CLASSES == 80
+    assert get_cfg().DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
+    assert not any(name.startswith(("shapes", "openimages")) for name in DatasetCatalog.list())
