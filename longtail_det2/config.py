@@ -16,7 +16,7 @@ NUM_CLASSES_FROM_DATA = -1
 
 
 def add_longtail_config(cfg: CfgNode) -> None:
-    """Add this project's keys, with their defaults, to a Detectron2 config; Detectron2's own stay as they are.
+    """Add this project's keys, with their defaults, to a Detectron2 config; its own keys keep their values.
 
     Args:
         cfg: what :func:`detectron2.config.get_cfg` returns; changed in place.
@@ -243,6 +243,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # Only so many checkpoints are kept, the newest, and the final one; 0: all. With 1 there is none to fall
     # back on when it is damaged.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
+    # Iterations between two lines of the log and of metrics.json.
+    cfg.SOLVER.LOG_PERIOD = 20
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE has one more value than in Detectron2: "full_model" clips the norm of
     # all gradients together ("norm" clips each parameter by itself).
 

@@ -201,7 +201,7 @@ def compare(whole: Path, resumed: Path) -> list[str]:
         for name, value in one["model"].items()
         if not torch.equal(value, two["model"][name])
     ]
-    states = [step_state(checkpoint)["optimizer"]["state"] for checkpoint in (one, two)]
+    states = [checkpoint["trainer"]["optimizer"]["state"] for checkpoint in (one, two)]
     for key, value in states[0].items():
         result += [
             f"optimizer {key}.{name}" for name in value if not torch.equal(value[name], states[1][key][name])
@@ -214,15 +214,9 @@ def compare(whole: Path, resumed: Path) -> list[str]:
     return result + (["metrics.json"] if logs[0] != logs[1] else [])
 
 
-def step_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """State of the training step, which the YAML trainer wraps."""
-    trainer = checkpoint["trainer"]
-    return trainer.get("_trainer", trainer)
-
-
 def losses(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """[[value, iteration], ...] of all iterations by the loss's name."""
-    values = checkpoint["trainer"]["hooks"]["MetricsHistory"]["values"]
+    values = checkpoint["trainer"]["hooks"]["MetricsLog"]["values"]
     return {name: pairs for name, pairs in values.items() if "loss" in name or name == "lr"}
 
 

@@ -54,6 +54,7 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         *,
         class_ids: Sequence[str] = (),
         reset_weights: Sequence[str] = (),
+        complete: bool = False,
         **kwargs: Any,
     ) -> None:
         """Prepares saving and loading; touches no file.
@@ -64,11 +65,13 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
             class_ids: classes of the model in index order; () checks and saves none.
             reset_weights: parameters whose names begin with one of these are not loaded by :meth:`load` (they
                 are when training resumes).
+            complete: weights that lack a parameter of the model are an error.
             kwargs: see Detectron2; further objects with state, saved and loaded along.
         """
         super().__init__(model, save_dir, **kwargs)
         self.class_ids = list(class_ids)
         self.reset_weights = tuple(reset_weights)
+        self.complete = complete
         self._resuming = False
         self._path = ""
         self._read: dict[str, Any] = {}
@@ -195,7 +198,25 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         self._check_shapes(weights, class_ids)
         if not skipped:
             self._check_classes(class_ids)
-        return super()._load_model(checkpoint)
+        found = set(weights)
+        incompatible = super()._load_model(checkpoint)
+        self._check_coverage(len(found), set(incompatible.missing_keys))
+        return incompatible
+
+    def _check_coverage(self, num_found: int, missing: set[str]) -> None:
+        """Refuse weights of which none fits the model, and, if asked, those that are not all of it."""
+        own = [name for name, _ in self.model.named_parameters()]
+        lacking = [name for name in own if name in missing]
+        if own and len(lacking) == len(own):
+            raise ConfigError(
+                f"{self._path} has no weights of this model: none of its {counted(num_found, 'name')} is one "
+                f"of the model's, such as {own[0]}. It is of another model, or of another library"
+            )
+        if self.complete and lacking:
+            raise ConfigError(
+                f"{self._path} lacks {len(lacking)} parameters of the model, such as {lacking[0]}, so "
+                "that random ones would be evaluated. Name the weights of a trained detector"
+            )
 
     def _check_shapes(self, weights: Mapping[str, Any], class_ids: Sequence[str] | None) -> None:
         own = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}

@@ -1,18 +1,21 @@
-"""metrics.json and TensorBoard's files over a killed and resumed run: each iteration once, none missing."""
+"""Evaluations, log lines, metrics.json and TensorBoard's files, over killed and resumed runs.
+
+A run that was killed and resumed writes what an uninterrupted one does: every iteration once, none missing,
+an evaluation that was interrupted made up.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from detectron2.engine import hooks
-from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 
 from longtail_det2.utils.errors import ConfigError
 
@@ -22,119 +25,189 @@ METRICS_FILE = "metrics.json"
 WINDOW = 20
 """Iterations whose median Detectron2's writers write."""
 
-_Lines = list[tuple[int, int]]
 
-
-def cut_metrics(output_dir: str, start_iter: int) -> None:
-    """Removes what metrics.json says about iterations that will be done again.
-
-    These are the lines from the first on that is not before `start_iter`, and a last line that a killed
-    process did not finish.
+def cut_metrics(path: str, start_iter: int) -> int:
+    """Remove the lines of metrics.json about iterations that will be done again, and a line cut short.
 
     Args:
-        output_dir: folder of the run; a missing file is fine.
+        path: of the file; a missing one is fine.
         start_iter: iteration that training starts with.
+
+    Returns:
+        The iteration of the last line that stays; -1 without one.
     """
-    path = os.path.join(output_dir, METRICS_FILE)
+    keep, last = 0, -1
     if not os.path.isfile(path):
-        return
-    keep = 0
+        return last
     with open(path, "rb+") as file:
         for line in file:
-            iteration = _iteration(line)
-            if iteration is None or iteration >= start_iter:
+            try:
+                iteration = int(json.loads(line)["iteration"]) if line.endswith(b"\n") else start_iter
+            except (ValueError, KeyError, TypeError):
                 break
-            keep += len(line)
+            if iteration >= start_iter:
+                break
+            keep, last = keep + len(line), max(last, iteration)
         file.truncate(keep)
+    return last
 
 
-def last_logged_iteration(output_dir: str) -> int:
-    """The iteration of the last complete line of metrics.json; -1 without one."""
-    path = os.path.join(output_dir, METRICS_FILE)
+def set_metrics_aside(output_dir: str) -> str:
+    """Rename the metrics.json of another run, so that two runs do not mix in one file.
+
+    Returns:
+        The new name; "" if there was none.
+    """
+    path, number = os.path.join(output_dir, METRICS_FILE), 1
     if not os.path.isfile(path):
-        return -1
-    with open(path, "rb") as file:
-        found = [_iteration(line) for line in file]
-    return max((iteration for iteration in found if iteration is not None), default=-1)
+        return ""
+    while os.path.exists(name := os.path.join(output_dir, f"metrics.{number}.json")):
+        number += 1
+    os.rename(path, name)
+    return name
 
 
-def _iteration(line: bytes) -> int | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        return int(json.loads(line)["iteration"])
-    except (ValueError, KeyError, TypeError):
-        return None
+class MetricsLog(hooks.EvalHook):
+    """Evaluate and write, every so many iterations and at the end.
 
-
-class MetricsHistory(HookBase):
-    """Keeps in the checkpoint what metrics.json needs: the window of values that medians are taken of.
-
-    It also keeps the line of the checkpoint's own iteration, which is written after the checkpoint and so
-    would be missing where a run was killed in between.
-
-    Attributes:
-        missing: that line, where it was missing when this run began; else empty.
+    Registered in all processes, after the hook that writes checkpoints; only the main process writes. A
+    checkpoint is written before the evaluation of its iteration and before its line; what a kill in between
+    cost is made up when training resumes. For that, checkpoints keep the last values of each scalar.
     """
 
-    def __init__(self, output_dir: str, log_period: int) -> None:
-        """Registered in all processes; it does something in the main one.
+    def __init__(
+        self,
+        output_dir: str,
+        evaluate: Callable[[], Mapping[str, Any] | None],
+        *,
+        log_period: int,
+        eval_period: int,
+    ) -> None:
+        """Touch no file.
 
         Args:
-            output_dir: folder of metrics.json.
-            log_period: iterations between its lines.
+            output_dir: folder of the files.
+            evaluate: returns results by name, {} or None on other processes than the main one.
+            log_period: iterations between two lines.
+            eval_period: iterations between two evaluations; 0 for one at the end alone.
         """
-        self._output_dir, self._period = output_dir, log_period
+        super().__init__(eval_period, evaluate)
+        self._output_dir, self._log_period = output_dir, log_period
+        self._writers: list[EventWriter] = []
         self._restored: dict[str, Any] = {}
-        self.missing: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers: {"values": {name: [[value, iteration], ...]}, "smooth": {...}, "line": {...}}."""
+        """Plain numbers: {"iteration": i, "values": {name: [[value, iteration], ...]}, "hints": {...}}."""
         storage = self.trainer.storage
         values = {
-            name: [[*pair] for pair in kept.values()[-WINDOW:]] for name, kept in storage.histories().items()
+            name: [[*one] for one in kept.values()[-WINDOW:]] for name, kept in storage.histories().items()
         }
-        iteration = self.trainer.iter
-        latest = storage.latest_with_smoothing_hint(WINDOW)
-        line = {name: float(value) for name, (value, at) in latest.items() if at == iteration}
-        return {
-            "values": values,
-            "smooth": dict(storage.smoothing_hints()),
-            "line": {**line, "iteration": iteration},
-        }
+        return {"iteration": self.trainer.iter, "values": values, "hints": dict(storage.smoothing_hints())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until training starts."""
+        """Take up, when training starts, what :meth:`state_dict` gave."""
         self._restored = state_dict
 
     def before_train(self) -> None:
-        """Puts the values back, where training goes on directly after the checkpoint."""
+        """Open the files, and make up what is missing of the checkpoint's iteration.
+
+        Raises:
+            ConfigError: the files cannot be written.
+        """
+        first = self.trainer.start_iter
+        missing = self._open(first) < first - 1 and self._due(first - 1) if comm.is_main_process() else False
         state, self._restored = self._restored, {}
-        if (
-            not state
-            or not comm.is_main_process()
-            or state["line"]["iteration"] + 1 != self.trainer.start_iter
-        ):
+        if state.get("iteration") != first - 1:
             return
-        storage = self.trainer.storage
-        for name, values in state["values"].items():
-            for value, iteration in values:
-                storage.histories()[name].update(value, iteration)
-        storage.smoothing_hints().update(state["smooth"])
-        self._write_missing(state["line"])
+        if comm.is_main_process():
+            self._restore(state, missing)
+        if comm.all_gather(missing)[0]:
+            self.trainer.storage.iter = first - 1
+            self._evaluate_and_write(first - 1)
+            self.trainer.storage.iter = first
+
+    def after_step(self) -> None:
+        """Evaluate and write, if it is time.
+
+        Raises:
+            ConfigError: the files cannot be written.
+        """
+        self._evaluate_and_write(self.trainer.iter)
 
     def after_train(self) -> None:
-        """Says `max_iter` where a finished run is resumed, which Detectron2's loop counts one further."""
-        if self.trainer.iter > self.trainer.max_iter:
-            self.trainer.iter = self.trainer.storage.iter = self.trainer.max_iter
+        """Evaluate and write, if training came to its end; after an error, trouble here must not hide it."""
+        trainer = self.trainer
+        finished = trainer.iter >= trainer.max_iter
+        if finished:
+            # Detectron2's loop counts one further where a finished run is resumed.
+            trainer.iter = trainer.storage.iter = trainer.max_iter
+            self._do_eval()
+        try:
+            self._write()
+            for writer in self._writers:
+                writer.close()
+        except Exception as error:
+            if finished:
+                raise
+            logger.error("%s", error)
+        del self._func  # which holds the model
 
-    def _write_missing(self, line: dict[str, Any]) -> None:
-        done = line["iteration"] + 1
-        due = done % self._period == 0 or done == self.trainer.max_iter
-        if due and last_logged_iteration(self._output_dir) < line["iteration"]:
-            self.missing = line
-            with open(os.path.join(self._output_dir, METRICS_FILE), "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, sort_keys=True) + "\n")
+    def _due(self, iteration: int) -> bool:
+        done = iteration + 1
+        return (
+            done % self._log_period == 0 or done == self.trainer.max_iter or self._evaluation_due(iteration)
+        )
+
+    def _evaluation_due(self, iteration: int) -> bool:
+        done = iteration + 1
+        return self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter
+
+    def _evaluate_and_write(self, iteration: int) -> None:
+        if self._evaluation_due(iteration):
+            self._do_eval()
+        if self._due(iteration):
+            self._write()
+
+    def _open(self, first: int) -> int:
+        """Open the files; return the last iteration in metrics.json."""
+        path = os.path.join(self._output_dir, METRICS_FILE)
+        with self._named_errors():
+            os.makedirs(self._output_dir, exist_ok=True)
+            last = cut_metrics(path, first)
+            self._writers = [
+                CommonMetricPrinter(self.trainer.max_iter),
+                JSONWriter(path),
+                _Events(self._output_dir, purge_step=first),
+            ]
+        return last
+
+    def _restore(self, state: dict[str, Any], as_latest: bool) -> None:
+        """Put the values of a checkpoint back; as the latest ones if their line is to be written."""
+        storage = self.trainer.storage
+        storage.smoothing_hints().update(state["hints"])
+        storage.iter = state["iteration"]
+        for name, pairs in state["values"].items():
+            for value, iteration in pairs:
+                if as_latest and iteration == state["iteration"]:
+                    storage.put_scalar(name, value, smoothing_hint=state["hints"][name])
+                else:
+                    storage.histories()[name].update(value, iteration)
+        storage.iter = self.trainer.start_iter
+
+    def _write(self) -> None:
+        with self._named_errors():
+            for writer in self._writers:
+                writer.write()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"{self._output_dir}: metrics cannot be written: {error.strerror or error}. Make room or "
+                "permissions for the folder and go on with --resume"
+            ) from error
 
 
 class _Events(TensorboardXWriter):
@@ -143,90 +216,3 @@ class _Events(TensorboardXWriter):
     def write(self) -> None:
         super().write()
         self._writer.flush()
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Writes a line of metrics.json."""
-        for name, value in line.items():
-            if name != "iteration":
-                self._writer.add_scalar(name, value, line["iteration"])
-        self._writer.flush()
-
-
-class Writers(hooks.PeriodicWriter):
-    """The log's lines, metrics.json and TensorBoard's files.
-
-    As Detectron2's, but a resumed run shows no iteration twice, a full disk is a clear error, and trouble at
-    the end hides no other error.
-    """
-
-    def __init__(self, output_dir: str, max_iter: int, period: int, history: MetricsHistory) -> None:
-        """Opens metrics.json; TensorBoard's file is opened when training starts.
-
-        Args:
-            output_dir: folder of the files; made if need be.
-            max_iter: of the training, for the estimated time of arrival.
-            period: iterations between two writes.
-            history: a hook that comes before this one.
-        """
-        os.makedirs(output_dir, exist_ok=True)
-        super().__init__(
-            [CommonMetricPrinter(max_iter), JSONWriter(os.path.join(output_dir, METRICS_FILE))], period
-        )
-        self._output_dir, self._history = output_dir, history
-
-    def before_train(self) -> None:
-        """Opens TensorBoard's file, which hides what older ones say about iterations that are done again.
-
-        Raises:
-            ConfigError: the file cannot be written.
-        """
-        first = self.trainer.start_iter
-        # Where a run starts anew in a used folder, its lines follow the old ones, as in metrics.json.
-        hides = first > 0 or last_logged_iteration(self._output_dir) < 0
-        with self._named_errors():
-            events = _Events(self._output_dir, purge_step=first if hides else None)
-            self._writers.append(events)
-            events.add(self._history.missing)
-
-    def after_step(self) -> None:
-        """Writes every `period` iterations.
-
-        Raises:
-            ConfigError: the files cannot be written.
-        """
-        with self._named_errors():
-            super().after_step()
-
-    def after_train(self) -> None:
-        """Writes the rest; after an error, trouble here must not hide that one."""
-        try:
-            super().after_train()
-        except Exception as error:
-            if self.trainer.iter >= self.trainer.max_iter and not isinstance(error, OSError):
-                raise
-            logger.error("%s", self._message(error))
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ConfigError(self._message(error)) from error
-
-    def _message(self, error: Exception) -> str:
-        reason = getattr(error, "strerror", None) or error
-        return (
-            f"{self._output_dir}: metrics cannot be written: {reason}. Make room or permissions for the "
-            "folder and go on with --resume"
-        )
-
-
-class Evaluation(hooks.EvalHook):
-    """Detectron2's, which does not evaluate after an error in the last iteration."""
-
-    def after_train(self) -> None:
-        """Evaluates if training came to its end."""
-        if self.trainer.iter >= self.trainer.max_iter:
-            super().after_train()
-        else:
-            del self._func

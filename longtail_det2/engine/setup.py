@@ -122,7 +122,9 @@ def start_logging(output_dir: str) -> None:
     for name in _LOGGERS:
         target = logging.getLogger(name)
         before = list(target.handlers)
-        setup_logger(output_dir or None, distributed_rank=comm.get_rank(), name=name)
+        # With the arguments of default_setup, whose own calls then find that it is done.
+        other = {} if name == "detectron2" else {"name": name}
+        setup_logger(output_dir, distributed_rank=comm.get_rank(), **other)
         _handlers.extend((target, one) for one in target.handlers if one not in before)
 
 

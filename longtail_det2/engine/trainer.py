@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import weakref
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
-from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
-from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.config_files import load_cfg
 from longtail_det2.data.build import build_test_loader_from_config, build_train_loader_from_config
 from longtail_det2.data.datasets.builtin import class_ids_of, get_metadata
@@ -25,123 +21,76 @@ from longtail_det2.data.samplers import stages_of_run
 from longtail_det2.evaluation.build import StoreEvaluators
 from longtail_det2.utils.errors import ConfigError
 
-from .activation_checkpoint import checkpoint_activations
 from .build import build_model
-from .gradient_log import ClassGradients
-from .sampling_log import SamplingLog
-from .setup import frequency_counts, setup_from_arguments
+from .run import Parts, Run, evaluate_model, load_for_evaluation
+from .setup import frequency_counts, is_set_up, setup, setup_from_arguments, start_logging
 from .solver import build_lr_scheduler, build_optimizer, optimizer_arguments
-from .training import default_hooks, distribute, evaluate_model, prepare_start
-from .training_step import ResumableLoader, make_training_step
 
 
-class Trainer(DefaultTrainer):
-    """Detectron2's default trainer on this project's data, losses, schedules and metric.
+class Trainer(Run):
+    """Train what a YAML config describes, with the methods of Detectron2's trainers to override.
 
-    What differs: a checkpoint keeps the optimizer's state too, and a resumed run goes on with the images that
-    were next; the data loader is built at the first step.
+    ``Trainer(cfg).train()`` is all that a notebook needs: a config that :func:`.setup.setup` has not seen is
+    set up here.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Builds everything but the data loader.
+        """Build everything but the data loader.
 
         Args:
-            cfg: from :func:`longtail_det2.engine.setup.setup`.
-        """
-        TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        self.cfg = cfg
-        self._results: OrderedDict[str, Any] = OrderedDict()
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        stages = stages_of_run(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.STAGES, self.max_iter)
-        sampling_log = SamplingLog(cfg.OUTPUT_DIR, stages, self.max_iter, cfg.SOLVER.IMS_PER_BATCH)
-        model = self.build_model(cfg)
-        checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINT)
-        class_ids = class_ids_of(cfg.DATASETS.TRAIN[0])
-        logs: list[HookBase | None] = [sampling_log]
-        if cfg.MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS:
-            logs.append(ClassGradients(model, class_ids, cfg.OUTPUT_DIR))
-        optimizer = self.build_optimizer(cfg, model)
-        self._loader = ResumableLoader(
-            lambda start, seed: sampling_log.watch(self.build_train_loader(_with_seed(cfg, seed), start)),
-            cfg.SOLVER.IMS_PER_BATCH,
-            cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
-        )
-        self._trainer = make_training_step(
-            distribute(model, broadcast_buffers=False),
-            self._loader,
-            optimizer,
-            cfg.SOLVER.AMP.ENABLED,
-            cfg.OUTPUT_DIR,
-        )
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = ClassAwareCheckpointer(
-            model,
-            cfg.OUTPUT_DIR,
-            class_ids=class_ids,
-            reset_weights=cfg.MODEL.RESET_WEIGHTS,
-            trainer=weakref.proxy(self),
-        )
-        self.register_hooks([*logs, *self.build_hooks()])
-
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Loads the newest checkpoint of OUTPUT_DIR if `resume` and there is one, else MODEL.WEIGHTS.
+            cfg: from :func:`longtail_det2.config.get_cfg`, `model_zoo.get_config` or :func:`.setup.setup`.
 
         Raises:
-            ConfigError: the weights are of other classes or shapes.
+            ConfigError: the config does not fit the data, or names what does not exist.
+            DataError: a data set is unknown or absent.
         """
-        super().resume_or_load(resume=resume)
-        prepare_start(self.checkpointer, self._loader, self.start_iter, resume=resume)
+        if is_set_up(cfg):
+            start_logging(cfg.OUTPUT_DIR)
+        else:
+            cfg = setup(cfg)
+        self.cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        super().__init__(self.build_parts(self.cfg))
 
-    def build_hooks(self) -> list[HookBase | None]:
-        """See :func:`default_hooks`."""
-        cfg = self.cfg
+    def build_parts(self, cfg: CfgNode) -> Parts:
+        """Return what the config describes."""
         if cfg.TEST.PRECISE_BN.ENABLED:
             raise ConfigError("TEST.PRECISE_BN.ENABLED is not supported: set it to False")
+        max_iter = cfg.SOLVER.MAX_ITER
+        phases = stages_of_run(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.STAGES, max_iter)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
         for name in cfg.DATASETS.TEST:  # what is wrong with an evaluation shows now, not when it is due
             if get_metadata(name).get("evaluator_type") != "coco":  # which reads all annotations
                 self.build_evaluator(cfg, name)
-
-        def evaluate() -> OrderedDict[str, Any]:
-            self._results = self.test(cfg, self._trainer.model)
-            return self._results
-
-        return default_hooks(
-            optimizer=self._trainer.optimizer,
-            scheduler=self.scheduler,
-            checkpointer=self.checkpointer,
+        return Parts(
+            model=model,
+            class_ids=class_ids_of(cfg.DATASETS.TRAIN[0]),
+            optimizer=optimizer,
+            scheduler=self.build_lr_scheduler(cfg, optimizer),
+            build_loader=lambda start, seed: self.build_train_loader(_with_seed(cfg, seed), start),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            max_iter=max_iter,
+            evaluate=lambda model: self.test(cfg, model),
+            output_dir=cfg.OUTPUT_DIR,
+            seed=cfg.SEED,
+            weights=cfg.MODEL.WEIGHTS,
+            reset_weights=cfg.MODEL.RESET_WEIGHTS,
+            phases=phases,
+            activation_checkpoint=cfg.MODEL.ACTIVATION_CHECKPOINT,
+            log_class_gradients=cfg.MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS,
+            mixed_precision=cfg.SOLVER.AMP.ENABLED,
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
             max_checkpoints=cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP,
-            evaluate=evaluate,
             eval_period=cfg.TEST.EVAL_PERIOD,
-            output_dir=cfg.OUTPUT_DIR,
-            max_iter=self.max_iter,
+            log_period=cfg.SOLVER.LOG_PERIOD,
         )
 
-    def train(self) -> OrderedDict[str, Any]:
-        """Runs from `start_iter` to the end.
-
-        Returns:
-            Results of the last evaluation, on the main process.
-        """
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+    def train(self) -> dict[str, Any]:
+        """See :meth:`Run.train`; also compares the results with TEST.EXPECTED_RESULTS."""
+        results = super().train()
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
-            verify_results(self.cfg, self._results)
-        return self._results
-
-    def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks and, which Detectron2 0.6 leaves out, the optimizer."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what :meth:`state_dict` gave."""
-        if "_trainer" not in state_dict:
-            raise ConfigError(
-                "the checkpoint has no optimizer state, so training cannot resume from it: load it as "
-                "MODEL.WEIGHTS, without --resume"
-            )
-        super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+            verify_results(self.cfg, results)
+        return results
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -160,12 +109,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start: int = 0) -> Iterable[Any]:
-        """Training batches after `start` images; see :func:`build_train_loader_from_config`."""
+        """Return training batches after `start` images; see :func:`build_train_loader_from_config`."""
         return build_train_loader_from_config(cfg, start)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Images of one test set; see :func:`build_test_loader_from_config`."""
+        """Return the images of one test set; see :func:`build_test_loader_from_config`."""
         return build_test_loader_from_config(cfg, dataset_name)
 
     @classmethod
@@ -203,8 +152,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
-    ) -> OrderedDict[str, Any]:
-        """Evaluates a model on all of DATASETS.TEST.
+    ) -> dict[str, Any]:
+        """Evaluate a model on all of DATASETS.TEST.
 
         Args:
             cfg: see the constructor.
@@ -212,9 +161,10 @@ class Trainer(DefaultTrainer):
             evaluators: one for each test set; None builds them.
 
         Returns:
-            The results of the one test set, or those of each by its name; empty but on the main process.
+            The results of the one test set, or those of each by its name; {} on other processes than the main
+            one.
         """
-        results: OrderedDict[str, Any] = OrderedDict()
+        results: dict[str, Any] = {}
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = evaluators[index] if evaluators is not None else cls.build_evaluator(cfg, name)
             results[name] = evaluate_model(model, cls.build_test_loader(cfg, name), evaluator, name)
@@ -222,7 +172,7 @@ class Trainer(DefaultTrainer):
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
-    """The config with the seed of the run, which differs where SEED is -1 or a checkpoint knows better."""
+    """The config with the seed of the run, which a checkpoint may know better."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = seed
@@ -235,8 +185,8 @@ def configure(args: argparse.Namespace) -> CfgNode:
     return setup_from_arguments(load_cfg(args.config_file, args.opts), args)
 
 
-def main(args: argparse.Namespace) -> OrderedDict[str, Any]:
-    """Trains, or with ``--eval-only`` evaluates, as the command line says.
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, or with ``--eval-only`` evaluate, as the command line says.
 
     Raises:
         ConfigError: see :func:`longtail_det2.engine.setup.setup`.
@@ -244,11 +194,8 @@ def main(args: argparse.Namespace) -> OrderedDict[str, Any]:
     """
     cfg = configure(args)
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = ClassAwareCheckpointer(
-            model, cfg.OUTPUT_DIR, class_ids=class_ids_of(cfg.DATASETS.TEST[0])
-        )
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        model, class_ids = Trainer.build_model(cfg), class_ids_of(cfg.DATASETS.TEST[0])
+        load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, class_ids, resume=args.resume)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

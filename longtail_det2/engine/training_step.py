@@ -111,21 +111,34 @@ class _Step(SimpleTrainer):
     def _write_metrics(
         self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
     ) -> None:
-        """Averages the losses over the ranks, stores them, and stops all ranks where one is not finite."""
-        values = torch.stack([value.detach().double() for value in loss_dict.values()]).tolist()
-        own = dict(zip(loss_dict, values, strict=True))
-        per_rank: list[tuple[dict[str, float], float]] = comm.all_gather((own, data_time))
-        for rank, (losses, _) in enumerate(per_rank):
-            if not all(map(math.isfinite, losses.values())):
-                self._stop(losses, rank, comm.all_gather(self.data_loader.image_ids)[rank])
+        """Average the losses over the processes, store them, and stop all where one is not finite.
+
+        One reduction carries the losses and the time; a value that is not finite stays so in the sum, and
+        only then do the processes tell each other which images it came from.
+        """
+        own = torch.stack([value.detach().double() for value in loss_dict.values()])
+        mean = torch.cat([own, own.new_full((1,), data_time)])
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(mean)
+            mean /= comm.get_world_size()
+        *values, data_time = mean.tolist()
+        if not all(map(math.isfinite, values)):
+            self._stop_all(dict(zip(loss_dict, own.tolist(), strict=True)))
         if not comm.is_main_process():
             return
         storage = get_event_storage()
-        storage.put_scalar("data_time", max(time for _, time in per_rank))
-        losses = {name: float(np.mean([found[name] for found, _ in per_rank])) for name in own}
-        storage.put_scalar(f"{prefix}total_loss", sum(losses.values()))
-        if len(losses) > 1:
-            storage.put_scalars(**losses)
+        storage.put_scalar("data_time", data_time)
+        storage.put_scalar(f"{prefix}total_loss", sum(values))
+        if len(values) > 1:
+            storage.put_scalars(**dict(zip(loss_dict, values, strict=True)))
+
+    def _stop_all(self, losses: dict[str, float]) -> None:
+        """Stop with the message of the first process whose losses are not finite."""
+        per_rank = comm.all_gather((losses, self.data_loader.image_ids))
+        for rank, (found, image_ids) in enumerate(per_rank):
+            if not all(map(math.isfinite, found.values())):
+                self._stop(found, rank, image_ids)
+        self._stop(losses, comm.get_rank(), self.data_loader.image_ids)  # the sum of large losses is infinite
 
     def _stop(self, losses: Mapping[str, float], rank: int, image_ids: Sequence[str]) -> None:
         iteration = get_event_storage().iter

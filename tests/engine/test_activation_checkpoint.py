@@ -9,7 +9,7 @@ from longtail_det2.utils.errors import ConfigError
 
 def step_state(folder):
     data = torch.load(folder / "model_final.pth", weights_only=True)
-    return data["model"], data["trainer"]["hooks"]["MetricsHistory"]["values"]["total_loss"]
+    return data["model"], data["trainer"]["hooks"]["MetricsLog"]["values"]["total_loss"]
 
 
 @pytest.mark.parametrize("form", ["yaml", "lazy"])

@@ -78,7 +78,7 @@ def launch(script, options, how, tmp_path, config="shapes/faster_rcnn_tiny_softm
 
 def run_state(folder):
     checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
-    values = checkpoint["trainer"]["hooks"]["MetricsHistory"]["values"]
+    values = checkpoint["trainer"]["hooks"]["MetricsLog"]["values"]
     losses = {
         name: torch.tensor([value for value, _ in pairs]) for name, pairs in values.items() if "loss" in name
     }

@@ -57,16 +57,6 @@ def lazy_run(lazy_args):
     return lambda *options, **more: train(lazy, lazy_args, [*LAZY, *options], **more)
 
 
-@pytest.fixture
-def log_every_step(monkeypatch):
-    """One line of metrics.json for each iteration."""
-    from longtail_det2.engine import training
-
-    original = training.default_hooks
-    for module in (trainer, lazy):
-        monkeypatch.setattr(module, "default_hooks", lambda **kw: original(**{**kw, "log_period": 1}))
-
-
 def metrics(folder):
     """Lines of metrics.json without what clocks measured."""
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
@@ -77,7 +67,7 @@ def metrics(folder):
 def trained(folder):
     """Weights, optimizer state and schedule at the end of a run."""
     checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
-    state = checkpoint["trainer"].get("_trainer", checkpoint["trainer"])["optimizer"]["state"]
+    state = checkpoint["trainer"]["optimizer"]["state"]
     tensors = dict(checkpoint["model"])
     tensors |= {f"{key}.{name}": value for key, part in state.items() for name, value in part.items()}
     return tensors, checkpoint["trainer"]["hooks"]["LRScheduler"]
@@ -93,7 +83,7 @@ def assert_equal_runs(one, two):
     assert (one / SAMPLED_CLASSES_FILE).read_text() == (two / SAMPLED_CLASSES_FILE).read_text()
 
 
-def test_a_staged_run_logs_its_stages_and_rates(yaml_run, tmp_path, log_every_step):
+def test_a_staged_run_logs_its_stages_and_rates(yaml_run, tmp_path):
     yaml_run()
     lines = [line for line in metrics(tmp_path / "run") if "total_loss" in line]
     assert [line["stage"] for line in lines] == [1, 1, 1, 2, 2, 2, 2]
@@ -109,7 +99,7 @@ def test_a_staged_run_logs_its_stages_and_rates(yaml_run, tmp_path, log_every_st
     assert [line["lr"] for line in lines] == pytest.approx([0.001 * value for value in expected])
 
 
-def test_lazy_and_yaml_staged_training_are_the_same(yaml_run, lazy_run, tmp_path, log_every_step):
+def test_lazy_and_yaml_staged_training_are_the_same(yaml_run, lazy_run, tmp_path):
     yaml_run()
     (tmp_path / "run").rename(tmp_path / "yaml")
     lazy_run()
@@ -117,7 +107,7 @@ def test_lazy_and_yaml_staged_training_are_the_same(yaml_run, lazy_run, tmp_path
 
 
 @pytest.mark.parametrize("form", ["yaml", "lazy"])
-def test_resume_inside_the_second_stage_is_exact(yaml_run, lazy_run, tmp_path, log_every_step, form):
+def test_resume_inside_the_second_stage_is_exact(yaml_run, lazy_run, tmp_path, form):
     start, key = (yaml_run, "OUTPUT_DIR ") if form == "yaml" else (lazy_run, "train.output_dir=")
     start()
     whole = tmp_path / "run"
@@ -147,7 +137,7 @@ def test_the_first_stage_is_a_natural_run(yaml_run, yaml_args, tmp_path):
     assert not all(torch.equal(last[0][name], last[1][name]) for name in natural)
 
 
-def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, lazy_args, tmp_path, log_every_step):
+def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, lazy_args, tmp_path):
     """Pre-train with natural sampling; a new run takes the weights alone, all else is new."""
     trainer.main(yaml_args("SEED", "5", max_iter=3))
     weights = tmp_path / "pretrained.pth"
@@ -158,7 +148,7 @@ def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, lazy_args, tm
     cfg = trainer.configure(yaml_args(*options, max_iter=4))
     second = trainer.Trainer(cfg)
     second.resume_or_load(resume=False)
-    assert second.start_iter == 0 and not second._trainer.optimizer.state_dict()["state"]
+    assert second.start_iter == 0 and not second.step.optimizer.state_dict()["state"]
     assert all(torch.equal(value, pretrained[name]) for name, value in second.model.state_dict().items())
     second.train()
     lines = [line for line in metrics(tmp_path / "tuned") if "total_loss" in line]

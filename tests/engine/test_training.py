@@ -15,15 +15,6 @@ def losses(folder):
     return {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
 
 
-@pytest.fixture
-def log_every_step(monkeypatch):
-    """One line of metrics.json for each iteration."""
-    from longtail_det2.engine import training
-
-    original = training.default_hooks
-    monkeypatch.setattr(trainer, "default_hooks", lambda **kw: original(**{**kw, "log_period": 1}))
-
-
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_yaml_trains_and_evaluates(yaml_args, tmp_path, loss):
     results = trainer.main(yaml_args(config=f"shapes/faster_rcnn_tiny_{loss}_shapes.yaml"))
@@ -53,7 +44,7 @@ def test_lazy_and_yaml_training_are_the_same(yaml_args, lazy_args, tmp_path):
     assert all(torch.equal(weights[name], twin[name]) for name in weights)
 
 
-def test_training_is_a_function_of_the_seed(yaml_args, tmp_path, log_every_step):
+def test_training_is_a_function_of_the_seed(yaml_args, tmp_path):
     runs = []
     for seed in (1, 1, 2):
         trainer.main(yaml_args("SEED", str(seed)))
@@ -62,7 +53,7 @@ def test_training_is_a_function_of_the_seed(yaml_args, tmp_path, log_every_step)
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_resume_goes_on_with_everything(yaml_args, tmp_path, log_every_step):
+def test_resume_goes_on_with_everything(yaml_args, tmp_path):
     """Weights, optimizer, schedule, iteration, images and the model's random numbers."""
     options = ("SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.BASE_LR", "0.001")
     trainer.main(yaml_args(*options, max_iter=4))
@@ -82,8 +73,8 @@ def test_resume_goes_on_with_everything(yaml_args, tmp_path, log_every_step):
     resumed = Spy(cfg)
     resumed.resume_or_load(resume=True)
     assert resumed.start_iter == 2
-    assert resumed.scheduler.last_epoch == 2
-    assert resumed._trainer.optimizer.state_dict()["state"]
+    assert resumed.parts.scheduler.last_epoch == 2
+    assert resumed.step.optimizer.state_dict()["state"]
     resumed.train()
     assert seen == [4]  # two iterations of two images
     again = torch.load(run / "model_final.pth")
@@ -97,10 +88,10 @@ def test_resume_goes_on_with_everything(yaml_args, tmp_path, log_every_step):
 def assert_equal_state(one, two):
     """Weights, momenta and raw losses of two checkpoints, bit for bit."""
     assert all(torch.equal(one["model"][name], two["model"][name]) for name in two["model"])
-    states = [data["trainer"]["_trainer"]["optimizer"]["state"] for data in (one, two)]
+    states = [data["trainer"]["optimizer"]["state"] for data in (one, two)]
     for key, value in states[1].items():
         assert all(torch.equal(states[0][key][name], value[name]) for name in value)
-    losses = [data["trainer"]["hooks"]["MetricsHistory"]["values"]["total_loss"] for data in (one, two)]
+    losses = [data["trainer"]["hooks"]["MetricsLog"]["values"]["total_loss"] for data in (one, two)]
     assert losses[0] == losses[1]
 
 
