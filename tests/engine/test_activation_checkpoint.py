@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from longtail_det2.engine import lazy, trainer
+from longtail_det2.engine import lazy, run, trainer
 from longtail_det2.engine.activation_checkpoint import checkpoint_activations
 from longtail_det2.utils.errors import ConfigError
 
@@ -26,7 +26,7 @@ def test_training_is_the_same_with_and_without(yaml_args, lazy_args, tmp_path, m
     def spy(model, prefixes):
         used.append(checkpoint_activations(model, prefixes))
 
-    monkeypatch.setattr(trainer if form == "yaml" else lazy, "checkpoint_activations", spy)
+    monkeypatch.setattr(run, "checkpoint_activations", spy)
     if form == "yaml":
         trainer.main(
             yaml_args("MODEL.ACTIVATION_CHECKPOINT", "backbone,roi_heads.box_head", "DATASETS.TEST", "()")
