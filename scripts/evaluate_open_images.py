@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Scores a predictions CSV with the metric of the Open Images detection challenge.
+"""Score a predictions CSV with the metric of the Open Images detection challenge.
 
 Annotations are given as released; boxes and image-level labels are expanded by the hierarchy here. The
 predictions are scored as they are, unless --expand-predictions repeats each of them for all ancestors of its
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,17 +18,15 @@ from typing import Any
 
 import longtail_det2
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.evaluation.openimages_io import (
-    read_classes,
-    read_detections,
-    read_ground_truth,
-)
+from longtail_det2.data.open_images_csv import read_classes
+from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth
 from longtail_det2.evaluation.openimages_matching import MatchOptions
 from longtail_det2.evaluation.openimages_metric import (
     OpenImagesResult,
     evaluate_detections,
     expand_ground_truth,
 )
+from longtail_det2.utils.console import tell, tell_error
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import atomic_writer
 
@@ -43,7 +40,7 @@ EXAMPLE = """example:
 
 files:
   predictions   ImageID,LabelName,Score,XMin,XMax,YMin,YMax
-  boxes         ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf
+  boxes         ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf (1; 0, -1 and no column: not a group)
   image labels  ImageID,LabelName,Confidence (1 verified present, 0 verified absent)
   classes       LabelName,DisplayName
 Columns are found by the header's names, in any order; other columns are ignored. Only the class file may lack
@@ -101,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuses contradictory options before any file is read."""
+    """Refuse contradictory options before any file is read."""
     if args.image_labels is None and not args.no_image_labels:
         parser.error("give --image-labels, or --no-image-labels to do without (a different number)")
     if args.hierarchy is None and not args.no_expansion:
@@ -119,7 +116,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Reads the files and computes the result document.
+    """Read the files and compute the result document.
 
     Raises:
         DataError: a file that cannot be used.
@@ -147,7 +144,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     counts = dict(result.counts)
     for name in ("detections", "image_not_annotated"):
         counts[name] += left_out["unknown_image"]
-    counts["rows_of_unknown_labels"] = left_out["unknown_label"] + sum(skipped.values())
+    counts["rows_of_unknown_labels"] = left_out["unknown_label"] + skipped
     return result_document(result, class_ids, counts, args)
 
 
@@ -206,7 +203,7 @@ def summary(document: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the tool.
+    """Run the tool.
 
     Returns:
         0, or 2 after an error that the user can mend (its message went to stderr).
@@ -220,12 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             json.dump(document, stream, indent=1, allow_nan=False)
             stream.write("\n")
     except (DataError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        print(summary(document), flush=True)
-    except BrokenPipeError:  # the reader has seen enough (`| head -1`); the result file is complete
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return tell_error(error)
+    tell(summary(document))
     return 0
 
 

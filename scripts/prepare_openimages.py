@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from longtail_det2.data.datasets.openimages import prepare_openimages
+from longtail_det2.utils.console import tell, tell_error
 from longtail_det2.utils.errors import DataError
 
 EPILOG = """\
@@ -70,31 +71,16 @@ def build_parser() -> argparse.ArgumentParser:
     rules = parser.add_argument_group("rules")
     add = rules.add_argument
     add(
-        "--merge-iou",
-        type=float,
-        default=1.0,
-        metavar="T",
-        help="also join boxes with different labels into one object when their IoU is at least T, one to "
-        "one, best first (default: 1, equal boxes only)",
-    )
-    add(
-        "--on-missing-image",
-        choices=("error", "skip"),
-        default="error",
-        help="annotated images that are not in the folder, cannot be read or have no size (default: error)",
-    )
-    add(
         "--on-unknown-label",
         choices=("error", "skip"),
         default="error",
         help="rows whose label is not among the classes (default: error)",
     )
     add(
-        "--on-bad-box",
-        choices=("error", "skip", "clip"),
-        default="error",
-        help="coordinates outside [0, 1] by more than 1e-6, inverted or not a number; clip cuts boxes at the "
-        "border and leaves out what cannot be cut (default: error)",
+        "--skip-bad",
+        action="store_true",
+        help="leave out, instead of refusing: boxes outside [0, 1] by more than 1e-6, inverted or not "
+        "finite, machine labels, and images that are not in the folder, cannot be read or have no size",
     )
     add(
         "--machine-label-threshold",
@@ -111,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error that the user can mend."""
+    """Return the exit status: 0, or 2 after an error that the user can mend."""
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -122,23 +108,21 @@ def main(arguments: list[str] | None = None) -> int:
             args.hierarchy,
             args.images,
             args.output,
-            merge_iou=args.merge_iou,
             image_sizes=args.image_sizes,
-            on_missing_image=args.on_missing_image,
             on_unknown_label=args.on_unknown_label,
-            on_bad_box=args.on_bad_box,
+            skip_bad=args.skip_bad,
             machine_label_threshold=args.machine_label_threshold,
             workers=args.workers,
             force=args.force,
             progress=not args.no_progress,
         )
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(store)
+        return tell_error(error)
+    lines = [str(store)]
     for name, value in store.header["summary"].items():
         if value or name in ("images", "objects", "labels", "image_labels"):
-            print(f"  {name.replace('_', ' '):32} {value:>12,}")
+            lines.append(f"  {name.replace('_', ' '):32} {value:>12,}")
+    tell("\n".join(lines))
     return 0
 
 

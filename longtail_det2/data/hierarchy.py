@@ -332,7 +332,7 @@ def parents_first(links: Mapping[Any, Sequence[Any]], names: Sequence[str] | Non
         return list(TopologicalSorter(links).static_order())
     except CycleError as error:
         path: list[Any] = error.args[1][::-1]
-        words = [printable(node if names is None else names[node]) for node in path]
+        words = [printable(str(node) if names is None else names[int(node)]) for node in path]
         raise HierarchyError("cycle (child -> parent): " + " -> ".join(words)) from None
 
 

@@ -109,7 +109,7 @@ def _write_boxes(
         writer.close()
 
 
-def build(folder: Path, merge_iou: float) -> None:
+def build(folder: Path) -> None:
     """Child: build the store and report CPU seconds and peak memory as JSON."""
     from longtail_det2.data.datasets.openimages import prepare_openimages
 
@@ -122,7 +122,6 @@ def build(folder: Path, merge_iou: float) -> None:
         None,
         folder / "store",
         image_sizes=folder / "sizes.csv",
-        merge_iou=merge_iou,
         progress=False,
     )
     # Not ru_maxrss: that keeps the parent's size at the fork, and the parent has made the data.
@@ -191,11 +190,9 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _child(step: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def _child(step: str, folder: Path) -> dict[str, Any]:
     command = [sys.executable, os.path.abspath(__file__), "--step", step, "--folder", str(folder)]
-    done = subprocess.run(
-        [*command, "--merge-iou", str(args.merge_iou)], check=True, stdout=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -217,10 +214,10 @@ def run(args: argparse.Namespace) -> int:
             f"{num_rows:,} rows, {size / 1e6:,.0f} MB of CSV, made in {time.process_time() - start:.0f} CPU-s"
         )
         start = time.perf_counter()
-        built = _child("build", folder, args)
+        built = _child("build", folder)
         wall = time.perf_counter() - start
         disk = sum(file.stat().st_size for file in (folder / "store").iterdir())
-        seen = _child("read", folder, args)
+        seen = _child("read", folder)
     summary = built["summary"]
     print(f"{summary['images']:,} images, {summary['objects']:,} objects, {summary['labels']:,} labels\n")
     full = args.scale == 1
@@ -247,14 +244,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scale", type=float, default=0.1, help="share of Open Images' size (default: 0.1)")
-    parser.add_argument("--merge-iou", type=float, default=1.0, help="as in prepare_openimages (default: 1)")
     parser.add_argument("--shuffle", action="store_true", help="rows in random order instead of by image")
     parser.add_argument("--directory", help="where to make the temporary folder (about 1.7 GB at scale 1)")
     parser.add_argument("--step", choices=("build", "read"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step == "build":
-        build(args.folder, args.merge_iou)
+        build(args.folder)
         return 0
     if args.step == "read":
         read(args.folder)

@@ -52,7 +52,7 @@ def test_byte_order_mark_and_windows_line_ends(folder):
 
 
 def test_flags_that_are_absent_or_unknown_are_unset(folder):
-    folder.boxes(row("a", flags=(-1, -1, -1, -1, -1)), row("b", flags=(-1, 1, -1, -1, -1)))
+    folder.boxes(row("a", flags=(-1, -1, -1, -1, -1)), row("b", flags=(-1, "1.0", -1, "0.0", -1)))
     assert folder.prepare().flags.tolist() == [0, ObjectFlag.TRUNCATED]
     plain = folder.write("plain.csv", "ImageID,LabelName,XMin,XMax,YMin,YMax\na,/m/dog,0,1,0,1\n")
     assert folder.prepare(plain, output="plain").flags.tolist() == [0]
@@ -114,25 +114,6 @@ def test_repeated_rows_count_once(folder):
     assert store.header["summary"]["box_rows"] == 5
 
 
-def test_near_boxes_join_one_to_one_only_on_request(folder):
-    folder.boxes(
-        row("a", "/m/man", (0.1, 0.1, 0.5, 0.5)),
-        row("a", "/m/person", (0.1, 0.1, 0.5, 0.51)),
-        row("a", "/m/man", (0.11, 0.1, 0.52, 0.5)),
-        row("b", "/m/person", (0.1, 0.1, 0.5, 0.5)),
-    )
-    assert len(objects(folder.prepare())) == 4
-    store = folder.prepare(merge_iou=0.9)
-    assert objects(store) == [
-        ("a", (0.1, 0.1, 0.5, 0.5), 0, [MAN, PERSON]),
-        ("a", (0.11, 0.1, 0.52, 0.5), 0, [MAN]),
-        ("b", (0.1, 0.1, 0.5, 0.5), 0, [PERSON]),
-    ]
-    assert store.header["summary"]["objects_merged_near"] == 1
-    with pytest.raises(DataError, match=r"merge_iou is 1\.5"):
-        folder.prepare(merge_iou=1.5)
-
-
 def test_image_labels_and_images_with_nothing_else(folder):
     folder.boxes(row("b"))
     labels = folder.image_labels(
@@ -167,22 +148,19 @@ def test_fractional_confidence_only_on_request(folder):
         folder.prepare(image_labels=[labels])
     store = folder.prepare(image_labels=[labels], machine_label_threshold=0.5)
     assert image_labels(store, 0) == [(MAN, 1), (WOMAN, 0), (DOG, 1)]
-    assert store.header["summary"]["machine_labels_left_out"] == 1
+    assert len(folder.prepare(image_labels=[labels], skip_bad=True).image_labels) == 2
 
 
 def test_unknown_label_is_refused_or_skipped(folder):
     folder.boxes(row("a"), "", row("b", "/m/cat"), row("c"), row("c", "/m/cat"))
     with pytest.raises(
-        DataError, match=r"boxes\.csv, line 4: label '/m/cat' is not among the 5 classes of .*skip"
+        DataError, match=r"boxes\.csv, line 4: label '/m/cat' is not among the 5 classes \(2 rows .*skip"
     ):
         folder.prepare()
     store = folder.prepare(on_unknown_label="skip")
     assert store.image_ids.tolist() == [b"a", b"c"]  # nothing is known of b
     assert store.num_objects == 2
-    assert (store.header["summary"]["unknown_label_rows"], store.header["summary"]["unknown_labels"]) == (
-        2,
-        1,
-    )
+    assert store.header["summary"]["unknown_label"] == 2
 
 
 # ---- what is wrong with a file is said with its line
@@ -194,12 +172,13 @@ def test_unknown_label_is_refused_or_skipped(folder):
         ([row("a"), "b,xclick,/m/dog,1,0.1,0.2,0.3"], r"line 3: 7 cells where the header has 13.*complete"),
         ([row("a"), "b,xclick,/m/dog,1,0.1,0.2,0.3,0.4,0,0,0,0,"], r"line 3: column IsInside is empty"),
         ([row("a", box=("0.1", "x", 1, 1))], r"line 2: column YMin holds 'x' instead of a number"),
-        ([row("a", flags=(0, 0, 0.5, 0, 0))], r"line 2: column IsGroupOf holds '0\.5' instead of an integer"),
+        ([row("a", flags=(0, 0, 0.5, 0, 0))], r"line 2: column IsGroupOf holds 0\.5; flags are"),
         ([row("a", flags=(0, 0, 2, 0, 0))], r"line 2: column IsGroupOf holds 2; flags are"),
+        ([row("a"), "", row("b", flags=(0, "yes", 0, 0, 0))], r"line 4: column IsTruncated holds 'yes'"),
         ([row("a"), row("")], r"line 3: ImageID is empty"),
         (
             [row("a"), row("b", box=(0.3, 0.2, 0.1, 0.4))],
-            r"line 3: bad box XMin=0\.3 XMax=0\.1 .*--on-bad-box",
+            r"line 3: bad box XMin=0\.3 XMax=0\.1 .*--skip-bad",
         ),
         ([row("a", box=("nan", 0, 1, 1))], r"line 2: bad box XMin=nan"),
         ([row("a", box=("", 0, 1, 1))], r"line 2: bad box XMin=nan"),
@@ -223,7 +202,7 @@ def test_line_number_far_into_the_file(folder):
         folder.prepare(folder.boxes(*rows))
 
 
-def test_bad_boxes_can_be_skipped_or_cut(folder):
+def test_bad_rows_can_be_skipped(folder):
     folder.boxes(
         row("a", box=(-0.5, 0.5, 0.5, 1)),
         row("b", box=(0.5, 0.5, 0.1, 1)),
@@ -232,13 +211,22 @@ def test_bad_boxes_can_be_skipped_or_cut(folder):
         row("e", box=(-5e-7, 0, 1.0000005, 1)),
         row("f", box=(0.5, 0, 0.5, 1)),
     )
-    skipped = folder.prepare(on_bad_box="skip")
-    assert skipped.image_ids.tolist() == [b"e", b"f"]  # within the tolerance; empty, but not wrong
-    assert skipped.boxes[0].tolist() == [0, 0, 1, 1]
-    assert (skipped.header["summary"]["bad_boxes"], skipped.header["summary"]["empty_boxes"]) == (4, 1)
-    cut = folder.prepare(on_bad_box="clip")
-    assert cut.image_ids.tolist() == [b"a", b"e", b"f"]
-    assert cut.boxes[0].tolist() == [0, 0.5, 0.5, 1]
+    labels = [folder.image_labels("a,machine,/m/dog,0.3", "g,verification,/m/dog,1")]
+    message = r"boxes\.csv, line 2: bad box XMin=-0\.5 .*\(4 bad boxes\).*--skip-bad.*1 image labels that"
+    with pytest.raises(DataError, match=message):
+        folder.prepare(image_labels=labels)
+    store = folder.prepare(image_labels=labels, skip_bad=True)
+    assert store.image_ids.tolist() == [b"e", b"f", b"g"]  # within the tolerance; empty, but not wrong
+    assert store.boxes[0].tolist() == [0, 0, 1, 1]
+    summary = store.header["summary"]
+    assert (summary["bad_box"], summary["machine_label"], summary["empty_boxes"]) == (4, 1, 1)
+
+
+def test_what_was_skipped_is_listed(folder, caplog):
+    folder.boxes(row("a"), row("b", "/m/c\x1b[31mat"), row("c", box=(0, 0, 2, 1)))
+    folder.prepare(on_unknown_label="skip", skip_bad=True)
+    (table,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "line 3: label '/m/c\\x1b[31mat'" in table and "line 4: bad box" in table and "\x1b" not in table
 
 
 @pytest.mark.parametrize(
@@ -261,7 +249,7 @@ def test_files_that_cannot_be_used_are_named(folder):
     boxes = folder.boxes(row("a"))
     for text, message in (
         ("", r"has no classes"),
-        ("/m/a,A\n/m/b,B\n/m/a,C\n", r"lines 1 and 3: class '/m/a' occurs twice"),
+        ("/m/a,A\n/m/b,B\n/m/a,C\n", r"line 3: class '/m/a' is in line 1 too"),
         ("/m/a,A\n,B\n", r"line 2: the class id is empty"),
     ):
         with pytest.raises(DataError, match=message):

@@ -104,16 +104,16 @@ def test_bad_options(tool, oid, tmp_path, capsys, without, extra, message):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("predictions.csv", "ImageID,LabelName\n", "predictions.csv: no column Score, XMin"),
+        ("predictions.csv", "ImageID,LabelName\n", "predictions.csv, line 1: column Score, XMin"),
         (
             "predictions.csv",
             "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\na,/m/none,1,0,1,0,1\n",
-            "predictions.csv, line 2: label '/m/none' is not in the class list",
+            "predictions.csv, line 2: label '/m/none' is not among the",
         ),
         (
             "boxes.csv",
             "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\na,/m/01000,x,1,0,1,0\n",
-            "boxes.csv, line 2: column XMin is 'x'",
+            "boxes.csv, line 2: column XMin holds 'x'",
         ),
         ("hierarchy.json", '{"LabelName": "/m/0root"}', "classes are not in the tree"),
         ("hierarchy.json", "{", "not a JSON file"),

@@ -10,10 +10,11 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.open_images_csv import read_classes
 from longtail_det2.data.store import AnnotationStore, write_store
 from longtail_det2.engine.launch import launch
 from longtail_det2.evaluation import OpenImagesEvaluator
-from longtail_det2.evaluation.openimages_io import read_classes, read_detections, read_ground_truth
+from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth
 from longtail_det2.utils.errors import ConfigError, DataError
 
 HEIGHT, WIDTH = 480, 640

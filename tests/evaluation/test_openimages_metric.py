@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.open_images_csv import read_classes
 from longtail_det2.evaluation import (
     Detections,
     GroundTruth,
@@ -11,7 +12,7 @@ from longtail_det2.evaluation import (
     openimages_matching,
     openimages_metric,
 )
-from longtail_det2.evaluation.openimages_io import read_classes, read_detections, read_ground_truth
+from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth
 from longtail_det2.evaluation.openimages_metric import average_precision
 from longtail_det2.utils.errors import ConfigError, DataError
 

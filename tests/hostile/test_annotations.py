@@ -41,19 +41,19 @@ SOUND = changed(0)
         ),
         pytest.param(
             changed(1, IsGroupOf="yes"),
-            r"line 3: column IsGroupOf holds 'yes' instead of an integer",
+            r"line 3: column IsGroupOf holds 'yes' instead of a number",
             id="no integer",
         ),
         pytest.param(
             changed(2, XMax="1.2"),
-            r"line 4: bad box XMin=0 XMax=1\.2 .*--on-bad-box skip or clip",
+            r"line 4: bad box XMin=0 XMax=1\.2 .*--skip-bad",
             id="outside",
         ),
         pytest.param(changed(0, XMin="0.9"), r"line 2: bad box XMin=0\.9 XMax=0\.5", id="inverted"),
         pytest.param(changed(0, XMin="nan"), r"line 2: bad box XMin=nan", id="not a number"),
         pytest.param(
             changed(3, LabelName="/m/horse"),
-            r"line 5: label '/m/horse' is not among the 3 classes .*--on-unknown-label skip",
+            r"line 5: label '/m/horse' is not among the 3 classes.*--on-unknown-label skip",
             id="unknown label",
         ),
         pytest.param(
@@ -62,7 +62,9 @@ SOUND = changed(0)
             id="encoding",
         ),
         pytest.param(
-            SOUND.replace("a,/m/cat", "a\0,/m/cat"), r"line 3: ImageID holds a zero byte", id="zero byte"
+            SOUND.replace("a,/m/cat", "a\0,/m/cat"),
+            r"line 3: ImageID .* zero byte",
+            id="zero byte",
         ),
     ],
 )

@@ -186,8 +186,7 @@ class Attempts:
             if target.startswith("coco"):
                 self.check(lambda: self.data.prepare_coco(skip_bad=lenient))
             else:
-                rules = ("on_bad_box", "on_missing_image", "on_unknown_label")
-                options = dict.fromkeys(rules, "skip") if lenient else {}
+                options = {"skip_bad": True, "on_unknown_label": "skip"} if lenient else {}
                 self.check(lambda: self.data.open_images(**options))
 
     def use_image(self) -> None:

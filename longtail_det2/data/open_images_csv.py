@@ -1,0 +1,439 @@
+"""Open Images CSV files: boxes, image labels, image sizes, predictions and class lists.
+
+Columns are found by the header's names, in any order; other columns are ignored. Files are read block by
+block into NumPy columns. Damaged files (cut rows, cells that are not numbers) raise at once, rows whose
+content cannot be used go to `longtail_det2.data.issues`; both name file and line.
+"""
+
+import csv
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from longtail_det2.data.issues import Issues, Kind
+from longtail_det2.data.store import ObjectFlag
+from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.wording import printable
+
+COORDINATE_TOLERANCE = 1e-6
+_BLOCK_BYTES = 8 << 20
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_BOX = ("XMin", "YMin", "XMax", "YMax")  # the order of the arrays
+_FLAGS = {
+    "IsOccluded": ObjectFlag.OCCLUDED,
+    "IsTruncated": ObjectFlag.TRUNCATED,
+    "IsGroupOf": ObjectFlag.GROUP_OF,
+    "IsDepiction": ObjectFlag.DEPICTION,
+    "IsInside": ObjectFlag.INSIDE,
+}
+_CUT_ROW = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
+_CONVERSION = re.compile(
+    r"In CSV column #(\d+): Row #(\d+): .* to (\w+): invalid (?:value '(.*)'|UTF8)", re.DOTALL
+)
+KINDS = {
+    "unknown_label": Kind(
+        "rows whose label is not among the classes",
+        "give the class descriptions of this release, or leave such rows out with --on-unknown-label skip",
+        "error",
+    ),
+    "bad_box": Kind(
+        "bad boxes",
+        "coordinates are shares of the image in [0, 1] with XMin <= XMax and YMin <= YMax: correct them",
+    ),
+    "machine_label": Kind(
+        "image labels that nobody verified",
+        "Confidence is 1 (verified present) or 0 (verified absent), machine labels lie between: give the "
+        "human-imagelabels file, take them with --machine-label-threshold",
+    ),
+}
+"""What can be wrong with rows."""
+
+
+def csv_issues(
+    on_unknown_label: Literal["error", "skip"] = "error", skip_bad: bool = False, **kinds: Kind
+) -> Issues:
+    """Issues of CSV rows, and of further kinds; rows with unknown labels are an error or left out."""
+    if on_unknown_label not in ("error", "skip"):
+        raise DataError(f"on_unknown_label must be 'error' or 'skip', not {on_unknown_label!r}")
+    known = dict(KINDS)
+    if on_unknown_label == "skip":
+        known["unknown_label"] = replace(known["unknown_label"], advice="left out", severity="warning")
+    return Issues("", {**known, **kinds}, skip_bad)
+
+
+class _CsvFile:
+    """The wanted columns of one CSV file with a header line, UTF-8."""
+
+    def __init__(self, path: str | Path, names: Sequence[str], optional: Sequence[str] = ()) -> None:
+        self.path = Path(path)
+        try:
+            with open(self.path, encoding="utf-8-sig", errors="replace") as file:
+                line = next((one for one in iter(lambda: file.readline(1 << 20), "") if one != "\n"), "")
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror})") from None
+        if not line:
+            raise DataError(f"{self.path}: is empty; a header with {', '.join(names)} is needed")
+        if not line.endswith("\n"):
+            raise DataError(f"{self.path}, line 1: the header has no line end; is the file complete?")
+        self.header = next(csv.reader([line]))
+        found = [name.strip() for name in self.header]
+        if missing := [name for name in names if name not in found]:
+            listed = printable(", ".join(found))
+            raise DataError(
+                f"{self.path}, line 1: column {', '.join(missing)} is missing; the header has {listed}"
+            )
+        self.raw = {name: self.header[found.index(name)] for name in (*names, *optional) if name in found}
+        if twice := [name for name in self.raw if found.count(name) > 1]:
+            raise DataError(f"{self.path}, line 1: column {twice[0]} occurs {found.count(twice[0])} times")
+
+    def blocks(self, number: pa.DataType) -> Iterator["_Block"]:
+        """All rows in file order; columns of numbers have the type `number`, empty cells are null."""
+        types = {raw: _TEXT if name.endswith(("ID", "Name")) else number for name, raw in self.raw.items()}
+        convert = pa_csv.ConvertOptions(
+            include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=False
+        )
+        read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)  # else errors lack the row
+        first = 0
+        with open(self.path, "rb") as file:
+            try:
+                for batch in pa_csv.open_csv(file, read, convert_options=convert):
+                    yield _Block(self, first, dict(zip(self.raw, batch.columns, strict=True)))
+                    first += len(batch)
+            except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+                self._explain(str(error))
+
+    def _explain(self, error: str) -> NoReturn:
+        """Raise a DataError for what stopped pyarrow, whose rows count from 1 with the header."""
+        # (pyarrow's handler of cut rows gives the same numbers, but fails on rows that are not UTF-8.)
+        if match := _CUT_ROW.search(error):
+            row, wanted, cells = match.groups()
+            problem = f"{cells} cells where the header has {wanted}"
+            self.fail(int(row) - 2, f"{problem}; is the file complete (an interrupted download)?")
+        match = _CONVERSION.search(error)
+        if match is None:
+            raise DataError(f"{self.path}: {printable(error)}; is it a complete CSV file?") from None
+        column, row, kind, value = match.groups()
+        problem = f"holds {printable(value or '', 80)!r} instead of a number"
+        problem = "is not UTF-8" if kind == "string" else problem
+        self.fail(int(row) - 2, f"column {self.header[int(column)].strip()} {problem}; is the file damaged?")
+
+    def where(self, record: int) -> str:
+        """File and line of a data record, counted from 0."""
+        with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
+            reader = csv.reader(file)
+            records = (cells for cells in reader if cells)
+            with suppress(csv.Error):  # of a huge cell, say: the line before is near enough
+                next(itertools.islice(records, record, None), None)  # the header, and the records before
+            blank = sum(1 for _ in itertools.takewhile(lambda line: not line.strip("\r\n"), file))
+            return f"{self.path}, line {reader.line_num + blank + 1}"
+
+    def fail(self, record: int, problem: str) -> NoReturn:
+        """Raise a DataError that names the line of a record."""
+        raise DataError(f"{self.where(record)}: {problem}") from None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of a file: all columns, and the number of the first row."""
+
+    file: _CsvFile
+    first: int
+    columns: dict[str, pa.Array]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column; NaN where a cell is empty."""
+        return self.columns[name].to_numpy(zero_copy_only=False)
+
+    def box(self) -> np.ndarray:
+        """(rows, 4): (x0, y0, x1, y1)."""
+        return np.stack([self.numbers(name) for name in _BOX], axis=1)
+
+    def images(self) -> pa.DictionaryArray:
+        """Column ImageID, checked."""
+        column: Any = self.columns["ImageID"]
+        pattern = pc.MatchSubstringOptions(r"^$|\x00")
+        found = pc.call_function("match_substring_regex", [column.dictionary], pattern)
+        if (place := pc.index(found, True).as_py()) >= 0:
+            row = int(np.argmax(column.indices.to_numpy() == place))
+            self.file.fail(self.first + row, "ImageID is empty or holds a zero byte; is the file damaged?")
+        return column
+
+    def codes(self, name: str, known: pa.Array) -> np.ndarray:
+        """Index of each cell among known texts, -1 for others: int16 or int32."""
+        column: Any = self.columns[name]
+        place = pc.call_function("index_in", [column.dictionary], pc.SetLookupOptions(known))
+        dtype = np.int16 if len(known) < 2**15 else np.int32
+        return place.fill_null(-1).to_numpy().astype(dtype)[column.indices.to_numpy()]
+
+    def labels(self, classes: pa.Array, issues: Issues) -> np.ndarray:
+        """Class index of each row; -1 for unknown labels, which are noted."""
+        label, words = self.codes("LabelName", classes), self.columns["LabelName"]
+        problem = f"is not among the {len(classes)} classes"
+        self.note(issues, "unknown_label", label < 0, lambda row: f"label {words[row].as_py()!r} {problem}")
+        return label
+
+    def note(self, issues: Issues, kind: str, bad: np.ndarray, describe: Callable[[int], str]) -> None:
+        """Note the rows where `bad` is set; the first one of its kind in words."""
+        if count := int(np.count_nonzero(bad)):
+            row = int(np.argmax(bad))
+            where = "" if issues.count(kind) else f"{self.file.where(self.first + row)}: {describe(row)}"
+            issues.add(kind, where, count)
+
+    def require(self, good: np.ndarray, name: str, expected: str) -> None:
+        """Refuse the first row of a column that is not good."""
+        if not good.all():
+            row = int(np.argmin(good))
+            value = self.columns[name][row].as_py()
+            held = "is empty" if value is None else f"holds {value:.7g}"
+            self.file.fail(self.first + row, f"column {name} {held}; {expected}")
+
+    def flags(self) -> np.ndarray:
+        """(rows,) uint8 bits of `ObjectFlag`."""
+        bits = np.zeros(len(self.columns["LabelName"]), dtype=np.uint8)
+        for name in _FLAGS.keys() & self.columns.keys():
+            values = self.numbers(name)
+            one = values == 1
+            self.require(one | (values == 0) | (values == -1), name, "flags are 1, 0 or -1 (unknown)")
+            bits |= one.view(np.uint8) * np.uint8(_FLAGS[name])
+        return bits
+
+
+class BoxRows(NamedTuple):
+    """Box rows of all files that can be used, in file order.
+
+    Attributes:
+        image: dictionary-encoded image ids, one array per block; see `index_images`.
+        label: (r,) int16 or int32 class indices.
+        box: (r, 4) (x0, y0, x1, y1), shares of width and height.
+        flags: (r,) uint8 bits of `ObjectFlag`.
+    """
+
+    image: list[pa.DictionaryArray]
+    label: np.ndarray
+    box: np.ndarray
+    flags: np.ndarray
+
+
+class ImageLabelRows(NamedTuple):
+    """Image-label rows, as `BoxRows`; `present` (q,) bool: verified present, else verified absent."""
+
+    image: list[pa.DictionaryArray]
+    label: np.ndarray
+    present: np.ndarray
+
+
+def read_boxes(
+    paths: Sequence[str | Path],
+    class_ids: Sequence[str],
+    issues: Issues,
+    *,
+    within: bool = True,
+    dtype: type[np.floating] = np.float32,
+) -> BoxRows:
+    """Read box CSVs: columns ImageID, LabelName, XMin, XMax, YMin, YMax, and flags (absent: unset).
+
+    Args:
+        paths: files.
+        class_ids: K labels in index order.
+        issues: takes rows with unknown labels and bad boxes (not finite, inverted, outside [0, 1] by more
+            than 1e-6), which are left out.
+        within: refuse coordinates outside [0, 1], and cut them there.
+        dtype: of the coordinates.
+
+    Raises:
+        DataError: what cannot be read, with file and line.
+    """
+    classes, slack = pa.array(class_ids, pa.string()), COORDINATE_TOLERANCE if within else 0.0
+    images: list[pa.DictionaryArray] = []
+    columns = [np.empty(0, np.int16)], [np.empty((0, 4), dtype)], [np.empty(0, np.uint8)]
+    for path in paths:
+        file = _CsvFile(path, ("ImageID", "LabelName", *_BOX), tuple(_FLAGS))
+        for block in file.blocks(pa.from_numpy_dtype(dtype)):
+            box, flags = block.box(), block.flags()
+            low, high = (-slack, 1 + slack) if within else (-np.inf, np.inf)
+            good = np.isfinite(box) & (box >= low) & (box <= high)
+            good[:, :2] &= box[:, 2:] - box[:, :2] >= -slack
+            keep: Any = good.all(axis=1)
+            block.note(issues, "bad_box", ~keep, lambda row, box=box: _describe_box(box[row]))
+            label = block.labels(classes, issues)
+            keep &= label >= 0
+            images.append(block.images() if keep.all() else block.images().filter(pa.array(keep)))
+            if within:
+                np.clip(box, 0, 1, out=box)
+                np.maximum(box[:, 2:], box[:, :2], out=box[:, 2:])
+            for column, values in zip(columns, (label, box, flags), strict=True):
+                column.append(values[keep])
+    return BoxRows(images, *map(_join, columns))
+
+
+def read_image_labels(
+    paths: Sequence[str | Path],
+    class_ids: Sequence[str],
+    issues: Issues,
+    *,
+    machine_label_threshold: float | None = None,
+) -> ImageLabelRows:
+    """Read image-label CSVs: columns ImageID, LabelName, Confidence (1 verified present, 0 verified absent).
+
+    Args:
+        paths: files.
+        class_ids: K labels in index order.
+        issues: takes rows with unknown labels, and those of machines, which are left out.
+        machine_label_threshold: a fractional confidence (a machine's label, verified by nobody) counts as
+            present from this value on, else the row is left out; None refuses such rows.
+
+    Raises:
+        DataError: what cannot be read, with file and line.
+    """
+    classes, threshold = pa.array(class_ids, pa.string()), machine_label_threshold
+    images: list[pa.DictionaryArray] = []
+    columns = [np.empty(0, np.int16)], [np.empty(0, bool)]
+    for path in paths:
+        for block in _CsvFile(path, ("ImageID", "LabelName", "Confidence")).blocks(pa.float32()):
+            value = block.numbers("Confidence")
+            block.require((value >= 0) & (value <= 1), "Confidence", "it must lie in [0, 1]")
+            keep = (value == 0) | (value == 1)
+            if threshold is not None:
+                keep |= value >= threshold
+            else:
+                block.note(issues, "machine_label", ~keep, lambda row, v=value: f"Confidence is {v[row]:.7g}")
+            label = block.labels(classes, issues)
+            keep &= label >= 0
+            images.append(block.images().filter(pa.array(keep)))
+            columns[0].append(label[keep])
+            columns[1].append(value[keep] > 0)
+    return ImageLabelRows(images, *map(_join, columns))
+
+
+def read_predictions(
+    path: str | Path, class_ids: Sequence[str], image_ids: Sequence[str], issues: Issues
+) -> tuple[dict[str, np.ndarray], int]:
+    """Read scored boxes: columns ImageID, LabelName, Score, XMin, XMax, YMin, YMax.
+
+    Returns:
+        {"image", "cls" (n,) integers, "score" (n,), "box" (n, 4) float64} of known images and classes; and
+        the number of rows of other images.
+
+    Raises:
+        DataError: what cannot be read, with file and line; scores and boxes must be finite.
+    """
+    known, classes = pa.array(image_ids, pa.string()), pa.array(class_ids, pa.string())
+    columns: tuple[list[Any], ...]
+    columns = [np.empty(0, np.int32)], [np.empty(0, np.int32)], [np.empty(0)], [np.empty((0, 4))]
+    others = 0
+    for block in _CsvFile(path, ("ImageID", "LabelName", "Score", *_BOX)).blocks(pa.float64()):
+        for name in ("Score", *_BOX):
+            block.require(np.isfinite(block.numbers(name)), name, "a finite number is needed")
+        label, image = block.labels(classes, issues).astype(np.int32), block.codes("ImageID", known)
+        others += int(np.count_nonzero((label >= 0) & (image < 0)))
+        keep = (label >= 0) & (image >= 0)
+        for column, values in zip(columns, (image, label, block.numbers("Score"), block.box()), strict=True):
+            column.append(values[keep])
+    return dict(zip(("image", "cls", "score", "box"), map(_join, columns), strict=True)), others
+
+
+def read_size_file(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
+    """Read a CSV with the columns ImageID, Width, Height (pixels of upright images).
+
+    Args:
+        path: file.
+        image_ids: (n,) bytes, distinct.
+
+    Returns:
+        (n, 2) int32 (height, width), 0 where the file has none.
+    """
+    sizes = np.zeros((len(image_ids), 2), dtype=np.int32)
+    known = pa.array(image_ids.tolist(), pa.binary()).cast(pa.string())
+    for block in _CsvFile(path, ("ImageID", "Width", "Height")).blocks(pa.float64()):
+        size = np.stack([block.numbers("Height"), block.numbers("Width")], axis=1)
+        for index, name in enumerate(("Height", "Width")):
+            good = (size[:, index] >= 1) & (size[:, index] < 2**31) & (size[:, index] % 1 == 0)
+            block.require(good, name, "Width and Height must be positive integers")
+        place = block.codes("ImageID", known)
+        sizes[place[place >= 0]] = size[place >= 0]
+    return sizes
+
+
+def read_classes(path: str | Path) -> tuple[list[str], list[str]]:
+    """Read class ids and display names, in file order (the class order of everything that follows).
+
+    The file has no header line (one that says `LabelName,DisplayName` is skipped); cells after the second are
+    ignored, spaces around names too; a class without a name is called by its id.
+
+    Raises:
+        DataError: unreadable or empty file, an empty id, an id that occurs twice.
+    """
+    names: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                label, name = (cell.strip() for cell in (*cells, "", "")[:2])
+                if not cells or (reader.line_num == 1 and label == "LabelName"):
+                    continue
+                if not label:
+                    raise DataError(f"{path}, line {reader.line_num}: the class id is empty")
+                if label in lines:
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: class {label!r} is in line {lines[label]} too"
+                    )
+                lines[label], names[label] = reader.line_num, name or label
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a UTF-8 CSV file ({error})") from None
+    if not names:
+        raise DataError(f"{path}: has no classes; a line per class is needed: LabelName,DisplayName")
+    return list(names), list(names.values())
+
+
+def index_images(*columns: list[pa.DictionaryArray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Image index of each row of several columns, by ascending id; the columns are emptied.
+
+    Args:
+        *columns: lists of dictionary-encoded id arrays with dictionaries of their own.
+
+    Returns:
+        ((n,) bytes of the ids that occur, ascending; per column (rows,) int32 indices into them).
+    """
+    lengths = [len(column) for column in columns]
+    chunks = list(itertools.chain(*columns))
+    for column in columns:
+        column.clear()
+    if not chunks:
+        return np.empty(0, dtype="S1"), [np.empty(0, dtype=np.int32) for _ in columns]
+    unified = iter(pa.chunked_array(chunks).unify_dictionaries().chunks)
+    parts = [list(itertools.islice(unified, length)) for length in lengths]
+    texts = next(part[0] for part in parts if part).dictionary
+    ids = np.array(texts.cast(pa.binary()).to_pylist(), dtype=np.bytes_)
+    codes = [np.concatenate([np.empty(0, np.int32), *(c.indices.to_numpy() for c in part)]) for part in parts]
+    used = np.zeros(len(ids), dtype=bool)
+    for column in codes:
+        used[column] = True
+    chosen = np.flatnonzero(used)
+    chosen = chosen[np.argsort(ids[chosen])]
+    place = np.full(len(ids), -1, dtype=np.int32)
+    place[chosen] = np.arange(len(chosen), dtype=np.int32)
+    return ids[chosen], [place[column] for column in codes]
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    """All parts as one array; the list is emptied. The first one may be an empty one of a smaller type."""
+    joined = np.concatenate(parts)
+    parts.clear()
+    return joined
+
+
+def _describe_box(box: np.ndarray) -> str:
+    x0, y0, x1, y1 = (f"{value:.7g}" for value in box.tolist())
+    return f"bad box XMin={x0} XMax={x1} YMin={y0} YMax={y1}"
