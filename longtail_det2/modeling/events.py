@@ -28,19 +28,18 @@ def logging_due() -> bool:
     return storage is not None and (storage.iter + 1) % LOG_PERIOD == 0
 
 
-def log_ratios(ratios: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Log quotients, read from the device together; those with a zero divisor are left out.
+def log_ratios(ratios: Mapping[str, tuple[Tensor, Tensor | int]]) -> None:
+    """Log quotients of scalars by name, read from the device together; only where :func:`logging_due`.
 
-    Call it only where :func:`logging_due`.
-
-    Args:
-        ratios: name -> (dividend, divisor), scalars on one device.
+    Those with a zero divisor are left out.
     """
     storage = event_storage()
-    if storage is None or not ratios:
+    if storage is None:
         return
-    pairs = torch.stack([torch.stack([one.double() for one in pair]) for pair in ratios.values()]).tolist()
-    for name, (dividend, divisor) in zip(ratios, pairs, strict=True):
+    both = [one if isinstance(one, Tensor) else torch.tensor(one) for pair in ratios.values() for one in pair]
+    device = both[0].device
+    values = torch.stack([one.detach().to(device, torch.float64) for one in both]).tolist()
+    for name, dividend, divisor in zip(ratios, values[::2], values[1::2], strict=True):
         if divisor > 0:
             storage.put_scalar(name, dividend / divisor)
 

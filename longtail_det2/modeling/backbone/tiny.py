@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 class TinyBackbone(Backbone):
-    """Stem and three residual stages, of which the last two are summed into one level.
+    """Stem and three residual stages; the last two are summed into one level.
 
     ========  ======  ================================  ================
     level     stride  made by                           default channels
@@ -26,7 +26,7 @@ class TinyBackbone(Backbone):
     ``p3``    8       1x1 of stage 2 + 1x1 of stage 3   64
     ========  ======  ================================  ================
 
-    For pictures of about 100 to 200 pixels. Its one output is the feature map ``p3``.
+    For images of about 100 to 200 pixels.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class TinyBackbone(Backbone):
         out_channels: int = 64,
         norm: str = "BN",
     ) -> None:
-        """Makes the layers.
+        """Make the layers.
 
         Args:
             in_channels: of the image.
@@ -70,22 +70,15 @@ class TinyBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Images are padded to a multiple of the largest stride, so that the two levels fit on each other."""
+        """The largest stride: images are padded to a multiple of it, so that the summed levels align."""
         return 16
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """The one level ``p3``."""
+        """Return the shape of ``p3``."""
         return dict(self._shape)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Features of a batch.
-
-        Args:
-            image: (N, 3, H, W), normalised.
-
-        Returns:
-            ``p3``: (N, out_channels, ceil(H / 8), ceil(W / 8)).
-        """
+        """Return ``p3`` (N, out_channels, ceil(H / 8), ceil(W / 8)) of normalised images (N, 3, H, W)."""
         stride4 = self.stages[0](self.stem(image))
         stride8 = self.stages[1](stride4)
         stride16 = self.stages[2](stride8)
@@ -94,7 +87,7 @@ class TinyBackbone(Backbone):
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x) with two 3x3 convolutions, then ReLU; the number of channels stays."""
+    """relu(x + f(x)) with two 3x3 convolutions in f; keeps the number of channels."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
@@ -123,17 +116,6 @@ def _convolution(in_channels: int, out_channels: int, norm: str, stride: int = 1
 
 @BACKBONE_REGISTRY.register()
 def build_tiny_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TinyBackbone:
-    """The backbone that ``MODEL.TINY_BACKBONE`` describes.
-
-    Args:
-        cfg: Detectron2's config with this project's keys.
-        input_shape: of the image; its number of channels is used.
-    """
-    keys = cfg.MODEL.TINY_BACKBONE
-    return TinyBackbone(
-        in_channels=input_shape.channels or 3,
-        stem_channels=keys.STEM_CHANNELS,
-        stage_channels=keys.STAGE_CHANNELS,
-        out_channels=keys.OUT_CHANNELS,
-        norm=keys.NORM,
-    )
+    """Build the backbone that ``MODEL.TINY_BACKBONE`` describes."""
+    keys = {name.lower(): value for name, value in cfg.MODEL.TINY_BACKBONE.items()}
+    return TinyBackbone(in_channels=input_shape.channels or 3, **keys)

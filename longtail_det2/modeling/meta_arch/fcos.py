@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -66,6 +69,20 @@ class MultiLabelFCOS(MultiLabelDenseDetector, FCOS):
     def scores(self, logits: Tensor, *others: Tensor) -> Tensor:
         """Return the square root of the score times the centerness, whose logits are (Ri, 1)."""
         return torch.sqrt(super().scores(logits) * at_least_float32(others[0]).sigmoid())
+
+
+@BACKBONE_REGISTRY.register()
+def build_fcos_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a ResNet with the levels p3 to p7, where p6 and p7 come from p5 instead of RetinaNet's res5."""
+    keys = cfg.MODEL.FPN
+    return FPN(
+        bottom_up=build_resnet_backbone(cfg, input_shape),
+        in_features=keys.IN_FEATURES,
+        out_channels=keys.OUT_CHANNELS,
+        norm=keys.NORM,
+        top_block=LastLevelP6P7(keys.OUT_CHANNELS, keys.OUT_CHANNELS, in_feature="p5"),
+        fuse_type=keys.FUSE_TYPE,
+    )
 
 
 def centerness_of(distances: Tensor) -> Tensor:

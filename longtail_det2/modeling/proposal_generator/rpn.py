@@ -53,13 +53,10 @@ class NormalizedRPN(RPN):
         return {**super().from_config(cfg, input_shape), "loss_normalizer": cfg.MODEL.RPN.LOSS_NORMALIZER}
 
     def set_objectness_prior(self, prior: float) -> None:
-        """Let all anchors start with the same score.
-
-        Args:
-            prior: in (0, 1); sets the bias of the objectness to log(prior / (1 - prior)).
+        """Let all anchors start with the score `prior` in (0, 1), by the bias of the objectness.
 
         Raises:
-            ConfigError: `prior` is out of range, or the head has no such layer with a bias.
+            ConfigError: `prior` is out of range, or the head has no ``objectness_logits`` with a bias.
         """
         bias = getattr(getattr(self.rpn_head, "objectness_logits", None), "bias", None)
         if bias is None or not 0.0 < prior < 1.0:
@@ -77,26 +74,13 @@ class NormalizedRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Return ``loss_rpn_cls`` and ``loss_rpn_loc``.
-
-        Args:
-            anchors: of each level.
-            pred_objectness_logits: of each level, (N, Ri).
-            gt_labels: per image (R,) in {1 positive, 0 negative, -1 not sampled}.
-            pred_anchor_deltas: of each level, (N, Ri, 4).
-            gt_boxes: per image (R, 4), of the matched objects; read where the label is 1.
-        """
+        """Return ``loss_rpn_cls`` and ``loss_rpn_loc``; the arguments are those of Detectron2's method."""
         images = len(gt_labels)
         labels = torch.stack(gt_labels).flatten()
         positive, negative = labels == 1, labels == 0
         if logging_due():
-            count = torch.full((), images, device=labels.device)
-            log_ratios(
-                {
-                    "rpn/num_pos_anchors": (positive.sum(), count),
-                    "rpn/num_neg_anchors": (negative.sum(), count),
-                }
-            )
+            counts = {"rpn/num_pos_anchors": positive.sum(), "rpn/num_neg_anchors": negative.sum()}
+            log_ratios({name: (count, images) for name, count in counts.items()})
         sampled, rows = (positive | negative).nonzero()[:, 0], positive.nonzero()[:, 0]
         logits = torch.cat(pred_objectness_logits, dim=1).flatten()[sampled]
         boxes = Boxes.cat(anchors).tensor
@@ -112,23 +96,12 @@ class NormalizedRPN(RPN):
         return {name: value / divisor * self.loss_weight.get(name, 1.0) for name, value in sums.items()}
 
     def objectness_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the binary cross entropy of the sampled anchors, (S,).
-
-        Args:
-            logits: (S,).
-            labels: (S,), 1 or 0.
-        """
+        """Return the binary cross entropy (S,) of logits (S,) and labels (S,), 1 or 0."""
         logits = at_least_float32(logits)
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
 
     def box_losses(self, anchors: Tensor, gt_boxes: Tensor, deltas: Tensor) -> Tensor:
-        """Return the box loss of the positive anchors, (P,); see :func:`pair_losses`.
-
-        Args:
-            anchors: (P, 4).
-            gt_boxes: (P, 4), of the objects that they match.
-            deltas: (P, 4).
-        """
+        """Return the box loss (P,) of anchors, the objects that they match and deltas, (P, 4) each."""
         return pair_losses(
             anchors, gt_boxes, deltas, self.box2box_transform, self.box_reg_loss_type, self.smooth_l1_beta
         )

@@ -41,9 +41,13 @@ class BoxBranch(nn.Module):
 
     Attributes:
         predictor_class: built by :func:`box_parts_from_config`.
+        pooler, head, predictor: see :meth:`attach`.
     """
 
     predictor_class: type[nn.Module] = MultiLabelFastRCNNOutputLayers
+    pooler: Any
+    head: Any
+    predictor: Any
 
     @configurable
     def __init__(self) -> None:
@@ -51,24 +55,16 @@ class BoxBranch(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Return the arguments of the constructor; the base class has none.
-
-        Args:
-            cfg: the whole config.
-            input_shape: of the pooled features.
-        """
+        """Return the constructor's arguments, none here, from the config and the pooled features' shape."""
         return {}
 
     def attach(self, pooler: nn.Module, head: nn.Module, predictor: nn.Module) -> BoxBranch:
-        """Use these parts from now on.
+        """Use these parts from now on, and return the branch.
 
         Args:
             pooler: called with features and boxes per image.
             head: called with the pooled features.
             predictor: :class:`MultiLabelFastRCNNOutputLayers` or a class with its methods.
-
-        Returns:
-            The branch itself.
 
         Raises:
             ConfigError: the predictor has no method ``detect``.
@@ -78,33 +74,16 @@ class BoxBranch(nn.Module):
                 f"these RoI heads need a box_predictor such as {self.predictor_class.__name__}, got "
                 f"{type(predictor).__name__}: set its _target_"
             )
-        self._parts = (pooler, head, predictor)  # a tuple: they are not registered a second time
+        # Past nn.Module's own __setattr__, which would register them a second time.
+        vars(self).update(pooler=pooler, head=head, predictor=predictor)
         return self
 
-    @property
-    def pooler(self) -> Any:
-        """Crops features to the proposals."""
-        return self._parts[0]
-
-    @property
-    def head(self) -> Any:
-        """Turns pooled features into the predictor's input."""
-        return self._parts[1]
-
-    @property
-    def predictor(self) -> Any:
-        """Predicts logits and deltas, knows the losses and the settings of detection."""
-        return self._parts[2]
-
     def forward(self, features: list[Tensor], proposals: list[Instances]) -> Any:
-        """Predict for the proposals.
+        """Return predictions for the proposals, here those of the predictor.
 
         Args:
             features: per level, (N, C, H, W).
             proposals: of N images, with ``proposal_boxes``.
-
-        Returns:
-            Predictions, here those of the predictor.
         """
         return self.predictor(self.head(self.pooler(features, [image.proposal_boxes for image in proposals])))
 

@@ -159,21 +159,16 @@ class MultiLabelCascadeROIHeads(CascadeROIHeads):
         """
         if targets is None:
             raise ValueError("cascade stages need the images' objects in training")
-        counts = []
+        labels = []
         for image, objects in zip(proposals, targets, strict=True):
             overlaps = pairwise_iou(objects.gt_boxes, image.proposal_boxes)
             matched, label = self.proposal_matchers[stage](overlaps)
             _copy_gt(image, objects, matched, label == 1, self.num_classes)
-            counts.append(torch.stack([(label == 1).sum(), (label == 0).sum()]))
-        if counts and logging_due():
-            foreground, background = torch.stack(counts).sum(dim=0)
-            images = torch.full_like(foreground, len(counts))
-            log_ratios(
-                {
-                    f"stage{stage}/roi_head/num_fg_samples": (foreground, images),
-                    f"stage{stage}/roi_head/num_bg_samples": (background, images),
-                }
-            )
+            labels.append(label)
+        if labels and logging_due():
+            joined, name = torch.cat(labels), f"stage{stage}/roi_head/num_{{}}_samples"
+            counts = {"fg": (joined == 1).sum(), "bg": (joined == 0).sum()}
+            log_ratios({name.format(kind): (count, len(labels)) for kind, count in counts.items()})
         return proposals
 
 
