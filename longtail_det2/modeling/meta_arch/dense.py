@@ -170,7 +170,8 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """Return the classification losses, ``loss_box_reg`` and :meth:`other_losses` as scalars."""
-        logits, *rest = (_flat(levels) for levels in self.split_predictions(predictions))
+        by_part = self.split_predictions(predictions)
+        logits, *rest = (torch.cat(levels, dim=1).flatten(0, 1) for levels in by_part)  # image by image
         anchors = self.anchor_generator(features)
         targets, gt_boxes = self.label_objects(anchors, gt_instances)
         positives = len(targets.rows)
@@ -182,22 +183,14 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         loss = self.head.classification_loss
         if self.counting and torch.is_grad_enabled():
             loss.update(targets.positives)
-        losses = reduce_losses(dense_unreduced(loss, logits, targets), divisor)
+        classes = dense_unreduced(loss, logits, targets)
         of_image = Boxes.cat(list(anchors)).tensor
         boxes = of_image[targets.rows % max(len(of_image), 1)]
         deltas, *others = (at_least_float32(values[targets.rows]) for values in rest)
-        per_anchor = {
-            "loss_box_reg": pair_losses(
-                boxes,
-                gt_boxes,
-                deltas,
-                self.box2box_transform,
-                self.box_reg_loss_type,
-                self.smooth_l1_beta,
-            ),
-            **self.other_losses(boxes, gt_boxes, *others),
-        }
-        return losses | {name: values.sum() / box_divisor for name, values in per_anchor.items()}
+        box_loss = self.box2box_transform, self.box_reg_loss_type, self.smooth_l1_beta
+        regression = {"loss_box_reg": pair_losses(boxes, gt_boxes, deltas, *box_loss)}
+        regression |= self.other_losses(boxes, gt_boxes, *others)
+        return reduce_losses(classes, divisor) | reduce_losses(regression, box_divisor)
 
     @torch.no_grad()
     def label_objects(
@@ -243,28 +236,28 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         ]
 
 
-def level_shapes(backbone: Backbone, names: Sequence[str]) -> list[ShapeSpec]:
-    """Return the shapes of a head's input levels."""
-    return [backbone.output_shape()[name] for name in names]
-
-
 def dense_arguments(
     cfg: CfgNode, keys: CfgNode, backbone: Backbone, make_head: Callable[..., nn.Module], **options: Any
 ) -> dict[str, Any]:
     """Return the arguments that RetinaNet and FCOS share.
 
     Args:
-        cfg: the whole config; the loss is that of ``MODEL.DENSE_HEAD.CLASSIFICATION_LOSS``.
+        cfg: the whole config.
         keys: the detector's own node.
         backbone: built before the head, which takes the next random numbers.
         make_head: the head's class.
         options: further arguments for it.
+
+    Raises:
+        ConfigError: ``MODEL.RETINANET.NUM_CLASSES`` is not the number of classes.
     """
-    shapes = level_shapes(backbone, keys.IN_FEATURES)
+    shapes, num_classes = level_shapes(backbone, keys), _checked_num_classes(cfg)
     head = make_head(
         input_shape=shapes,
-        num_classes=dense_num_classes(cfg),
-        classification_loss=build_dense_loss(cfg),
+        num_classes=num_classes,
+        classification_loss=build_classification_loss(
+            cfg, num_classes, key="MODEL.DENSE_HEAD.CLASSIFICATION_LOSS"
+        ),
         conv_dims=[shapes[0].channels or 0] * keys.NUM_CONVS,
         norm=keys.NORM,
         prior_prob=cfg.MODEL.RETINANET.PRIOR_PROB,
@@ -273,7 +266,7 @@ def dense_arguments(
     return {
         "backbone": backbone,
         "head": head,
-        "num_classes": dense_num_classes(cfg),
+        "num_classes": num_classes,
         "head_in_features": keys.IN_FEATURES,
         "loss_normalizer": cfg.MODEL.DENSE_HEAD.LOSS_NORMALIZER,
         "test_score_thresh": keys.SCORE_THRESH_TEST,
@@ -285,12 +278,12 @@ def dense_arguments(
     }
 
 
-def dense_num_classes(cfg: CfgNode) -> int:
-    """Return the number of classes of a dense detector, ``MODEL.ROI_HEADS.NUM_CLASSES``.
+def level_shapes(backbone: Backbone, keys: CfgNode) -> list[ShapeSpec]:
+    """Return the shapes of the levels that ``IN_FEATURES`` of a detector's node names."""
+    return [backbone.output_shape()[name] for name in keys.IN_FEATURES]
 
-    Raises:
-        ConfigError: ``MODEL.RETINANET.NUM_CLASSES`` says another one.
-    """
+
+def _checked_num_classes(cfg: CfgNode) -> int:
     common, own = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES
     if own not in (NUM_CLASSES_FROM_DATA, common):
         raise ConfigError(
@@ -298,13 +291,3 @@ def dense_num_classes(cfg: CfgNode) -> int:
             f"detector, is {common}: set MODEL.RETINANET.NUM_CLASSES to {NUM_CLASSES_FROM_DATA}"
         )
     return common
-
-
-def build_dense_loss(cfg: CfgNode) -> ClassificationLoss:
-    """Build the loss that ``MODEL.DENSE_HEAD.CLASSIFICATION_LOSS`` names."""
-    return build_classification_loss(cfg, dense_num_classes(cfg), key="MODEL.DENSE_HEAD.CLASSIFICATION_LOSS")
-
-
-def _flat(levels: Sequence[Tensor]) -> Tensor:
-    """Join (N, Ri, D) of each level to (N R, D), image by image."""
-    return torch.cat(list(levels), dim=1).flatten(0, 1)

@@ -35,7 +35,7 @@ class MultiLabelRetinaNet(MultiLabelDenseDetector, RetinaNet):
         """Read Detectron2's keys in ``MODEL.RETINANET`` and ``MODEL.DENSE_HEAD.CLASSIFICATION_LOSS``."""
         # Not by way of Detectron2's method, which would build its own head.
         keys, backbone = cfg.MODEL.RETINANET, build_backbone(cfg)
-        anchor_generator = build_anchor_generator(cfg, level_shapes(backbone, keys.IN_FEATURES))
+        anchor_generator = build_anchor_generator(cfg, level_shapes(backbone, keys))
         num_anchors = anchor_generator.num_cell_anchors[0]
         return {
             **dense_arguments(cfg, keys, backbone, MultiLabelRetinaNetHead, num_anchors=num_anchors),
