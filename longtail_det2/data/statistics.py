@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from longtail_det2.data.store import AnnotationStore, ObjectFlag, rows_per_class
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import atomic_writer, read_json
 from longtail_det2.utils.ragged import gather_rows, offsets_of
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "longtail_det2.class_statistics"
 VERSION = 1
@@ -168,7 +171,8 @@ def compute_statistics(names: str | Sequence[str]) -> ClassStatistics:
     """Count in registered data sets together; an image in two of them counts twice.
 
     Args:
-        names: annotation stores or plain Detectron2 dicts, with equal class lists and hierarchies.
+        names: annotation stores or plain Detectron2 dicts, with equal class lists; the hierarchy is that of
+            the first, as in training.
 
     Raises:
         ConfigError: no name.
@@ -179,8 +183,6 @@ def compute_statistics(names: str | Sequence[str]) -> ClassStatistics:
     num_images, images, groups = 0, 0, 0
     objects = np.zeros((len(class_ids_of(names[0])),) * 2, dtype=np.int64)
     for name in names:
-        if hierarchy_of(name) != hierarchy:
-            raise DataError(f"{names[0]} and {name} have different hierarchies: prepare both with the same")
         image_offsets, label_offsets, labels, is_group = _columns(name)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(objects):
             raise DataError(f"data set {name!r} has labels that are not among its {len(objects)} classes")
@@ -192,6 +194,20 @@ def compute_statistics(names: str | Sequence[str]) -> ClassStatistics:
     instances = objects.diagonal() + groups
     known = None if hierarchy.is_flat else hierarchy
     return ClassStatistics(class_ids_of(names[0]), num_images, images, instances, objects, None, known)
+
+
+def cooccurrence_rates_of(names: str | Sequence[str], direction: Direction = "given_row") -> np.ndarray:
+    """:meth:`ClassStatistics.rates` of registered data sets, for lazy configs."""
+    return compute_statistics(names).rates(direction)
+
+
+def image_counts_of(names: str | Sequence[str]) -> np.ndarray | None:
+    """Images per class of registered data sets; None, with a line in the log, where one is absent."""
+    try:
+        return compute_statistics(names).image_counts
+    except DataError as error:
+        logger.warning("no head, medium and tail results: %s", error)
+        return None
 
 
 def _columns(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

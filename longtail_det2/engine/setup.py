@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
 from longtail_det2.data.datasets.builtin import class_ids_of
 from longtail_det2.data.datasets.register import register_datasets
+from longtail_det2.data.statistics import compute_statistics, read_statistics, write_statistics
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.wording import counted
 
@@ -46,7 +46,8 @@ def setup(
     """Make a config ready for training: everything between reading it and building the model.
 
     Registers the data sets, takes the number of classes from them, falls back to the CPU where there is no
-    CUDA, draws a seed if there is none, and begins the run's folder: config.yaml, log.txt and run.json.
+    CUDA, draws a seed if there is none, and begins the run's folder: config.yaml, log.txt, run.json and, of a
+    YAML config that names no class statistics, statistics.json.
 
     Args:
         cfg: YAML config (`CfgNode`) or lazy config (`DictConfig`); not changed.
@@ -62,7 +63,7 @@ def setup(
 
     Raises:
         ConfigError: no data set is named, or see :func:`resolve_num_classes`.
-        DataError: a data set is unknown or absent.
+        DataError: a data set is unknown or absent, or class statistics are of other classes.
     """
     form = _Lazy(cfg) if isinstance(cfg, DictConfig) else _Yaml(cfg)
     if output_dir:
@@ -71,10 +72,8 @@ def setup(
     register_datasets(form.get("root") or "", form.get("stores") or ())
     train, test = form.names("train"), form.names("test")
     _check_named(train, test, eval_only)
-    form.set(
-        "num_classes",
-        len(resolve_num_classes(() if eval_only else train, test, form.get("num_classes"))),
-    )
+    class_ids = resolve_num_classes(() if eval_only else train, test, form.get("num_classes"))
+    form.set("num_classes", len(class_ids))
     device = available_device(form.get("device"))
     fell_back = device != form.get("device")
     form.set("device", device)
@@ -82,6 +81,9 @@ def setup(
     start_logging(output_dir)
     if fell_back:
         logger.warning("no CUDA device is available: using the CPU")
+    if isinstance(form, _Yaml):  # lazy configs name functions of longtail_det2.data.statistics
+        path = _statistics_file(form.get("statistics"), train, class_ids, output_dir, eval_only)
+        form.set("statistics", path)
     result = form.finished(output_dir)
     default_setup(result, argparse.Namespace(config_file="", eval_only=eval_only, opts=list(options)))
     if comm.is_main_process():
@@ -140,6 +142,7 @@ class _Yaml:
         "num_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
         "device": "MODEL.DEVICE",
         "seed": "SEED",
+        "statistics": "DATASETS.STATISTICS",
     }
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -236,21 +239,29 @@ def resolve_num_classes(train: Sequence[str], test: Sequence[str], num_classes: 
     return class_ids
 
 
-def frequency_counts(names: str | Sequence[str]) -> np.ndarray | None:
-    """Images with a class or one of its descendants, over some data sets: what head and tail are made of.
+def _statistics_file(
+    path: str, names: Sequence[str], class_ids: Sequence[str], output_dir: str, eval_only: bool
+) -> str:
+    """Path of the run's class statistics, which the main process computes where no file is named.
 
-    Returns:
-        (K,) int64; None, with a line in the log, where a data set is absent or no annotation store.
+    Raises:
+        DataError: statistics cannot be computed or read, or are of other classes.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    try:
-        stores = [getattr(DatasetCatalog.get(name), "store", None) for name in names]
-    except (DataError, KeyError) as error:
-        logger.warning("no head, medium and tail results: %s", error)
-        return None
-    if not stores or None in stores:
-        return None
-    return np.sum([store.image_counts(expanded=True) for store in stores if store is not None], axis=0)
+    if not path:
+        path, problem = os.path.join(output_dir, "statistics.json"), ""
+        if comm.is_main_process():
+            try:
+                write_statistics(path, compute_statistics(names))
+            except (ConfigError, DataError) as error:
+                problem = str(error)
+        problem = comm.all_gather(problem)[0]  # all processes stop, or go on, together
+        if problem and not eval_only:
+            raise DataError(problem)
+        if problem and not os.path.isfile(path):
+            logger.warning("no class statistics, so no head, medium and tail results: %s", problem)
+            return ""
+    read_statistics(path, class_ids)
+    return path
 
 
 def available_device(device: str) -> str:

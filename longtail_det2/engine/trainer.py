@@ -18,12 +18,13 @@ from longtail_det2.config_files import load_cfg
 from longtail_det2.data.build import build_test_loader_from_config, build_train_loader_from_config
 from longtail_det2.data.datasets.builtin import class_ids_of, get_metadata
 from longtail_det2.data.samplers import stages_of_run
+from longtail_det2.data.statistics import read_statistics
 from longtail_det2.evaluation.build import StoreEvaluators
 from longtail_det2.utils.errors import ConfigError
 
 from .build import build_model
 from .run import Parts, Run, evaluate_model, load_for_evaluation
-from .setup import frequency_counts, is_set_up, setup, setup_from_arguments, start_logging
+from .setup import is_set_up, setup, setup_from_arguments, start_logging
 from .solver import build_lr_scheduler, build_optimizer, optimizer_arguments
 
 
@@ -130,12 +131,12 @@ class Trainer(Run):
             return COCOEvaluator(dataset_name, output_dir=output_dir, use_fast_impl=False)
         if kind != "openimages":
             raise ConfigError(f"data set {dataset_name!r}: there is no evaluator for data of kind {kind!r}")
-        keys, lvis = cfg.TEST.OPEN_IMAGES, cfg.TEST.LVIS
+        keys, lvis, path = cfg.TEST.OPEN_IMAGES, cfg.TEST.LVIS, cfg.DATASETS.STATISTICS
         by_default = ("bbox", "segm") if cfg.MODEL.MASK_ON and not lvis.TASKS else ()
         return StoreEvaluators(
             dataset_name,
             output_dir=output_dir,
-            train_counts=frequency_counts(keys.FREQUENCY_DATASET or cfg.DATASETS.TRAIN),
+            train_counts=read_statistics(path).image_counts if path else None,
             iou_threshold=keys.IOU,
             group_of_weight=keys.GROUP_OF_WEIGHT,
             expand_predictions=keys.EXPAND_PREDICTIONS,

@@ -185,9 +185,6 @@ def test_data_sets_that_do_not_go_together(make_store, register):
     other = make_store([], [*CLASS_IDS[:4], "shark", "car"], {}, name="other")
     with pytest.raises(DataError, match=r"'fish'.*'shark'"):
         compute_statistics([first, register(other)])
-    tree = make_store(crowded_pictures(1), parents={"dog": ["pet"]}, name="tree")
-    with pytest.raises(DataError, match="hierarchies"):
-        compute_statistics([first, register(tree)])
     with pytest.raises(ConfigError):
         compute_statistics([])
     with pytest.raises(DataError, match="nowhere"):

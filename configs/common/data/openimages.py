@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 from longtail_det2.data.build import build_test_loader, build_train_loader, get_dataset
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import hierarchy_of
-from longtail_det2.engine.setup import frequency_counts
+from longtail_det2.data.statistics import image_counts_of
 from longtail_det2.evaluation.build import StoreEvaluators
 
 dataloader = OmegaConf.create(flags={"allow_objects": True})
@@ -45,7 +45,7 @@ dataloader.test = L(build_test_loader)(
 
 dataloader.evaluator = L(StoreEvaluators)(
     dataset="${..test.dataset.names}",
-    train_counts=L(frequency_counts)(names="${...train.dataset.names}"),
+    train_counts=L(image_counts_of)(names="${...train.dataset.names}"),
     iou_threshold=0.5,
     group_of_weight=1.0,
     expand_predictions=True,
