@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pycocotools.mask as coco_mask
 
+from longtail_det2.utils.errors import DataError
+
 if TYPE_CHECKING:
     from longtail_det2.data.store import AnnotationStore
 
@@ -51,19 +53,21 @@ def decode_masks(store: AnnotationStore, image: int) -> list[Segmentation | None
     Returns:
         One segmentation for each object, None where it has no mask. Polygons are views of the store.
     """
-    first, last = store.object_offsets[image : image + 2].tolist()
-    polygon_ends = store.polygon_offsets[first : last + 1].tolist()
-    run_ends = store.run_offsets[first : last + 1].tolist()
+    columns = store.columns_at(image)
+    vertices, runs = columns["vertex"], columns["run"]
+    first, last = columns["object_offsets"][image : image + 2].tolist()
+    polygon_ends = columns["polygon_offsets"][first : last + 1].tolist()
+    run_ends = columns["run_offsets"][first : last + 1].tolist()
     base = polygon_ends[0]
-    vertex_ends = store.vertex_offsets[base : polygon_ends[-1] + 1].tolist()
+    vertex_ends = columns["vertex_offsets"][base : polygon_ends[-1] + 1].tolist()
     masks: list[Segmentation | None] = []
     for place in range(last - first):
         parts = range(polygon_ends[place] - base, polygon_ends[place + 1] - base)
-        counts = store.runs[run_ends[place] : run_ends[place + 1]].tobytes()
+        counts = runs[run_ends[place] : run_ends[place + 1]].tobytes()
         if parts:
-            masks.append([store.vertices[vertex_ends[k] : vertex_ends[k + 1]].reshape(-1) for k in parts])
+            masks.append([vertices[vertex_ends[k] : vertex_ends[k + 1]].reshape(-1) for k in parts])
         elif counts:
-            masks.append({"size": store.image_sizes[image].tolist(), "counts": counts})
+            masks.append({"size": columns["image_size"][image].tolist(), "counts": counts})
         else:
             masks.append(None)
     return masks
@@ -85,9 +89,16 @@ def to_runs(mask: Segmentation, height: int, width: int) -> dict[str, Any]:
 
 
 def to_bitmap(mask: Segmentation, height: int, width: int) -> np.ndarray:
-    """A mask as (height, width) bool, by COCO's rules; see `to_runs`."""
+    """A mask as (height, width) bool, by COCO's rules; see `to_runs`.
+
+    Raises:
+        DataError: run lengths that are not those of an image of this size.
+    """
     runs: Any = to_runs(mask, height, width)
-    return coco_mask.decode(runs).astype(bool)
+    try:
+        return coco_mask.decode(runs).astype(bool)
+    except ValueError:
+        raise DataError(f"the run lengths of a mask do not fill the image of {width} x {height}") from None
 
 
 def _as_written(polygon: np.ndarray) -> np.ndarray:

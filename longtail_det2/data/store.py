@@ -30,10 +30,18 @@ A store of annotations that say their areas has also::
 
     area                     (m,)   float64 in pixels, as annotated; NaN where it is not
 
-A store is written into a temporary sibling directory and renamed when complete, so a killed run leaves
-nothing that `AnnotationStore.open` would accept.
+A store is written into a temporary sibling folder and renamed when complete, so a killed run leaves nothing
+that `AnnotationStore.open` would accept.
+
+What is checked when: opening reads headers and class lists, and compares types, shapes and last offsets of
+the columns, which takes milliseconds whatever their size. Values are checked before their first use, once per
+process: those of an image, with 4,096 images around it, when `columns_at` is asked for them; a whole column
+when it is first taken as an attribute.
 """
 
+from __future__ import annotations
+
+import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -45,32 +53,36 @@ import numpy as np
 
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store_writer import (
-    AREA_COLUMNS,
     COLUMNS,
     FORMAT,
     FORMS,
-    MASK_COLUMNS,
     VERSION,
     AnnotationStoreWriter,
     Column,
     ImageLabel,
     ObjectFlag,
+    columns_of,
     frequency_problem,
 )
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import read_json
+from longtail_det2.utils.io import atomic_writer, is_same_file, read_json
 
 __all__ = [
     "AnnotationStore",
     "AnnotationStoreWriter",
     "ImageLabel",
     "ObjectFlag",
-    "rows_per_class",
+    "open_if_current",
     "write_store",
 ]
 
 _CHUNK_ROWS = 1 << 15
 """Rows counted at once: their keys fit into a processor's cache."""
+_CHECKED_ROWS = 1 << 20
+"""Rows checked at once."""
+_BLOCK_BITS = 12
+_NAMES = {column.attribute: name for name, column in COLUMNS.items()}
+_AGAIN = "prepare the store again"
 
 
 class AnnotationStore:
@@ -81,32 +93,14 @@ class AnnotationStore:
         header: content of header.json.
         form: "open_images", "coco" or "lvis", the form of the annotations, which says how results are judged.
         class_ids, class_names: K identifiers (for example "/m/01g317") and names, in class-index order.
-        class_frequencies: K letters "r" (rare), "c" (common) or "f" (frequent), LVIS's groups of classes;
-            None where the data have none.
+        class_frequencies: K letters "r" (rare), "c" (common) or "f" (frequent), LVIS's frequency bins; None
+            where the data have none.
         image_ids, file_names, image_sizes, object_offsets, boxes, flags, label_offsets, labels,
         image_label_offsets, image_labels, image_label_status: the columns (see the module's docstring).
         polygon_offsets, vertex_offsets, vertices, run_offsets, runs: those of the masks, only where
-        `has_masks`; `longtail_det2.data.masks` reads them.
+            `has_masks`; `longtail_det2.data.masks` reads them.
         areas: annotated areas of the objects, only where `has_areas`.
     """
-
-    image_ids: np.ndarray
-    file_names: np.ndarray
-    image_sizes: np.ndarray
-    object_offsets: np.ndarray
-    boxes: np.ndarray
-    flags: np.ndarray
-    label_offsets: np.ndarray
-    labels: np.ndarray
-    image_label_offsets: np.ndarray
-    image_labels: np.ndarray
-    image_label_status: np.ndarray
-    polygon_offsets: np.ndarray
-    vertex_offsets: np.ndarray
-    vertices: np.ndarray
-    run_offsets: np.ndarray
-    runs: np.ndarray
-    areas: np.ndarray
 
     def __init__(
         self,
@@ -123,26 +117,27 @@ class AnnotationStore:
         self.class_names: tuple[str, ...] = tuple(classes["names"])
         frequency = classes.get("frequency")
         self.class_frequencies: tuple[str, ...] | None = None if frequency is None else tuple(frequency)
-        self._parents: dict[str, list[str]] | None = classes["hierarchy"]
+        self._parents: dict[str, list[str]] | None = classes.get("hierarchy")
         self._image_root = Path(image_root) if image_root is not None else None
-        for name, column in _columns_of(header).items():
-            setattr(self, column.attribute, columns[name])
+        self._columns = columns
+        self._sound = bytearray((len(columns["image_id"]) >> _BLOCK_BITS) + 1)
 
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None
-    ) -> "AnnotationStore":
-        """Open the store in directory `path`; nothing but headers and class names is read.
+    ) -> AnnotationStore:
+        """Open the store in directory `path`; see the module's docstring for what is checked.
 
         Args:
             path: directory that `write_store` or a prepare script made.
             image_root: folder that the file names are relative to, instead of the one in the header.
 
         Raises:
-            DataError: no store there, an incomplete or damaged one, or one of another format version.
+            DataError: no store there, an incomplete or damaged one, or one of another format version. The
+                columns raise it later where their values are damaged.
         """
         path = Path(path)
-        header = _read_json(path, "header.json")
+        header = _read_part(path, "header.json")
         if header.get("format") != FORMAT:
             raise DataError(f"{path / 'header.json'}: format {header.get('format')!r} is not {FORMAT!r}")
         if header.get("version") != VERSION:
@@ -150,40 +145,66 @@ class AnnotationStore:
                 f"{path}: store version {header.get('version')!r}, this package reads {VERSION}; "
                 "make the store again with scripts/prepare_openimages.py or scripts/prepare_coco.py"
             )
-        if header.get("form") not in FORMS:
-            raise DataError(
-                f"{path / 'header.json'}: form {header.get('form')!r} is none of {', '.join(FORMS)}; "
-                "prepare the store again"
-            )
-        classes = _read_json(path, "classes.json")
-        try:
-            columns = {
-                name: _map_column(path, name, column, header["counts"])
-                for name, column in _columns_of(header).items()
-            }
-            if not len(classes["ids"]) == len(classes["names"]) == header["counts"]["classes"]:
-                raise DataError(f"{path / 'classes.json'} does not fit header.json: prepare the store again")
-            frequency = classes.get("frequency")
-            problem = "" if frequency is None else frequency_problem(frequency, len(classes["ids"]))
-            if problem:
-                raise DataError(f"{path / 'classes.json'}: frequency {problem}; prepare the store again")
-            return cls(path, header, classes, columns, image_root)
-        except KeyError as error:
-            raise DataError(
-                f"{path}: header.json or classes.json lacks {error}; prepare the store again"
-            ) from None
-        except TypeError as error:
-            raise DataError(
-                f"{path}: header.json or classes.json is damaged ({error}); prepare the store again"
-            ) from None
+        if problem := _header_problem(header):
+            raise DataError(f"{path / 'header.json'} is damaged: {problem}; {_AGAIN}")
+        classes = _read_part(path, "classes.json")
+        if problem := _classes_problem(classes, header["counts"]["classes"]):
+            raise DataError(f"{path / 'classes.json'} is damaged: {problem}; {_AGAIN}")
+        columns = {
+            name: _map_column(path, name, column, header["counts"])
+            for name, column in columns_of(_groups(header)).items()
+        }
+        return cls(path, header, classes, columns, image_root)
+
+    def __getattr__(self, attribute: str) -> np.ndarray:
+        """A column, all of whose values are checked when it is first taken."""
+        values = self.__dict__.get("_columns", {}).get(_NAMES.get(attribute))
+        if values is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {attribute!r}")
+        name = _NAMES[attribute]
+        extra = COLUMNS[name].extra
+        for start in range(0, max(len(values) - extra, 1), _CHECKED_ROWS):
+            self._check(name, values[start : start + _CHECKED_ROWS + 1])  # one row in common
+        setattr(self, attribute, values)
+        return values
+
+    def columns_at(self, image: int) -> Mapping[str, np.ndarray]:
+        """The columns by their names, whose rows of one image are checked.
+
+        Args:
+            image: position in the store, not negative.
+
+        Raises:
+            DataError: a value of the image, or of one near it, is damaged.
+        """
+        block = image >> _BLOCK_BITS
+        if not self._sound[block]:
+            first = block << _BLOCK_BITS
+            rows = {"images": (first, min(first + (1 << _BLOCK_BITS), len(self)))}
+            for name, values in self._columns.items():
+                column = COLUMNS[name]
+                begin, end = rows[column.rows]
+                part = values[begin : end + column.extra]
+                self._check(name, part)
+                if column.target:
+                    rows[column.target] = int(part[0]), int(part[-1])
+            self._sound[block] = 1
+        return self._columns
+
+    def _check(self, name: str, values: np.ndarray) -> None:
+        column = COLUMNS[name]
+        limit = self.header["counts"][column.target] if column.target else self.num_classes
+        if problem := column.problem(values, limit):
+            raise DataError(f"{self.path / f'{name}.npy'} is damaged: it {problem}; {_AGAIN}")
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self._columns["image_id"])
 
     def __repr__(self) -> str:
+        counts = self.header["counts"]
         return (
             f"AnnotationStore({str(self.path)!r}: {len(self)} images, {self.num_objects} objects, "
-            f"{len(self.labels)} labels of {self.num_classes} classes)"
+            f"{counts['labels']} labels of {self.num_classes} classes)"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -192,7 +213,7 @@ class AnnotationStore:
     @property
     def num_objects(self) -> int:
         """Number of objects m."""
-        return len(self.boxes)
+        return len(self._columns["box"])
 
     @property
     def num_classes(self) -> int:
@@ -207,12 +228,17 @@ class AnnotationStore:
     @property
     def has_masks(self) -> bool:
         """Whether the columns of the masks are there (single objects may still have none)."""
-        return "polygons" in self.header["counts"]
+        return "vertex" in self._columns
 
     @property
     def has_areas(self) -> bool:
         """Whether annotated areas are there (those of single objects may still be unknown)."""
-        return bool(self.header.get("has_areas", False))
+        return "area" in self._columns
+
+    @property
+    def has_hierarchy(self) -> bool:
+        """Whether the store was made with a hierarchy."""
+        return self._parents is not None
 
     @cached_property
     def image_root(self) -> Path | None:
@@ -252,11 +278,6 @@ class AnnotationStore:
                 if os.stat(source["path"]).st_size != source["size"]:
                     changed.append(Path(source["path"]))
         return changed
-
-    @property
-    def has_hierarchy(self) -> bool:
-        """Whether the store was made with a hierarchy."""
-        return self._parents is not None
 
     def image_counts(self, *, expanded: bool = False) -> np.ndarray:
         """Images per class: (K,) int64, an image counts once for each class that an object of it has.
@@ -332,9 +353,86 @@ def write_store(
     return AnnotationStore.open(path)
 
 
-def _columns_of(header: Mapping[str, Any]) -> dict[str, Column]:
-    masks = MASK_COLUMNS if "polygons" in header["counts"] else {}
-    return {**COLUMNS, **masks, **(AREA_COLUMNS if header.get("has_areas") else {})}
+def open_if_current(
+    path: str | os.PathLike[str],
+    files: Sequence[tuple[str, str | os.PathLike[str]]],
+    options: Mapping[str, Any],
+    image_root: str | os.PathLike[str] | None = None,
+) -> AnnotationStore | None:
+    """Open the store at `path` if it was made of these files with these options; else return None.
+
+    Files of the path, size and modification time in the header are taken for the same. Where only the
+    contents are equal, the header is written again, so that they are compared once.
+
+    Args:
+        path: directory of the store.
+        files: (role, file) of all sources.
+        options: as they were given to the writer.
+        image_root: see `AnnotationStore.open`.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    try:
+        store = AnnotationStore.open(path, image_root)
+    except DataError:
+        return None
+    known = sorted(store.header["sources"], key=lambda one: str(one.get("role")))
+    wanted = sorted(files, key=lambda one: one[0])
+    if store.header["options"] != options or [one.get("role") for one in known] != [one for one, _ in wanted]:
+        return None
+    renewed = []
+    for source, (_, file) in zip(known, wanted, strict=True):
+        if not is_same_file(source, file):
+            return None
+        renewed.append({**source, "path": os.path.abspath(file), "mtime_ns": os.stat(file).st_mtime_ns})
+    if renewed != known:
+        store.header["sources"] = renewed
+        with suppress(OSError), atomic_writer(store.path / "header.json") as stream:
+            json.dump(store.header, stream, ensure_ascii=False, indent=1)
+    return store
+
+
+def _groups(header: Mapping[str, Any]) -> set[str]:
+    return ({"masks"} if "polygons" in header["counts"] else set()) | (
+        {"areas"} if header.get("has_areas") else set()
+    )
+
+
+def _header_problem(header: Mapping[str, Any]) -> str:
+    if header.get("form") not in FORMS:
+        return f"form {header.get('form')!r} is none of {', '.join(FORMS)}"
+    kinds = {"counts": dict, "sources": list, "options": dict, "summary": dict}
+    for key, kind in kinds.items():
+        if not isinstance(header.get(key), kind):
+            return f"{key!r} is no {'list' if kind is list else 'object'}"
+    tables = {column.rows for column in columns_of(_groups(header)).values()}
+    for table in sorted({*tables, "classes"}):
+        count = header["counts"].get(table)
+        if type(count) is not int or count < 0:
+            return f"the number of {table} is {count!r}"
+    if not all(isinstance(source, dict) for source in header["sources"]):
+        return "'sources' has an entry that is no object"
+    roots = (header.get(key, "") for key in ("image_root", "image_root_relative"))
+    return "" if all(isinstance(root, str) for root in roots) else "the image root is no text"
+
+
+def _classes_problem(classes: Mapping[str, Any], num_classes: int) -> str:
+    for key in ("ids", "names"):
+        value = classes.get(key)
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            return f"{key!r} is no list of texts"
+        if len(value) != num_classes:
+            return f"{len(value)} {key} for {num_classes} classes"
+    if len(set(classes["ids"])) != num_classes:
+        return "an id occurs twice"
+    parents = classes.get("hierarchy")
+    links = parents.values() if isinstance(parents, dict) else [] if parents is None else [None]
+    if not all(isinstance(above, list) and all(isinstance(one, str) for one in above) for above in links):
+        return "the hierarchy is no object of lists of ids"
+    frequency = classes.get("frequency")
+    problem = "" if frequency is None else frequency_problem(frequency, num_classes)
+    return f"frequency {problem}" if problem else ""
 
 
 def _map_column(path: Path, name: str, column: Column, counts: Mapping[str, int]) -> np.ndarray:
@@ -342,34 +440,37 @@ def _map_column(path: Path, name: str, column: Column, counts: Mapping[str, int]
     try:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{file} is missing: the store is incomplete, prepare it again") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file} is damaged ({error}): prepare the store again") from None
+        raise DataError(f"{file} is missing: the store is incomplete, {_AGAIN}") from None
+    except Exception as error:  # NumPy's parser of headers lets through whatever they cause
+        raise DataError(f"{file} is damaged ({error}); {_AGAIN}") from None
     expected = (counts[column.rows] + column.extra, *column.width)
     if values.shape != expected:
-        raise DataError(f"{file} has shape {values.shape}, not {expected}: prepare the store again")
+        raise DataError(f"{file} has shape {values.shape}, not {expected}; {_AGAIN}")
+    types = {"class": ("<i2", "<i4")}.get(column.dtype, (column.dtype,))
+    if values.dtype.kind != "S" if column.dtype == "S" else values.dtype not in map(np.dtype, types):
+        raise DataError(f"{file} has type {values.dtype}, not {' or '.join(types)}; {_AGAIN}")
+    if column.target and (values[0] != 0 or values[-1] != counts[column.target]):
+        raise DataError(
+            f"{file} goes from {values[0]} to {values[-1]}, not from 0 to {counts[column.target]}; {_AGAIN}"
+        )
     # A memmap's subclass machinery costs about ten times as much per small read as a plain array's.
     return values.view(np.ndarray)
 
 
-def _names_in(path: Path) -> list[str]:
-    """Names of a folder's files; none where there is no such folder."""
+def _read_part(path: Path, name: str) -> dict[str, Any]:
     try:
-        return os.listdir(path)
+        names = os.listdir(path)
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        names = None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    if name not in _names_in(path):
-        state = "an incomplete annotation store" if path.is_dir() else "no annotation store"
+    if names is None or name not in names:
+        state = "no annotation store" if names is None else "an incomplete annotation store"
         raise DataError(
             f"{path}: {state} ({name} is missing); make it with scripts/prepare_openimages.py, "
             "scripts/prepare_coco.py or longtail_det2.data.datasets"
         )
-    content = read_json(path / name, "prepare the store again")
+    content = read_json(path / name, _AGAIN)
     if not isinstance(content, dict):
-        raise DataError(f"{path / name} is not a JSON object: prepare the store again")
+        raise DataError(f"{path / name} is no JSON object; {_AGAIN}")
     return content

@@ -1,13 +1,19 @@
-"""The columns of an annotation store and their atomic writer (layout: `longtail_det2.data.store`)."""
+"""The columns of an annotation store, what each may hold, and their atomic writer.
+
+The layout is described in `longtail_det2.data.store`.
+"""
+
+from __future__ import annotations
 
 import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +27,9 @@ VERSION = 2
 FORMS = ("open_images", "coco", "lvis")
 """The forms of annotations, which say how results are judged."""
 FREQUENCIES = ("r", "c", "f")
-"""LVIS's groups of classes: rare, common, frequent."""
+"""LVIS's frequency bins: rare, common, frequent."""
+_MOST_PIXELS = 1_000_000
+"""Vertices beyond it are damage; pycocotools allocates memory by the length of an edge."""
 
 
 class ObjectFlag(IntFlag):
@@ -43,50 +51,131 @@ class ImageLabel(IntEnum):
     """Present, but not all objects of the class have a box (LVIS's `not_exhaustive_category_ids`)."""
 
 
+# What is wrong with some rows of a column, "" if nothing is. `limit` is the number of rows that offsets point
+# to, or the number of classes. Each reads its rows once or twice, vectorised.
+
+
+def _anything(values: np.ndarray, limit: int) -> str:
+    return ""
+
+
+def _text(values: np.ndarray, limit: int) -> str:
+    if not values.tobytes().isascii():
+        for one in values.tolist():
+            try:
+                one.decode()
+            except UnicodeDecodeError:
+                return f"{one!r} is not UTF-8"
+    return ""
+
+
+def _ids(values: np.ndarray, limit: int) -> str:
+    return "must ascend, each id once" if np.any(values[1:] <= values[:-1]) else _text(values, limit)
+
+
+def _offsets(values: np.ndarray, limit: int, *, least: int = 0) -> str:
+    if values.size == 0 or values[0] < 0 or values[-1] > limit:
+        return f"must lie between 0 and {limit}"
+    if len(values) > 1 and np.diff(values).min() < least:
+        return "must ascend" if least < 2 else f"must ascend, by {least} or more"
+    return ""
+
+
+def _within(values: np.ndarray, limit: int, *, low: float, high: float | None = None) -> str:
+    high = limit - 1 if high is None else high
+    if values.size and not (values.min() >= low and values.max() <= high):
+        finite = np.isfinite(values).all() if values.dtype.kind == "f" else True
+        found = f"has values from {values.min():g} to {values.max():g}" if finite else "is not finite"
+        return f"{found}; it must lie between {low:g} and {high:g}"
+    return ""
+
+
+def _boxes(values: np.ndarray, limit: int) -> str:
+    problem = _within(values, limit, low=0, high=1)
+    if not problem and not (values[:, :2] <= values[:, 2:]).all():
+        return "has inverted boxes"
+    return problem
+
+
+def _areas(values: np.ndarray, limit: int) -> str:
+    good = np.isnan(values) | ((values > 0) & np.isfinite(values))
+    return "" if good.all() else "has areas that are neither positive nor unknown (NaN)"
+
+
 @dataclass(frozen=True)
 class Column:
-    """What a column holds: its attribute of `AnnotationStore`, its type, and what it has one row for."""
+    """What a column holds.
+
+    Attributes:
+        attribute: its name in `AnnotationStore`.
+        dtype: a NumPy type, "S" for bytes of any width, "class" for a class index.
+        rows: the table that it has one row for, and one more if it has a target.
+        problem: (rows, limit) -> what is wrong with them.
+        width: shape of a row.
+        target: of offsets, the table that they delimit rows of.
+        group: columns that are there together or not at all; "" for those of every store.
+    """
 
     attribute: str
-    dtype: str  # a NumPy dtype, "S" for bytes of any width, "class" for a class index
+    dtype: str
     rows: str
-    extra: int = 0
+    problem: Callable[[np.ndarray, int], str] = _anything
     width: tuple[int, ...] = ()
+    target: str = ""
+    group: str = ""
+
+    @property
+    def extra(self) -> int:
+        """How many rows it has beyond those of its table."""
+        return 1 if self.target else 0
 
 
+_int64, _pixels = "<i8", partial(_within, low=0, high=np.iinfo(np.int32).max)
+_status = partial(_within, low=0, high=max(ImageLabel))
+_vertices = partial(_within, low=-_MOST_PIXELS, high=_MOST_PIXELS)
+_class = partial(_within, low=0)
+_run = partial(_within, low=ord("0"), high=ord("o"))  # other bytes would corrupt pycocotools' memory
+_one_label, _triangle = partial(_offsets, least=1), partial(_offsets, least=3)
 COLUMNS = {
-    "image_id": Column("image_ids", "S", "images"),
-    "file_name": Column("file_names", "S", "images"),
-    "image_size": Column("image_sizes", "<i4", "images", width=(2,)),
-    "object_offsets": Column("object_offsets", "<i8", "images", extra=1),
-    "box": Column("boxes", "<f4", "objects", width=(4,)),
+    "image_id": Column("image_ids", "S", "images", _ids),
+    "file_name": Column("file_names", "S", "images", _text),
+    "image_size": Column("image_sizes", "<i4", "images", _pixels, width=(2,)),
+    "object_offsets": Column("object_offsets", _int64, "images", _offsets, target="objects"),
+    "box": Column("boxes", "<f4", "objects", _boxes, width=(4,)),
     "flags": Column("flags", "|u1", "objects"),
-    "label_offsets": Column("label_offsets", "<i8", "objects", extra=1),
-    "label": Column("labels", "class", "labels"),
-    "image_label_offsets": Column("image_label_offsets", "<i8", "images", extra=1),
-    "image_label": Column("image_labels", "class", "image_labels"),
-    "image_label_status": Column("image_label_status", "|u1", "image_labels"),
+    "label_offsets": Column("label_offsets", _int64, "objects", _one_label, target="labels"),
+    "label": Column("labels", "class", "labels", _class),
+    "image_label_offsets": Column("image_label_offsets", _int64, "images", _offsets, target="image_labels"),
+    "image_label": Column("image_labels", "class", "image_labels", _class),
+    "image_label_status": Column("image_label_status", "|u1", "image_labels", _status),
+    "polygon_offsets": Column(
+        "polygon_offsets", _int64, "objects", _offsets, target="polygons", group="masks"
+    ),
+    "vertex_offsets": Column(
+        "vertex_offsets", _int64, "polygons", _triangle, target="vertices", group="masks"
+    ),
+    "vertex": Column("vertices", "<f4", "vertices", _vertices, width=(2,), group="masks"),
+    "run_offsets": Column("run_offsets", _int64, "objects", _offsets, target="run_bytes", group="masks"),
+    "run": Column("runs", "|u1", "run_bytes", _run, group="masks"),
+    "area": Column("areas", "<f8", "objects", _areas, group="areas"),
 }
-"""Columns that every store has."""
-MASK_COLUMNS = {
-    "polygon_offsets": Column("polygon_offsets", "<i8", "objects", extra=1),
-    "vertex_offsets": Column("vertex_offsets", "<i8", "polygons", extra=1),
-    "vertex": Column("vertices", "<f4", "vertices", width=(2,)),
-    "run_offsets": Column("run_offsets", "<i8", "objects", extra=1),
-    "run": Column("runs", "|u1", "run_bytes"),
-}
-"""Columns that a store with masks has too: all of them, or none."""
-AREA_COLUMNS = {"area": Column("areas", "<f8", "objects")}
-"""The column that a store of annotations with areas has too."""
-_ALL_COLUMNS = {**COLUMNS, **MASK_COLUMNS, **AREA_COLUMNS}
-_OFFSETS = {
-    "object_offsets": "objects",
-    "label_offsets": "labels",
-    "image_label_offsets": "image_labels",
-    "polygon_offsets": "polygons",
-    "vertex_offsets": "vertices",
-    "run_offsets": "run_bytes",
-}
+"""All columns by name; offsets come before the columns of the rows that they delimit."""
+
+
+def columns_of(groups: set[str]) -> dict[str, Column]:
+    """The columns of a store that has some of the groups "masks" and "areas"."""
+    return {name: column for name, column in COLUMNS.items() if column.group in {"", *groups}}
+
+
+def frequency_problem(frequency: object, num_classes: int) -> str:
+    """What is wrong with a list of frequencies, to follow its name; "" if nothing is."""
+    if not isinstance(frequency, list) or len(frequency) != num_classes:
+        found = f"has {len(frequency)} entries" if isinstance(frequency, list) else "is no list"
+        return f"{found}, but there are {num_classes} classes"
+    for index, one in enumerate(frequency):
+        if one not in FREQUENCIES:
+            return f"of class {index} is {one!r}; it must be one of {', '.join(map(repr, FREQUENCIES))}"
+    return ""
 
 
 class AnnotationStoreWriter:
@@ -95,32 +184,29 @@ class AnnotationStoreWriter:
     ::
 
         with AnnotationStoreWriter(path) as writer:
-            writer.add("image_id", ids)  # every column of the module's docstring, in any order
+            writer.add("image_id", ids)  # every column of `longtail_det2.data.store`, in any order
             writer.finish(class_ids, class_names)
 
-    Leaving the block without `finish` removes what was written. Temporary directories of dead runs beside
-    `path` are removed on entry.
+    Leaving the block without `finish` removes what was written. What killed runs left beside `path` is
+    removed on entry.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(os.path.abspath(path))
         self._partial: PartialFolder | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._rows: dict[str, int] = {}
         self._last: dict[str, int] = {}
         self._highest_label = -1
         self._sizes_known = True
 
-    def __enter__(self) -> "AnnotationStoreWriter":
-        with self._explaining():
-            return self._enter()
-
-    def _enter(self) -> "AnnotationStoreWriter":
+    def __enter__(self) -> AnnotationStoreWriter:
         if self.path.exists() and not _looks_like_store(self.path):
             raise DataError(
                 f"{self.path} exists and is no annotation store: remove it or choose another place"
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = PartialFolder(self.path)
+        with self._as_data_error():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._partial = PartialFolder(self.path)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -128,57 +214,47 @@ class AnnotationStoreWriter:
             self._partial.remove()
             self._partial = None
 
+    @property
+    def _folder(self) -> Path:
+        if self._partial is None:
+            raise DataError("use AnnotationStoreWriter as a context manager")
+        return self._partial.folder
+
     def add(self, name: str, values: np.ndarray) -> None:
         """Write one column.
 
         Args:
-            name: column of `longtail_det2.data.store`'s docstring.
+            name: column of `COLUMNS`.
             values: array whose type casts safely in kind to the column's; strings may be `str` arrays.
 
         Raises:
-            DataError: unknown column, wrong shape, offsets that do not ascend from 0, boxes or vertices
-                that are not finite, areas that are not positive, or the disk is full.
+            DataError: unknown column, wrong shape, values that the column cannot hold, or the disk is full.
         """
-        if self._partial is None:
-            raise DataError("use AnnotationStoreWriter as a context manager")
-        if name not in _ALL_COLUMNS:
-            raise DataError(f"unknown column {name!r}; the columns are {', '.join(_ALL_COLUMNS)}")
-        column = _ALL_COLUMNS[name]
+        folder = self._folder
+        if name not in COLUMNS:
+            raise DataError(f"unknown column {name!r}; the columns are {', '.join(COLUMNS)}")
+        column = COLUMNS[name]
         values = _to_bytes(values) if column.dtype == "S" else np.asarray(values)
         if values.ndim != 1 + len(column.width) or values.shape[1:] != column.width:
             raise DataError(f"column {name!r} has shape {values.shape}, not (rows, *{column.width})")
-        self._check(name, values)
+        problem = column.problem(values, 2**31)
+        if column.target and not problem and values[0] != 0:
+            problem = "must begin at 0"
+        if problem:
+            raise DataError(f"column {name!r} {problem}")
         if column.dtype == "class":
             values = values.astype("<i2" if values.size == 0 or values.max() < 2**15 else "<i4", copy=False)
+            self._highest_label = max(self._highest_label, int(values.max(initial=-1)))
         elif column.dtype != "S":
             values = values.astype(column.dtype, copy=False)
-        self._shapes[name] = values.shape
-        with self._explaining(values.nbytes), open(self._partial.folder / f"{name}.npy", "wb") as file:
+        if column.target:
+            self._last[name] = int(values[-1])
+        if name == "image_size":
+            self._sizes_known = bool((values > 0).all())
+        self._rows[name] = len(values)
+        with self._as_data_error(values.nbytes), open(folder / f"{name}.npy", "wb") as file:
             np.save(file, values, allow_pickle=False)
             _flush(file)
-
-    def _check(self, name: str, values: np.ndarray) -> None:
-        if name in _OFFSETS:
-            if values.size == 0 or values[0] != 0 or np.any(values[1:] < values[:-1]):
-                raise DataError(f"column {name!r} must ascend from 0")
-            self._last[name] = int(values[-1])
-        elif _ALL_COLUMNS[name].dtype == "class" and values.size:
-            if int(values.min()) < 0:
-                raise DataError(f"column {name!r} has the negative class index {values.min()}")
-            self._highest_label = max(self._highest_label, int(values.max()))
-        elif name in ("box", "vertex") and not np.isfinite(values).all():
-            raise DataError(f"column {name!r} has coordinates that are not finite")
-        elif name == "area" and not (np.isnan(values) | ((values > 0) & np.isfinite(values))).all():
-            raise DataError(f"column {name!r} has areas that are neither positive nor unknown (NaN)")
-        elif name == "image_size":
-            self._sizes_known = bool((values > 0).all())
-        elif name == "image_id" and values.size and np.any(values[1:] <= values[:-1]):
-            raise DataError("column 'image_id' must ascend, each id once")
-        elif name == "image_label_status" and values.size:
-            lowest, highest = int(values.min()), int(values.max())
-            if lowest < 0 or highest > max(ImageLabel):
-                wrong = lowest if lowest < 0 else highest
-                raise DataError(f"column {name!r} has the value {wrong}; 0, 1 and 2 have a meaning")
 
     def finish(
         self,
@@ -200,7 +276,7 @@ class AnnotationStoreWriter:
             class_names: K names; the ids if None.
             form: one of `FORMS`.
             parents: {"child id": ["parent id", ...]}; None means no hierarchy.
-            frequency: K letters of `FREQUENCIES`; None means that the classes have no such groups.
+            frequency: K letters of `FREQUENCIES`; None means that the classes have no such bins.
             image_root: folder that the file names are relative to.
             sources: one {"path", "size", "sha256", ...} per source file.
             options: what else the content depends on (JSON values).
@@ -209,28 +285,23 @@ class AnnotationStoreWriter:
         Raises:
             DataError: a column is missing, the columns or the class lists disagree, or the disk is full.
         """
-        if self._partial is None:
-            raise DataError("use AnnotationStoreWriter as a context manager")
-        class_ids = list(class_ids)
-        names = list(class_names) if class_names is not None else class_ids
-        if len(set(class_ids)) != len(class_ids) or len(names) != len(class_ids):
+        folder = self._folder
+        classes: dict[str, Any] = {
+            "ids": list(class_ids),
+            "names": list(class_ids if class_names is None else class_names),
+            "hierarchy": None if parents is None else {child: list(ids) for child, ids in parents.items()},
+        }
+        num_classes = len(classes["ids"])
+        if len(set(class_ids)) != num_classes or len(classes["names"]) != num_classes:
             raise DataError("class ids must be distinct and have one name each")
         if frequency is not None:
-            frequency = list(frequency)
-            problem = frequency_problem(frequency, len(class_ids))
-            if problem:
+            classes["frequency"] = list(frequency)
+            if problem := frequency_problem(classes["frequency"], num_classes):
                 raise DataError(f"frequency {problem}")
         if form not in FORMS:
             raise DataError(f"form is {form!r}; it must be one of {', '.join(map(repr, FORMS))}")
-        counts = self._counts(len(class_ids))
-        classes = {
-            "ids": class_ids,
-            "names": names,
-            "hierarchy": None if parents is None else {child: list(ids) for child, ids in parents.items()},
-        }
-        if frequency is not None:
-            classes["frequency"] = frequency
-        header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "form": form, "counts": counts}
+        header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "form": form}
+        header["counts"] = self._counts(num_classes)
         if image_root is not None:
             root = os.path.abspath(image_root)
             header["image_root"] = root
@@ -238,44 +309,38 @@ class AnnotationStoreWriter:
                 os.path.realpath(root), os.path.realpath(self.path)
             )
         header["has_image_sizes"] = self._sizes_known
-        header["has_areas"] = "area" in self._shapes
+        header["has_areas"] = "area" in self._rows
         header["sources"] = [dict(source) for source in sources]
         header["options"] = dict(options or {})
         header["summary"] = dict(summary or {})
-        with self._explaining():
-            _write_json(self._partial.folder / "classes.json", classes)
-            _write_json(self._partial.folder / "header.json", header)
+        with self._as_data_error():
+            _write_json(folder / "classes.json", classes)
+            _write_json(folder / "header.json", header)
+            assert self._partial is not None
             self._partial.publish()
 
     def _counts(self, num_classes: int) -> dict[str, int]:
-        has_masks = any(name in self._shapes for name in MASK_COLUMNS)
-        has_areas = "area" in self._shapes
-        columns = {**COLUMNS, **(MASK_COLUMNS if has_masks else {}), **(AREA_COLUMNS if has_areas else {})}
-        missing = [name for name in columns if name not in self._shapes]
+        """Rows of each table, after checking that the columns agree on them."""
+        columns = columns_of({COLUMNS[name].group for name in self._rows})
+        missing = [name for name in columns if name not in self._rows]
         if missing:
             raise DataError(f"{self.path}: columns not written: {', '.join(missing)}")
         if self._highest_label >= num_classes:
             raise DataError(f"class index {self._highest_label} for {num_classes} classes")
-        counts = {"images": self._shapes["image_id"][0], "objects": self._shapes["box"][0]}
-        counts["labels"] = self._shapes["label"][0]
-        counts["image_labels"] = self._shapes["image_label"][0]
-        if has_masks:
-            counts["polygons"] = self._shapes["vertex_offsets"][0] - 1
-            counts["vertices"] = self._shapes["vertex"][0]
-            counts["run_bytes"] = self._shapes["run"][0]
+        counts: dict[str, int] = {}
         for name, column in columns.items():
-            if self._shapes[name][0] != counts[column.rows] + column.extra:
-                raise DataError(f"column {name!r} has {self._shapes[name][0]} rows for {counts}")
-        for name, target in _OFFSETS.items():
-            if name in columns and self._last[name] != counts[target]:
-                raise DataError(
-                    f"column {name!r} ends at {self._last[name]}, not at {counts[target]} {target}"
-                )
+            rows = self._rows[name] - column.extra
+            if counts.setdefault(column.rows, rows) != rows:
+                raise DataError(f"column {name!r} has {self._rows[name]} rows for {counts}")
+        for name, last in self._last.items():
+            target = columns[name].target
+            if last != counts[target]:
+                raise DataError(f"column {name!r} ends at {last}, not at {counts[target]} {target}")
         return {**counts, "classes": num_classes}
 
     @contextmanager
-    def _explaining(self, size: int = 0) -> Iterator[None]:
-        """Turns what the file system refuses into a DataError that says what to do.
+    def _as_data_error(self, size: int = 0) -> Iterator[None]:
+        """Turn what the file system refuses into a DataError that says what to do.
 
         Args:
             size: bytes about to be written.
@@ -287,17 +352,6 @@ class AnnotationStoreWriter:
             raise DataError(
                 f"{self.path}: cannot write the store: {_reason(self.path, error, size)}{kept}"
             ) from error
-
-
-def frequency_problem(frequency: object, num_classes: int) -> str:
-    """What is wrong with a list of frequencies, to follow its name; "" if nothing is."""
-    if not isinstance(frequency, list) or len(frequency) != num_classes:
-        found = f"has {len(frequency)} entries" if isinstance(frequency, list) else "is no list"
-        return f"{found}, but there are {num_classes} classes"
-    for index, one in enumerate(frequency):
-        if one not in FREQUENCIES:
-            return f"of class {index} is {one!r}; it must be one of {', '.join(map(repr, FREQUENCIES))}"
-    return ""
 
 
 def _reason(path: Path, error: OSError, size: int) -> str:

@@ -96,7 +96,7 @@ def test_frequencies(tmp_path):
         ("rcfr", "frequency is no list, but there are 4 classes"),
     ):
         (store.path / "classes.json").write_text(json.dumps({**classes, "frequency": frequency}))
-        with pytest.raises(DataError, match=rf"classes\.json: {message}; prepare the store again"):
+        with pytest.raises(DataError, match=rf"classes\.json is damaged: {message}; prepare the store again"):
             AnnotationStore.open(store.path)
     (store.path / "classes.json").write_text(json.dumps({**classes, "frequency": None}))
     assert AnnotationStore.open(store.path).class_frequencies is None
@@ -137,16 +137,21 @@ def test_image_root_moves_with_the_store(tmp_path):
     ("changes", "message"),
     [
         ({"label": np.array([1, 2, 1, 9])}, "class index 9 for 4 classes"),
-        ({"label": np.array([1, 2, 1, -1])}, "negative class index"),
+        ({"label": np.array([1, 2, 1, -1])}, "'label' has values from -1 to 2"),
         ({"label": np.array([1, 2, 1])}, "'label_offsets' ends at 4, not at 3 labels"),
         ({"object_offsets": np.array([0, 2, 1, 3])}, "'object_offsets' must ascend"),
         ({"object_offsets": np.array([0, 3])}, "'object_offsets' has 2 rows"),
         ({"box": np.full((3, 4), np.nan)}, "not finite"),
         ({"box": np.zeros((3, 5))}, r"'box' has shape \(3, 5\)"),
         ({"image_id": np.array(["a", "a", "c"])}, "must ascend"),
+        ({"box": np.full((3, 4), 1.5)}, "'box' has values from 1.5 to 1.5"),
+        ({"label_offsets": np.array([0, 3, 3, 4])}, "'label_offsets' must ascend"),
         ({"other": np.zeros(3)}, "unknown column 'other'"),
-        ({"image_label_status": np.array([1, 3, 0])}, "'image_label_status' has the value 3; 0, 1 and 2"),
-        ({"image_label_status": np.array([1, -1, 0])}, "'image_label_status' has the value -1"),
+        (
+            {"image_label_status": np.array([1, 3, 0])},
+            "'image_label_status' has values from 0 to 3; it must",
+        ),
+        ({"image_label_status": np.array([1, -1, 0])}, "'image_label_status' has values from -1 to 1"),
         ({"header": {"form": "voc"}}, "form is 'voc'; it must be one of 'open_images', 'coco', 'lvis'"),
         ({"header": {"frequency": ["r", "c", "f"]}}, "frequency has 3 entries, but there are 4 classes"),
         ({"header": {"frequency": ["r", "c", "f", None]}}, "frequency of class 3 is None; it must be one of"),

@@ -5,18 +5,27 @@ import errno
 import json
 import logging
 import os
+import random
 import shutil
 import subprocess
-from contextlib import contextmanager
+import traceback
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from test_mutations import mutate, mutate_json
 
 from longtail_det2.data import store_writer
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import register_coco, register_store
-from longtail_det2.data.store import AnnotationStore
+from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
+from longtail_det2.data.masks import encode_masks, to_runs
+from longtail_det2.data.store import AnnotationStore, write_store
+from longtail_det2.data.store_writer import COLUMNS
+from longtail_det2.evaluation.store_truth import truth_of_store
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.io import describe_file
 
 
 @pytest.fixture
@@ -26,6 +35,35 @@ def name(request):
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
     MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture
+def rich_store(data):
+    """A store that has every column."""
+    masks = [[np.array([8.0, 4, 24, 4, 24, 12])], to_runs([np.array([0.0, 0, 64, 0, 64, 48])], 48, 64), None]
+    return write_store(
+        data.root / "rich",
+        {
+            "image_id": np.array(["a", "b", "cé"]),
+            "file_name": np.array(["a.jpg", "b.jpg", "c.jpg"]),
+            "image_size": np.tile([48, 64], (3, 1)),
+            "object_offsets": np.array([0, 2, 2, 3]),
+            "box": np.array([[0.125, 0.1, 0.375, 0.25], [0, 0, 1, 1], [0.5, 0.5, 0.75, 0.75]]),
+            "flags": np.array([0, 4, 1]),
+            "label_offsets": np.array([0, 2, 3, 4]),
+            "label": np.array([1, 2, 1, 2]),
+            "image_label_offsets": np.array([0, 1, 3, 3]),
+            "image_label": np.array([1, 2, 0]),
+            "image_label_status": np.array([1, 2, 0]),
+            "area": np.array([64.0, np.nan, 9]),
+            **encode_masks(masks),
+        },
+        ["animal", "cat", "dog"],
+        parents={"cat": ["animal"], "dog": ["animal"]},
+        frequency=["r", "c", "f"],
+        image_root=data.images,
+        sources=[{"role": "coco", **describe_file(data.coco)}],
+    )
 
 
 def edit_header(store, **values):
@@ -49,9 +87,10 @@ def test_store_of_another_version(data):
         ({"format": "other"}, "format 'other' is not 'longtail_det2.annotations'"),
         ({"form": "voc"}, "form 'voc' is none of open_images, coco, lvis; prepare the store again"),
         ({"form": None}, "form None is none of"),
-        ({"counts": []}, "damaged .* prepare the store again"),
-        ({"counts": {}}, "lacks 'images'; prepare the store again"),
-        ({"counts": {"images": 9, "objects": 3}}, "image_id.npy has shape .* prepare the store again"),
+        ({"counts": []}, "'counts' is no object; prepare the store again"),
+        ({"counts": {}}, "the number of classes is None; prepare the store again"),
+        ({"sources": [3]}, "'sources' has an entry that is no object; prepare"),
+        ({"image_root": 5}, "the image root is no text"),
     ],
 )
 def test_damaged_header(data, values, message):
@@ -59,6 +98,86 @@ def test_damaged_header(data, values, message):
     edit_header(store, **values)
     with pytest.raises(DataError, match=message):
         AnnotationStore.open(store.path)
+
+
+def test_damaged_counts(data):
+    store = data.prepare_coco()
+    edit_header(store, counts={**store.header["counts"], "images": 9})
+    with pytest.raises(
+        DataError, match=r"image_id\.npy has shape \(3,\), not \(9,\); prepare the store again"
+    ):
+        AnnotationStore.open(store.path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"names": ["animal"]}, "1 names for 3 classes"),
+        ({"ids": ["1", "2", 3]}, "'ids' is no list of texts"),
+        ({"ids": ["1", "2", "2"]}, "an id occurs twice"),
+        ({"hierarchy": ["1"]}, "the hierarchy is no object of lists of ids"),
+        ({"hierarchy": {"1": "2"}}, "the hierarchy is no object of lists of ids"),
+    ],
+)
+def test_damaged_classes(data, classes, message):
+    path = data.prepare_coco().path / "classes.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **classes}))
+    with pytest.raises(DataError, match=rf"classes\.json is damaged: {message}; prepare the store again"):
+        AnnotationStore.open(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("box", lambda v: v.astype(np.float64), "has type float64, not <f4"),
+        ("object_offsets", lambda v: v.astype(np.int32), "has type int32"),
+        ("label_offsets", lambda v: v + 1, "goes from 1 to"),
+    ],
+)
+def test_columns_that_are_refused_when_the_store_is_opened(rich_store, name, change, message):
+    path = rich_store.path / f"{name}.npy"
+    np.save(path, change(np.load(path)))
+    with pytest.raises(DataError, match=rf"{name}\.npy {message}.*; prepare the store again"):
+        AnnotationStore.open(rich_store.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("object_offsets", 1, 9, "must ascend"),
+        ("object_offsets", 1, -1, "must ascend"),
+        ("label_offsets", 1, 0, "must ascend"),
+        ("vertex_offsets", 0, 3, None),
+        ("label", 0, 3, "has values from 1 to 3"),
+        ("label", 0, -1, "has values from -1 to 2"),
+        ("image_label", 0, 77, "has values from 0 to 77"),
+        ("image_label_status", 0, 3, "has values from 0 to 3"),
+        ("box", 1, np.nan, "is not finite"),
+        ("box", 0, 1.5, "has values from 0 to 1.5"),
+        ("box", 0, 0.5, "has inverted boxes"),
+        ("vertex", 3, 1e30, "has values from 4 to 1e\\+30"),
+        ("vertex", 3, np.inf, "is not finite"),
+        ("area", 0, -1.0, "has areas that are neither"),
+        ("image_id", 0, b"\xff\xfe", "must ascend"),
+        ("image_id", 2, b"c\xff", "is not UTF-8"),
+        ("file_name", 0, b"\xff.jpg", "is not UTF-8"),
+    ],
+)
+def test_values_are_checked_before_they_are_used(rich_store, name, place, value, message):
+    path = rich_store.path / f"{name}.npy"
+    values = np.load(path)
+    values.reshape(-1)[place] = value
+    np.save(path, values)
+    if message is None:
+        with pytest.raises(DataError, match="goes from 3 to"):
+            AnnotationStore.open(rich_store.path)
+        return
+    store = AnnotationStore.open(rich_store.path)
+    for use in (lambda: getattr(store, COLUMNS[name].attribute), lambda: MultiLabelDataset(store)[0]):
+        with pytest.raises(
+            DataError, match=rf"{name}\.npy is damaged: it .*{message}.*; prepare the store again"
+        ):
+            use()
 
 
 def test_damaged_files(data):
@@ -237,3 +356,79 @@ def test_folder_that_is_no_store(data):
     ):
         data.prepare_coco()
     assert (data.root / "store" / "thesis.txt").exists()
+
+
+TYPES = ["<i2", "<i8", "<f4", "<f8", "|u1", ">i4", "<U4"]
+
+
+def spoil(rng, path):
+    """Change a file of a store: bits or bytes of it, its length, its type, its values, or a JSON value."""
+    content = path.read_bytes()
+    kind = rng.randrange(5)
+    if path.suffix == ".json":
+        path.write_bytes((mutate_json if kind else mutate)(content, rng))
+        return
+    values, header = np.load(path), 128
+    if kind == 0:
+        path.write_bytes(mutate(content, rng))
+    elif kind == 1:
+        np.save(path, values if values.dtype.kind == "S" else values.astype(rng.choice(TYPES)))
+    elif kind == 2:
+        start, length = rng.randrange(header, len(content)), rng.choice([1, 4, 8])
+        path.write_bytes(content[:start] + rng.randbytes(length) + content[start + length :])
+    elif kind == 3:
+        path.write_bytes(content[:header] + rng.randbytes(len(content) - header))
+    elif values.dtype.kind != "S":
+        values.reshape(-1)[rng.randrange(values.size)] = rng.choice([0, 1, 2, 100, 127])
+        np.save(path, values)
+
+
+def use_everything(path, images):
+    """Whatever reads a store: records, training truth with masks, statistics, samplers, evaluation."""
+    store = AnnotationStore.open(path, images)
+    store.changed_sources()
+    dataset = MultiLabelDataset(store)
+    mappers = [
+        MultiLabelDatasetMapper(True, augmentations=[], hierarchy=store.hierarchy, mask_format=form)
+        for form in ("polygon", "bitmask", None)
+    ]
+    for record in dataset:
+        for mapper in mappers:
+            with suppress(DataError):  # such as run lengths where polygons are wanted
+                mapper(record)
+    fresh = AnnotationStore.open(path, images)
+    labels_per_image(MultiLabelDataset(fresh, filter_empty=True))
+    fresh.image_counts(expanded=True), fresh.object_counts()
+    truth_of_store(fresh, with_masks=True)
+    repr((fresh.areas if fresh.has_areas else None, fresh.image_label_status, fresh.flags))
+
+
+def run_spoiled(store, images, seeds):
+    sound = {path: path.read_bytes() for path in sorted(store.path.iterdir())}
+    outcomes, failures = [], []
+    for seed in seeds:
+        rng = random.Random(seed)
+        path = rng.choice(list(sound))
+        spoil(rng, path)
+        try:
+            use_everything(store.path, images)
+            outcomes.append("ok")
+        except DataError as error:
+            outcomes.append("refused")
+            assert "\n" not in str(error)
+        except Exception:
+            failures.append(f"seed {seed}, {path.name}:\n{traceback.format_exc(limit=-3)}")
+        path.unlink()  # what is mapped stays as it is
+        path.write_bytes(sound[path])
+    assert not failures, f"{len(failures)} failures\n" + "\n".join(failures[:10])
+    return outcomes
+
+
+def test_spoiled_stores(data, rich_store):
+    outcomes = run_spoiled(rich_store, data.images, range(150))
+    assert outcomes.count("refused") > 60 and outcomes.count("ok") > 10
+
+
+@pytest.mark.slow
+def test_many_spoiled_stores(data, rich_store):
+    run_spoiled(rich_store, data.images, range(1000, 3000))

@@ -126,32 +126,34 @@ class MultiLabelDataset(Dataset[Record]):
         if not -length <= index < length:
             raise IndexError(f"image {index} of a dataset of {length}")
         index = index % length if self.indices is None else int(self.indices[index])
-        store = self.store
-        height, width = store.image_sizes[index].tolist()
-        positive, negative = self._image_labels(index)
+        columns = self.store.columns_at(index)
+        height, width = columns["image_size"][index].tolist()
+        present, absent = _image_labels(columns, index)
         return {
-            "file_name": self._folder + store.file_names[index].decode(),
-            "image_id": store.image_ids[index].decode(),
+            "file_name": self._folder + columns["file_name"][index].decode(),
+            "image_id": columns["image_id"][index].decode(),
             "height": height,
             "width": width,
-            "annotations": self._annotations(index, height, width),
-            "pos_category_ids": positive,
-            "neg_category_ids": negative,
+            "annotations": self._annotations(columns, index, height, width),
+            "pos_category_ids": present,
+            "neg_category_ids": absent,
         }
 
-    def _annotations(self, index: int, height: int, width: int) -> list[Record]:
+    def _annotations(
+        self, columns: Mapping[str, np.ndarray], index: int, height: int, width: int
+    ) -> list[Record]:
         # Lists of Python numbers, because for the few objects of an image they beat array arithmetic.
-        store = self.store
-        first, last = store.object_offsets[index : index + 2].tolist()
+        first, last = columns["object_offsets"][index : index + 2].tolist()
         if first == last:
             return []
-        ends = store.label_offsets[first : last + 1].tolist()
+        ends = columns["label_offsets"][first : last + 1].tolist()
         base = ends[0]
-        labels = store.labels[base : ends[-1]].tolist()
+        labels = columns["label"][base : ends[-1]].tolist()
         if len(labels) == last - first:
             label_lists = [[label] for label in labels]
         else:
             label_lists = [labels[begin - base : end - base] for begin, end in pairwise(ends)]
+        boxes, flags = columns["box"][first:last].tolist(), columns["flags"][first:last].tolist()
         records = [
             {
                 "bbox": [x0 * width, y0 * height, x1 * width, y1 * height],
@@ -159,28 +161,15 @@ class MultiLabelDataset(Dataset[Record]):
                 "category_id": own[0],
                 "category_ids": own,
                 "iscrowd": 0,
-                "is_group_of": flags & _GROUP_OF != 0,
+                "is_group_of": bits & _GROUP_OF != 0,
             }
-            for (x0, y0, x1, y1), flags, own in zip(
-                store.boxes[first:last].tolist(), store.flags[first:last].tolist(), label_lists, strict=True
-            )
+            for (x0, y0, x1, y1), bits, own in zip(boxes, flags, label_lists, strict=True)
         ]
-        if store.has_masks:
-            for record, mask in zip(records, decode_masks(store, index), strict=True):
+        if self.store.has_masks:
+            for record, mask in zip(records, decode_masks(self.store, index), strict=True):
                 if mask is not None:
                     record["segmentation"] = mask
         return records
-
-    def _image_labels(self, index: int) -> tuple[list[int], list[int]]:
-        store = self.store
-        first, last = store.image_label_offsets[index : index + 2].tolist()
-        if first == last:
-            return [], []
-        sides: tuple[list[int], list[int]] = ([], [])
-        labels = store.image_labels[first:last].tolist()
-        for label, present in zip(labels, store.image_label_status[first:last].tolist(), strict=True):
-            sides[present != 0].append(label)
-        return sides[1], sides[0]
 
     def __repr__(self) -> str:
         return f"MultiLabelDataset({str(self.store.path)!r}, {len(self)} images)"
@@ -277,6 +266,17 @@ def annotation_labels(annotation: Mapping[str, Any]) -> Sequence[int]:
             f"an annotation has neither 'category_ids' nor 'category_id', only {list(annotation)}"
         )
     return [annotation["category_id"]]
+
+
+def _image_labels(columns: Mapping[str, np.ndarray], index: int) -> tuple[list[int], list[int]]:
+    """Classes verified present and absent in an image."""
+    first, last = columns["image_label_offsets"][index : index + 2].tolist()
+    sides: tuple[list[int], list[int]] = ([], [])
+    if first < last:
+        labels = columns["image_label"][first:last].tolist()
+        for label, status in zip(labels, columns["image_label_status"][first:last].tolist(), strict=True):
+            sides[status == 0].append(label)
+    return sides
 
 
 def _concatenate_labels(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
