@@ -12,9 +12,8 @@ from pathlib import Path
 from iopath.common.file_io import file_lock
 
 from longtail_det2.data.datasets.coco import CocoOptions, CocoReport, prepare_coco
-from longtail_det2.data.store import AnnotationStore
+from longtail_det2.data.store import AnnotationStore, open_if_current
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import is_same_file
 
 CACHE_FOLDER = ".longtail_det2"
 """Name of the folder beside a JSON file that holds its stores."""
@@ -102,19 +101,8 @@ class CocoEntry:
         return f"python scripts/prepare_coco.py {files}{ending}"
 
     def _up_to_date(self) -> AnnotationStore | None:
-        try:
-            store = AnnotationStore.open(self.store_path, self.image_root)
-        except DataError:
-            return None
-        if store.header.get("options") != CocoOptions().for_header():
-            return None
-        known = {source.get("role"): source for source in store.header.get("sources", ())}
-        for role, file in (("coco", self.json_file), ("hierarchy", self.hierarchy)):
-            if (role in known) != (file is not None):
-                return None
-            if file is not None and not is_same_file(known[role], file):
-                return None
-        return store
+        files = [("coco", self.json_file)] + ([("hierarchy", self.hierarchy)] if self.hierarchy else [])
+        return open_if_current(self.store_path, files, CocoOptions().for_header(), self.image_root)
 
 
 def _log_report(report: CocoReport) -> None:

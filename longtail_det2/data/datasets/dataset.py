@@ -127,7 +127,8 @@ class MultiLabelDataset(Dataset[Record]):
             raise IndexError(f"image {index} of a dataset of {length}")
         index = index % length if self.indices is None else int(self.indices[index])
         columns = self.store.columns_at(index)
-        height, width = columns["image_size"][index].tolist()
+        sizes = columns["image_size"]
+        height, width = sizes.item(index, 0), sizes.item(index, 1)
         present, absent = _image_labels(columns, index)
         return {
             "file_name": self._folder + columns["file_name"][index].decode(),
@@ -143,7 +144,8 @@ class MultiLabelDataset(Dataset[Record]):
         self, columns: Mapping[str, np.ndarray], index: int, height: int, width: int
     ) -> list[Record]:
         # Lists of Python numbers, because for the few objects of an image they beat array arithmetic.
-        first, last = columns["object_offsets"][index : index + 2].tolist()
+        offsets = columns["object_offsets"]
+        first, last = offsets.item(index), offsets.item(index + 1)
         if first == last:
             return []
         ends = columns["label_offsets"][first : last + 1].tolist()
@@ -270,7 +272,8 @@ def annotation_labels(annotation: Mapping[str, Any]) -> Sequence[int]:
 
 def _image_labels(columns: Mapping[str, np.ndarray], index: int) -> tuple[list[int], list[int]]:
     """Classes verified present and absent in an image."""
-    first, last = columns["image_label_offsets"][index : index + 2].tolist()
+    offsets = columns["image_label_offsets"]
+    first, last = offsets.item(index), offsets.item(index + 1)
     sides: tuple[list[int], list[int]] = ([], [])
     if first < last:
         labels = columns["image_label"][first:last].tolist()

@@ -23,9 +23,9 @@ from longtail_det2.data.open_images_csv import (
     read_image_labels,
     read_size_file,
 )
-from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter
+from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter, open_if_current
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import describe_file, is_same_file
+from longtail_det2.utils.io import describe_file
 from longtail_det2.utils.ragged import offsets_of
 
 _LOGGER = logging.getLogger(__name__)
@@ -224,21 +224,7 @@ def _write_image_labels(
 def _up_to_date(
     output: Path, files: list[tuple[str, Path]], options: dict[str, Any]
 ) -> AnnotationStore | None:
-    """The store at `output` if it was made of the same sources with the same options, else None.
-
-    A source of the same path, size and modification time is taken for the same; else its content is compared.
-    """
-    try:
-        store = AnnotationStore.open(output)
-    except DataError:
-        return None
-    if store.header["options"] != options:
-        return None
-    if any(store.header["summary"].get(name) for name in _IMAGE_KINDS):
-        return None  # they may have come in the meantime
-    for role in {role for role, _ in files} | {source.get("role") for source in store.header["sources"]}:
-        known = [source for source in store.header["sources"] if source.get("role") == role]
-        paths = [path for other, path in files if other == role]
-        if len(known) != len(paths) or not all(map(is_same_file, known, paths)):
-            return None
-    return store
+    """The store at `output` if it was made of the same sources with the same options, else None."""
+    store = open_if_current(output, files, options)
+    absent = store is not None and any(store.header["summary"].get(name) for name in _IMAGE_KINDS)
+    return None if absent else store  # absent images may have come meanwhile
