@@ -146,10 +146,10 @@ def test_preparation_names_the_file(data, kind):
     damage(data.images / "b.jpg", kind)
     with pytest.raises(DataError, match=r"b\.jpg: cannot read the image \(.*--skip-bad"):
         data.prepare_coco()
-    with pytest.raises(DataError, match=r"1 of 3 annotated images .*--on-missing-image skip"):
+    with pytest.raises(DataError, match=r"^image b .*--skip-bad"):
         data.open_images()
     assert len(data.prepare_coco(skip_bad=True)) == 2
-    assert len(data.open_images(on_missing_image="skip")) == 2
+    assert len(data.open_images(skip_bad=True)) == 2
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
