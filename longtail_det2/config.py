@@ -148,11 +148,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # MODEL.RETINANET.PRIOR_PROB instead, with any loss.
     cfg.MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE.PRIOR_PROB = 0.01
     cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX = CN()
-    # File of concurrent rates. Empty: counted in DATASETS.TRAIN when training starts. Rates in the weights
-    # that are loaded go first.
-    cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.RATES_FILE = ""
     # r_ij weakens class j as a rival of class i. It is P(j | i) for "given_row", P(i | j) for "given_column",
-    # the greater of both for "maximum".
+    # the larger of both for "maximum". Rates come from DATASETS.STATISTICS; those in loaded weights go first.
     cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.DIRECTION = "given_row"
     # Loss in training: "concurrent", or "softmax", the cross entropy with several labels.
     cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.TRAIN = "concurrent"

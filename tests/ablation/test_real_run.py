@@ -116,4 +116,4 @@ def test_shapes_in_lvis_form(repository, tmp_path):
     for one in results:
         assert set(metrics) < set(one["metrics"]) and "mAP50" not in one["metrics"]
         assert "coco_bbox/AP" not in one["metrics"] and 0 <= one["metrics"]["lvis_segm/AP"] <= 100
-    assert (output / "data/lvis/shapes_lvis/statistics/category_statistics.json").is_file()
+    assert (output / "data/lvis/shapes_lvis/statistics/statistics.json").is_file()

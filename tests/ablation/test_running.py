@@ -259,7 +259,7 @@ def test_lvis_data_have_stores_where_their_data_sets_are(project):
         **{"train_images": 12, "validation_images": 4, "image_size": 64, "num_leaves": 3, "min_objects": 1},
         **{"co_label_rate": 0.0, "confusion_rate": 0.0},
     }
-    key = "MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.RATES_FILE"
+    key = "DATASETS.STATISTICS"
     project.specification["seeds"] = [1]
     made = project.output / "data" / "made"
 

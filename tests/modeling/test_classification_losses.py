@@ -340,6 +340,26 @@ def test_statistics_are_kept_by_checkpoints(name, caplog):
         make_loss(name, 4).load_state_dict(loss.state_dict())
 
 
+@pytest.mark.parametrize("name", ["ConcurrentSoftmaxLoss", "ConcurrentSeesawLoss"])
+def test_the_direction_is_that_of_the_config_with_rates_of_any_weights(name):
+    rates = torch.tensor([[0.0, 0.9, 0.2], [0.1, 0.0, 0.6], [0.0, 0.3, 0.0]])
+    directed = {
+        "given_row": rates,
+        "given_column": rates.T,
+        "maximum": torch.maximum(rates, rates.T),
+    }
+    trained = make_loss(name, 3, rates=rates)
+    logits, targets = random_logits(trained, 12), multi_label_targets(12, 3)
+    for direction, wanted in directed.items():
+        loss = make_loss(name, 3, rates=None, direction=direction)
+        loss.load_state_dict(trained.state_dict())
+        given = make_loss(name, 3, rates=wanted)
+        torch.testing.assert_close(loss.scores(logits), given.scores(logits))
+        torch.testing.assert_close(loss.unreduced(logits, targets), given.unreduced(logits, targets))
+    with pytest.raises(ConfigError, match="DIRECTION"):
+        make_loss(name, 3, direction="rows")
+
+
 @pytest.mark.parametrize("size, value", [(4, 0.0), (5, 1.25), (5, -0.5), (5, math.nan)])
 def test_bad_statistics(size, value):
     with pytest.raises(ConfigError, match=r"needs rates of shape \(5, 5\), numbers in \[0, 1.0\]"):

@@ -25,6 +25,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from longtail_det2.data.statistics import read_statistics
 from longtail_det2.layers import at_least_float32
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
@@ -238,6 +239,7 @@ def build_classification_loss(
 
     Raises:
         ConfigError: no loss has that name, or `num_classes` is not positive.
+        DataError: the file of class statistics (``DATASETS.STATISTICS``) cannot be read.
     """
     node: Any = cfg
     for part in key.split("."):
@@ -253,4 +255,6 @@ def build_classification_loss(
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{key}: there is no loss {name!r}.{hint} Known: {', '.join(known)}.")
-    return CLASSIFICATION_LOSS_REGISTRY.get(name)(cfg, num_classes=num_classes, statistics=None)
+    path = cfg.DATASETS.STATISTICS
+    statistics = read_statistics(path) if path else None
+    return CLASSIFICATION_LOSS_REGISTRY.get(name)(cfg, num_classes=num_classes, statistics=statistics)

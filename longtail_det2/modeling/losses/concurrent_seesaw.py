@@ -8,12 +8,13 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.layers import concurrent_softmax_scores
 from longtail_det2.structures.multi_label import MultiLabelTargets
 
 from .base import CLASSIFICATION_LOSS_REGISTRY
+from .concurrent_softmax import checked_direction, directed_rates
 from .focal_seesaw import FocalSeesawLoss
-from .rates_of_run import RatesOfRun, resolved
 from .seesaw import SeesawLoss
 
 
@@ -29,29 +30,35 @@ class ConcurrentSeesawLoss(SeesawLoss):
     rates: Tensor
 
     @configurable
-    def __init__(self, *, rates: np.ndarray | Tensor | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, rates: np.ndarray | Tensor | None = None, direction: str = "given_row", **kwargs: Any
+    ) -> None:
         """Make the loss.
 
         Args:
             rates: see :class:`ConcurrentSoftmaxLoss`.
+            direction: likewise.
             kwargs: of :class:`SeesawLoss`.
 
         Raises:
             ConfigError: a value is outside its range.
         """
         super().__init__(**kwargs)
-        self.hold("rates", resolved(rates), (self.num_classes, self.num_classes), at_most=1.0)
+        self.direction = checked_direction(direction)
+        self.hold("rates", rates, (self.num_classes, self.num_classes), at_most=1.0)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, num_classes: int, statistics: Any) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
+    ) -> dict[str, Any]:
         """Read ``SEESAW`` and ``CONCURRENT_SEESAW`` of ``MODEL.CLASSIFICATION_LOSS``."""
         keys = cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SEESAW
         arguments = super().from_config(cfg, num_classes, statistics)
-        return {**arguments, "rates": RatesOfRun(tuple(cfg.DATASETS.TRAIN), "", keys.DIRECTION)}
+        return {**arguments, "rates": statistics and statistics.rates(), "direction": keys.DIRECTION}
 
     def class_scores(self, logits: Tensor) -> Tensor:
         """Concurrent scores of the classes; with background they sum to at least 1."""
-        return concurrent_softmax_scores(logits, self.held("rates"))
+        return concurrent_softmax_scores(logits, directed_rates(self.held("rates"), self.direction))
 
     def unreduced(self, logits: Tensor, targets: MultiLabelTargets) -> dict[str, Tensor]:
         """Compute the losses of :class:`SeesawLoss`.

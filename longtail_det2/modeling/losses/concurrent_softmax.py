@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from longtail_det2.data.statistics import DIRECTIONS, ClassStatistics
 from longtail_det2.layers import (
     concurrent_softmax_loss,
     concurrent_softmax_scores,
@@ -17,10 +19,25 @@ from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
 from .base import CLASSIFICATION_LOSS_REGISTRY
-from .rates_of_run import RatesOfRun, resolved
 from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
 
 FORMS = ("concurrent", "softmax")
+
+
+def checked_direction(direction: str) -> str:
+    """Return `direction`; raises ConfigError if it is not one of ``DIRECTIONS``."""
+    if direction not in DIRECTIONS:
+        raise ConfigError(
+            f"DIRECTION (direction) is {direction!r}; it must be one of {', '.join(DIRECTIONS)}"
+        )
+    return direction
+
+
+def directed_rates(rates: Tensor, direction: str) -> Tensor:
+    """Return r_ij (K, K) in a direction of :class:`ConcurrentSoftmaxLoss`, from P(j | i)."""
+    if direction == "maximum":
+        return torch.maximum(rates, rates.T)
+    return rates.T if direction == "given_column" else rates
 
 
 @CLASSIFICATION_LOSS_REGISTRY.register()
@@ -37,6 +54,8 @@ class ConcurrentSoftmaxLoss(SoftmaxCrossEntropyLoss):
     ancestors too, are positives that share the probability. :class:`SoftmaxCrossEntropyLoss` differs: there
     the most specific label is the only positive, and all others, ignored ones too, are negatives. With one
     label and nothing ignored the two are equal. The test form "softmax" is the plain softmax.
+
+    Checkpoints keep the rates P(j | i); the direction in which they are read is always that of the config.
     """
 
     rates: Tensor
@@ -47,6 +66,7 @@ class ConcurrentSoftmaxLoss(SoftmaxCrossEntropyLoss):
         *,
         num_classes: int,
         rates: np.ndarray | Tensor | None = None,
+        direction: str = "given_row",
         train: str = "concurrent",
         test: str = "concurrent",
     ) -> None:
@@ -54,29 +74,35 @@ class ConcurrentSoftmaxLoss(SoftmaxCrossEntropyLoss):
 
         Args:
             num_classes: K.
-            rates: (K, K) r_ij in [0, 1], see :meth:`ClassStatistics.rates`; the diagonal is not read. None:
-                loaded weights must bring them.
+            rates: (K, K) P(j | i) in [0, 1], see :meth:`ClassStatistics.rates`; the diagonal is not read.
+                None: loaded weights must bring them.
+            direction: r_ij is P(j | i) for "given_row", P(i | j) for "given_column", the larger of both for
+                "maximum".
             train: form of the loss, "concurrent" or "softmax".
             test: form of the scores, "concurrent" or "softmax".
 
         Raises:
-            ConfigError: an unknown form, or `rates` is no matrix of K classes with values in [0, 1].
+            ConfigError: an unknown form or direction, or `rates` is not a matrix of K classes with values in
+                [0, 1].
         """
         super().__init__(num_classes=num_classes)
         for key, value in (("TRAIN", train), ("TEST", test)):
             if value not in FORMS:
                 node = "MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX"
                 raise ConfigError(f"{node}.{key} is {value!r}; it must be one of {', '.join(FORMS)}")
-        self.train_form, self.test_form = train, test
-        self.hold("rates", resolved(rates), (num_classes, num_classes), at_most=1.0)
+        self.train_form, self.test_form, self.direction = train, test, checked_direction(direction)
+        self.hold("rates", rates, (num_classes, num_classes), at_most=1.0)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, num_classes: int, statistics: Any) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
+    ) -> dict[str, Any]:
         """Read ``MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX``."""
         keys = cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX
         return {
             "num_classes": num_classes,
-            "rates": RatesOfRun(tuple(cfg.DATASETS.TRAIN), keys.RATES_FILE, keys.DIRECTION),
+            "rates": statistics and statistics.rates(),
+            "direction": keys.DIRECTION,
             "train": keys.TRAIN,
             "test": keys.TEST,
         }
@@ -85,7 +111,8 @@ class ConcurrentSoftmaxLoss(SoftmaxCrossEntropyLoss):
         """Scores of the test form; see :func:`concurrent_softmax_scores`."""
         if self.test_form == "softmax":
             return super().scores(logits)
-        return concurrent_softmax_scores(self.checked(logits), self.held("rates"))
+        rates = directed_rates(self.held("rates"), self.direction)
+        return concurrent_softmax_scores(self.checked(logits), rates)
 
     def unreduced(self, logits: Tensor, targets: MultiLabelTargets) -> dict[str, Tensor]:
         """Compute ``loss_cls``; see the class.
@@ -100,7 +127,8 @@ class ConcurrentSoftmaxLoss(SoftmaxCrossEntropyLoss):
         if self.train_form == "softmax":
             losses = multi_label_softmax_loss(logits, targets.labels)
         else:
-            losses = concurrent_softmax_loss(logits, targets.labels, self.rates)
+            rates = directed_rates(self.rates, self.direction)
+            losses = concurrent_softmax_loss(logits, targets.labels, rates)
         return {"loss_cls": losses * targets.known}
 
     def extra_repr(self) -> str:

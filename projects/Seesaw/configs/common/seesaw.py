@@ -1,7 +1,7 @@
 from detectron2.config import LazyCall as L
 
+from longtail_det2.data.statistics import cooccurrence_rates_of
 from longtail_det2.modeling.losses import ConcurrentFocalSeesawLoss, ConcurrentSeesawLoss, SeesawLoss
-from longtail_det2.modeling.losses.rates_of_run import RatesOfRun
 from longtail_det2.modeling.roi_heads import build_classifier, build_mask_predictor
 
 # For a predictor's classification_loss, classifier, and for a mask head's predictor.
@@ -19,7 +19,7 @@ multi_label_seesaw = L(ConcurrentSeesawLoss)(
     q=2.0,
     objectness=True,
     labels="all",
-    rates=L(RatesOfRun)(datasets="${dataloader.train.dataset.names}", path=""),
+    rates=L(cooccurrence_rates_of)(names="${dataloader.train.dataset.names}"),
 )
 # The same for dense heads.
 dense_seesaw = L(ConcurrentFocalSeesawLoss)(
@@ -27,7 +27,7 @@ dense_seesaw = L(ConcurrentFocalSeesawLoss)(
     p=0.8,
     q=2.0,
     labels="all",
-    rates=L(RatesOfRun)(datasets="${dataloader.train.dataset.names}", path=""),
+    rates=L(cooccurrence_rates_of)(names="${dataloader.train.dataset.names}"),
     focal_alpha=0.25,
     focal_gamma=2.0,
 )
