@@ -6,7 +6,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +165,9 @@ class CocoFile:
         self._class_index = {key: index for index, key in enumerate(order)}
         self.class_names = [self._class_name(key) for key in order]
         self.num_images, self.num_annotations = (len(self._content[p]) for p in ("images", "annotations"))
-        self.is_lvis = is_lvis_form(self._content["images"])
+        images = (image for image in self._content["images"] if isinstance(image, dict))
+        said = {name for image in images for name in _IMAGE_LABELS if name in image}
+        self.is_lvis = bool(said) and "pos_category_ids" not in said
 
     def read_images(self) -> CocoImages:
         """The images with their image-level labels: absent, present, or present and not exhaustive."""
@@ -220,7 +222,7 @@ class CocoFile:
             np.frombuffer(areas, dtype=np.float64),
             offsets_of(np.array(counts, dtype=np.int64)),
             np.array(labels, dtype=np.int32),
-            _as_objects(masks),
+            np.fromiter(masks, dtype=object, count=len(masks)),
             np.array(where, dtype=object),
         )
 
@@ -411,17 +413,6 @@ def compact_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def is_lvis_form(images: Iterable[Any]) -> bool:
-    """Whether the entries of images list verified classes as LVIS's do."""
-    found = False
-    for image in images:
-        if isinstance(image, dict):
-            if "pos_category_ids" in image:  # which LVIS does not have
-                return False
-            found = found or "neg_category_ids" in image or "not_exhaustive_category_ids" in image
-    return found
-
-
 def file_name_in_url(url: object) -> str:
     """The last two parts of LVIS's `coco_url`: "train2017/000000391895.jpg"; "" if there is no file in it."""
     try:
@@ -460,10 +451,3 @@ def _corners(box: object) -> list[float] | None:
         return None
     corners = [x, y, x + width, y + height]
     return corners if all(map(math.isfinite, corners)) else None
-
-
-def _as_objects(values: list[Any]) -> np.ndarray:
-    """A 1-dimensional array of the objects, also where they are lists of equal length."""
-    result = np.empty(len(values), dtype=object)
-    result[:] = values
-    return result
