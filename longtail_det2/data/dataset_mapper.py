@@ -16,9 +16,9 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from longtail_det2.data.datasets.builtin import hierarchy_of
 from longtail_det2.data.datasets.dataset import annotation_labels
+from longtail_det2.data.gt_masks import MaskFormat, check_mask_format, make_masks
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.images import read_image
-from longtail_det2.data.mask_truth import MaskFormat, check_mask_format, make_masks
 from longtail_det2.utils.errors import ConfigError, DataError
 
 _ANNOTATION_KEYS = ("annotations", "pos_category_ids", "neg_category_ids", "not_exhaustive_category_ids")
@@ -33,7 +33,7 @@ class MultiLabelDatasetMapper:
     - `instances`: `gt_boxes`, `gt_classes` int64 (N,) the most specific label, `gt_labels` int8 (N, K) with 1
       for the annotated labels and their ancestors, -1 (ignored) for the descendants of the most specific
       labels, 0 elsewhere, and `gt_group_of` bool (N,). With a `mask_format` also `gt_masks` and `gt_has_mask`
-      bool (N,), see `longtail_det2.data.mask_truth.make_masks`.
+      bool (N,), see `longtail_det2.data.gt_masks.make_masks`.
     - `image_labels` int8 (K,): what is known of the whole image before any cropping. 1 present (verified, or
       an object was annotated) with ancestors, 0 verified absent with descendants, -1 unverified.
 

@@ -1,44 +1,38 @@
 """Masks of objects: Detectron2's `segmentation` values, and the columns of a store that hold them.
 
-A segmentation is a list of polygons, each a flat array (x0, y0, x1, y1, ...) in pixels, or a dict of COCO's
-compressed run lengths, {"size": [height, width], "counts": bytes}. Polygons of an object are united.
+A segmentation is a list of polygons, each a flat array (x0, y0, x1, y1, ...) in pixels, or COCO's compressed
+RLE, {"size": [height, width], "counts": bytes}. Polygons of an object are united.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pycocotools.mask as coco_mask
 
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.ragged import offsets_of
 
 if TYPE_CHECKING:
     from longtail_det2.data.store import AnnotationStore
 
 Segmentation: TypeAlias = list[np.ndarray] | dict[str, Any]
-"""Polygons or run lengths, see the module's docstring."""
+"""Polygons or RLE, see the module's docstring."""
 
 
 def encode_masks(masks: Sequence[Segmentation | None]) -> dict[str, np.ndarray]:
-    """The columns of the objects' masks.
-
-    Args:
-        masks: of m objects, None where an object has none.
-
-    Returns:
-        {column name: array}, the columns of `longtail_det2.data.store_writer.MASK_COLUMNS`.
-    """
+    """The store's columns of the masks of m objects, None where an object has none."""
     polygons = [polygon for mask in masks if isinstance(mask, list) for polygon in mask]
     runs = [mask["counts"] if isinstance(mask, dict) else b"" for mask in masks]
     vertices = [np.asarray(polygon, dtype=np.float32).reshape(-1, 2) for polygon in polygons]
     return {
-        "polygon_offsets": _offsets([len(mask) if isinstance(mask, list) else 0 for mask in masks]),
-        "vertex_offsets": _offsets([len(one) for one in vertices]),
+        "polygon_offsets": _offsets(len(mask) if isinstance(mask, list) else 0 for mask in masks),
+        "vertex_offsets": _offsets(map(len, vertices)),
         "vertex": np.concatenate([np.zeros((0, 2), dtype=np.float32), *vertices]),
-        "run_offsets": _offsets([len(one) for one in runs]),
+        "run_offsets": _offsets(map(len, runs)),
         "run": np.frombuffer(b"".join(runs), dtype=np.uint8),
     }
 
@@ -51,7 +45,10 @@ def decode_masks(store: AnnotationStore, image: int) -> list[Segmentation | None
         image: position of the image in the store.
 
     Returns:
-        One segmentation for each object, None where it has no mask. Polygons are views of the store.
+        One segmentation per object, None where it has no mask. Polygons are views of the store.
+
+    Raises:
+        DataError: the columns are damaged.
     """
     columns = store.columns_at(image)
     vertices, runs = columns["vertex"], columns["run"]
@@ -67,17 +64,19 @@ def decode_masks(store: AnnotationStore, image: int) -> list[Segmentation | None
         if parts:
             masks.append([vertices[vertex_ends[k] : vertex_ends[k + 1]].reshape(-1) for k in parts])
         elif counts:
+            if counts[-1] >= ord("P"):  # says that another byte follows: pycocotools would read on, and crash
+                raise DataError(f"{store.path / 'run.npy'} is damaged: an RLE has no end; prepare it again")
             masks.append({"size": columns["image_size"][image].tolist(), "counts": counts})
         else:
             masks.append(None)
     return masks
 
 
-def to_runs(mask: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """A mask as compressed run lengths, by COCO's rules.
+def to_rle(mask: Segmentation, height: int, width: int) -> dict[str, Any]:
+    """A mask as compressed RLE, by COCO's rules.
 
     Args:
-        mask: polygons, with their vertices inside the image, or run lengths, which are returned as they are.
+        mask: polygons, with their vertices inside the image, or RLE, which is returned as it is.
         height: of the image.
         width: of the image.
     """
@@ -89,16 +88,19 @@ def to_runs(mask: Segmentation, height: int, width: int) -> dict[str, Any]:
 
 
 def to_bitmap(mask: Segmentation, height: int, width: int) -> np.ndarray:
-    """A mask as (height, width) bool, by COCO's rules; see `to_runs`.
+    """A mask as (height, width) bool, by COCO's rules; see `to_rle`.
 
     Raises:
-        DataError: run lengths that are not those of an image of this size.
+        DataError: RLE that is not that of an image of this size.
     """
-    runs: Any = to_runs(mask, height, width)
     try:
-        return coco_mask.decode(runs).astype(bool)
+        counts = rle_counts(to_rle(mask, height, width)["counts"])
     except ValueError:
-        raise DataError(f"the run lengths of a mask do not fill the image of {width} x {height}") from None
+        counts = []
+    if sum(counts) != height * width or min(counts) < 0:
+        raise DataError(f"the RLE of a mask does not fill the image of {width} x {height} pixels")
+    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return np.ascontiguousarray(pixels.reshape(width, height).T)
 
 
 def _as_written(polygon: np.ndarray) -> np.ndarray:
@@ -112,22 +114,22 @@ def _as_written(polygon: np.ndarray) -> np.ndarray:
     return np.where(rounded.astype(np.float32) == exact, rounded, exact)
 
 
-def run_lengths(counts: bytes) -> list[int]:
-    """The numbers that COCO's compressed run lengths stand for.
+def rle_counts(text: bytes) -> list[int]:
+    """The counts that COCO's compressed RLE stands for: lengths of runs, the first one of background.
 
     Each number is written in groups of five bits, the lowest first, a sixth bit saying whether another group
-    follows; from the fourth number on it is the difference to the number two places before. (The library
-    that decodes them to pixels does not tell when they do not fill the image.)
+    follows; from the fourth number on it is the difference to the number two places before. (pycocotools
+    gives no counts, does not tell when they do not fill the image, and corrupts memory on other texts.)
 
     Raises:
         ValueError: a byte outside the alphabet, or the last number has no end.
     """
     numbers: list[int] = []
     value = shift = 0
-    for byte in counts:
+    for byte in text:
         group = byte - 48
         if not 0 <= group < 64 or shift > 30:
-            raise ValueError("not compressed run lengths")
+            raise ValueError("not compressed RLE")
         value |= (group & 0x1F) << shift
         shift += 5
         if group & 0x20:
@@ -137,7 +139,7 @@ def run_lengths(counts: bytes) -> list[int]:
         numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("compressed run lengths end in the middle of a number")
+        raise ValueError("compressed RLE ends in the middle of a number")
     return numbers
 
 
@@ -191,7 +193,7 @@ def _read_rle(value: Mapping[str, object], height: int, width: int) -> Segmentat
         raise ValueError(f"of the size {size!r} in an image of {[height, width]} (height, width)")
     if isinstance(counts, str):
         try:
-            counts = run_lengths(counts.encode("ascii"))
+            counts = rle_counts(counts.encode("ascii"))
         except (UnicodeEncodeError, ValueError):
             raise ValueError("whose counts are no compressed RLE") from None
     if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
@@ -205,5 +207,5 @@ def _read_rle(value: Mapping[str, object], height: int, width: int) -> Segmentat
     return {"size": [height, width], "counts": rle["counts"]}
 
 
-def _offsets(counts: Sequence[int]) -> np.ndarray:
-    return np.cumsum(np.array([0, *counts], dtype=np.int64))
+def _offsets(counts: Iterable[int]) -> np.ndarray:
+    return offsets_of(np.fromiter(counts, dtype=np.int64))

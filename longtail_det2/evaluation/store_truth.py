@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from longtail_det2.data.masks import decode_masks, to_runs
+from longtail_det2.data.masks import decode_masks, to_rle
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
 from longtail_det2.utils.errors import ConfigError
 
@@ -57,7 +57,7 @@ def truth_of_store(store: AnnotationStore, *, with_masks: bool = False) -> Store
         runs = []
         for image, (h, w) in enumerate(store.image_sizes.tolist()):
             masks = decode_masks(store, image)
-            encoded = [None if mask is None else to_runs(mask, h, w) for mask in masks]
+            encoded = [None if mask is None else to_rle(mask, h, w) for mask in masks]
             for place, one in enumerate(encoded, start=int(store.object_offsets[image])):
                 if one is not None:
                     area[place] = float(coco_mask.area(one))  # pyright: ignore[reportArgumentType]
@@ -114,4 +114,4 @@ def whole_box_runs(box: np.ndarray, height: int, width: int) -> dict[str, Any]:
         width: of the image.
     """
     x, y, w, h = box.tolist()
-    return to_runs([np.array([x, y, x + w, y, x + w, y + h, x, y + h])], height, width)
+    return to_rle([np.array([x, y, x + w, y, x + w, y + h, x, y + h])], height, width)

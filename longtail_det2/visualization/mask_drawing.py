@@ -10,7 +10,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 from matplotlib.path import Path as Outline
 
-from longtail_det2.data.masks import run_lengths, to_bitmap
+from longtail_det2.data.masks import rle_counts, to_bitmap
 from longtail_det2.utils.errors import DataError
 
 __all__ = ["check_runs", "decode_runs", "fit_mask", "outline", "paint", "read_segmentation"]
@@ -89,7 +89,7 @@ def decode_runs(runs: dict[str, Any]) -> np.ndarray:
     """
     height, width = runs["size"]
     try:
-        lengths = run_lengths(runs["counts"])
+        lengths = rle_counts(runs["counts"])
     except ValueError:
         raise ValueError("whose counts are no compressed run lengths") from None
     _check_lengths(lengths, height, width)

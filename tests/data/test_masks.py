@@ -1,4 +1,4 @@
-"""Masks from a COCO-form file to a store, a record, and the truth that a mask head trains on."""
+"""Masks from a COCO-form file to a store, a record, and the gt masks that a mask head trains on."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.coco import check_coco, prepare_coco
 from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.masks import decode_masks, encode_masks, run_lengths, to_bitmap, to_runs
+from longtail_det2.data.masks import decode_masks, encode_masks, rle_counts, to_bitmap, to_rle
 from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter, write_store
 from longtail_det2.evaluation.store_truth import truth_of_store
 from longtail_det2.shapes import ShapesOptions, generate_shapes
@@ -56,7 +56,7 @@ def prepare(tmp_path):
     return run
 
 
-def test_polygons_and_run_lengths_come_back(prepare):
+def test_polygons_and_rle_come_back(prepare):
     store = prepare(
         annotation(1, [8, 4, 42, 32], [SQUARE, TRIANGLE]),
         annotation(2, [0, 0, 3, 40], ROWS, iscrowd=1),
@@ -68,7 +68,7 @@ def test_polygons_and_run_lengths_come_back(prepare):
     by_box = {round(one["bbox"][0]): one for one in records}
     assert [polygon.tolist() for polygon in by_box[8]["segmentation"]] == [SQUARE, TRIANGLE]
     runs = by_box[0]["segmentation"]
-    assert runs["size"] == [40, 80] and run_lengths(runs["counts"]) == ROWS["counts"]
+    assert runs["size"] == [40, 80] and rle_counts(runs["counts"]) == ROWS["counts"]
     columns = np.flatnonzero(to_bitmap(runs, 40, 80).all(axis=0))
     assert columns.tolist() == [0, 2]
     assert "segmentation" not in by_box[60] and len(records) == 4
@@ -78,7 +78,7 @@ def test_polygons_and_run_lengths_come_back(prepare):
     ]
 
 
-def test_compressed_run_lengths(prepare):
+def test_compressed_rle_counts(prepare):
     mask = np.zeros((40, 80), dtype=np.uint8)
     mask[3:20, 5:31] = 1
     runs = coco_mask.encode(np.asfortranarray(mask))
@@ -88,16 +88,16 @@ def test_compressed_run_lengths(prepare):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=12))
-def test_run_lengths_are_those_of_the_library(counts):
+def test_rle_counts_are_those_of_the_library(counts):
     height, width = 1, sum(counts)
     runs = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    assert run_lengths(runs["counts"]) == counts
+    assert rle_counts(runs["counts"]) == counts
 
 
 @pytest.mark.parametrize("text", [b" ", b"\xff", b"P", b"ooooooooo1", b"12o"])
-def test_broken_run_lengths(text):
-    with pytest.raises(ValueError, match="compressed run lengths"):
-        run_lengths(text)
+def test_broken_rle_counts(text):
+    with pytest.raises(ValueError, match="compressed RLE"):
+        rle_counts(text)
 
 
 def test_a_store_without_masks_has_no_columns_for_them(prepare, tmp_path):
@@ -177,6 +177,17 @@ def test_damaged_mask_columns_are_refused(prepare):
         AnnotationStore.open(store.path)
 
 
+@pytest.mark.parametrize(("old", "new"), [(-1, ord("o")), (0, ord("5"))])
+def test_damaged_rle_is_refused(prepare, old, new):
+    """pycocotools reads beyond the end of a text that does not say where it ends."""
+    store = prepare(annotation(1, [0, 0, 3, 40], ROWS))
+    run = np.load(store.path / "run.npy")
+    run[old] = new
+    np.save(store.path / "run.npy", run)
+    with pytest.raises(DataError, match=r"an RLE has no end|does not fill the image"):
+        to_bitmap(decode_masks(AnnotationStore.open(store.path), 0)[0], 40, 80)
+
+
 def test_the_writer_wants_all_mask_columns_or_none(prepare, tmp_path):
     store = prepare(annotation(1, [8, 4, 16, 8], [SQUARE]))
     columns = {path.stem: np.load(path) for path in store.path.glob("*.npy")}
@@ -209,7 +220,7 @@ def test_polygons_of_two_decimals_are_the_same_pixels(corners, decimals):
     stored = encode_masks([[np.array(polygon)]])["vertex"].reshape(-1)
     assert stored.dtype == np.float32
     wanted = coco_mask.merge(coco_mask.frPyObjects([polygon], 40, 80))
-    assert to_runs([stored], 40, 80) == wanted
+    assert to_rle([stored], 40, 80) == wanted
 
 
 def test_annotated_areas(prepare, tmp_path):
@@ -317,9 +328,9 @@ def test_no_object_left(record, make_mapper, mask_format):
     assert len(instances.gt_masks) == 0 and instances.gt_has_mask.dtype == torch.bool
 
 
-def test_run_lengths_need_bitmasks(prepare, make_mapper):
+def test_rle_needs_bitmasks(prepare, make_mapper):
     record = MultiLabelDataset(prepare(annotation(1, [0, 0, 3, 40], ROWS)))[0]
-    with pytest.raises(DataError, match=r"nine\.png \(image '9'\).*run lengths.*'bitmask'"):
+    with pytest.raises(DataError, match=r"nine\.png \(image '9'\).*RLE.*'bitmask'"):
         make_mapper()(record)
     instances = make_mapper(T.HFlipTransform(80), mask_format="bitmask")(record)["instances"]
     assert np.flatnonzero(instances.gt_masks.tensor[0].all(dim=0)).tolist() == [77, 79]
@@ -365,7 +376,7 @@ def test_drawn_masks_pixel_by_pixel(shapes):
         found = sorted(
             (
                 [round(edge) for edge in _xywh(one["bbox"])],
-                int(coco_mask.area(to_runs(one["segmentation"], record["height"], record["width"]))),
+                int(coco_mask.area(to_rle(one["segmentation"], record["height"], record["width"]))),
             )
             for one in record["annotations"]
         )

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from longtail_det2.data.datasets.coco import prepare_coco
-from longtail_det2.data.masks import to_runs
+from longtail_det2.data.masks import to_rle
 from longtail_det2.evaluation.build import StoreEvaluators
 from longtail_det2.evaluation.coco_evaluation import COCOStoreEvaluator, coco_ground_truth, verified_classes
 from longtail_det2.utils.errors import ConfigError
@@ -167,7 +167,7 @@ def test_without_hierarchy_the_truth_is_the_file(make_store):
     place = {int(name): k for k, name in enumerate(store.image_ids.tolist())}
     annotations = []
     for one in content["annotations"]:
-        runs = to_runs([np.array(one["segmentation"][0])], SIZE, SIZE)
+        runs = to_rle([np.array(one["segmentation"][0])], SIZE, SIZE)
         runs = {"size": runs["size"], "counts": runs["counts"].decode()}
         changed = {"image_id": place[one["image_id"]], "category_id": own[one["category_id"]]}
         annotations.append({**one, **changed, "segmentation": runs, "area": float(coco_mask.area(runs))})

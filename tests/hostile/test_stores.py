@@ -20,7 +20,7 @@ from longtail_det2.data import store_writer
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import register_coco, register_store
 from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
-from longtail_det2.data.masks import encode_masks, to_runs
+from longtail_det2.data.masks import encode_masks, to_rle
 from longtail_det2.data.store import AnnotationStore, write_store
 from longtail_det2.data.store_writer import COLUMNS
 from longtail_det2.evaluation.store_truth import truth_of_store
@@ -40,7 +40,7 @@ def name(request):
 @pytest.fixture
 def rich_store(data):
     """A store that has every column."""
-    masks = [[np.array([8.0, 4, 24, 4, 24, 12])], to_runs([np.array([0.0, 0, 64, 0, 64, 48])], 48, 64), None]
+    masks = [[np.array([8.0, 4, 24, 4, 24, 12])], to_rle([np.array([0.0, 0, 64, 0, 64, 48])], 48, 64), None]
     return write_store(
         data.root / "rich",
         {

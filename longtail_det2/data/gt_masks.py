@@ -18,7 +18,7 @@ MaskFormat = Literal["polygon", "bitmask"]
 
 
 def check_mask_format(value: str) -> None:
-    """Raises ConfigError for something else than a `MaskFormat`."""
+    """Raise ConfigError for anything but a `MaskFormat`."""
     if value not in ("polygon", "bitmask"):
         raise ConfigError(f"INPUT.MASK_FORMAT must be 'polygon' or 'bitmask', not {value!r}")
 
@@ -31,9 +31,9 @@ def make_masks(
     mask_format: MaskFormat,
     image_name: str,
 ) -> tuple[PolygonMasks | BitMasks, torch.Tensor]:
-    """The objects' masks after augmentation.
+    """Make the objects' masks after augmentation.
 
-    An object without `segmentation` teaches a mask head nothing, and neither does a box around a group, whose
+    An object without `segmentation` is no gt of a mask head, and neither is a group-of box, whose
     mask is that of no single object. Their place is held by their box.
 
     Args:
@@ -49,14 +49,14 @@ def make_masks(
         is empty.
 
     Raises:
-        DataError: run lengths where polygons are wanted.
+        DataError: RLE where polygons are wanted.
     """
     found = [None if one.get("is_group_of", False) else one.get("segmentation") or None for one in objects]
     known = [mask is not None for mask in found]
     if mask_format == "polygon" and any(isinstance(mask, dict) for mask in found):
         raise DataError(
-            f"{image_name}: an object has run lengths for a mask, which INPUT.MASK_FORMAT 'polygon' "
-            "cannot use: set it to 'bitmask' (lazy configs: dataloader.train.mapper.mask_format)"
+            f"{image_name}: an object has RLE for a mask, which INPUT.MASK_FORMAT 'polygon' cannot "
+            "use: set it to 'bitmask' (lazy configs: dataloader.train.mapper.mask_format)"
         )
     make = _polygons if mask_format == "polygon" else _bitmap
     masks: Any = [make(mask, box, transforms, sizes) for mask, box in zip(found, boxes, strict=True)]
