@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from longtail_det2.checkpoint.weights import read_weights
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.io import atomic_writer
 from longtail_det2.utils.wording import counted
 
-from .files import (
-    LAST_CHECKPOINT,
-    CheckpointError,
-    read_checkpoint,
-    remove_partial_files,
-    replacing,
-    resume_candidates,
-)
+from .files import LAST_CHECKPOINT, CheckpointError, read_checkpoint, remove_partial_files, resume_candidates
+from .weights import read_weights
 
 CLASS_IDS_KEY = "class_ids"
 """Where a checkpoint keeps the identifiers of the classes that its weights are for."""
@@ -57,7 +51,7 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         complete: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Prepares saving and loading; touches no file.
+        """Prepare saving and loading; touch no file.
 
         Args:
             model: may be wrapped for distributed training.
@@ -77,7 +71,7 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         self._read: dict[str, Any] = {}
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``<name>.pth`` and points ``last_checkpoint`` at it.
+        """Write ``<name>.pth`` and point ``last_checkpoint`` at it.
 
         Raises:
             CheckpointError: the disk is full or the folder cannot be written; older files stay whole.
@@ -89,25 +83,42 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        with replacing(path) as file:
+        with self._written(path) as file:
             torch.save(data, file)
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Makes a file of the folder the one that training resumes from."""
-        with replacing(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
+        """Make a file of the folder the one that training resumes from."""
+        with self._written(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
             file.write(last_filename_basename.encode())
 
+    @contextmanager
+    def _written(self, path: str) -> Iterator[IO[bytes]]:
+        try:
+            with atomic_writer(path, "wb") as file:
+                yield file
+        except (OSError, RuntimeError) as error:
+            # PyTorch's archive writer may report the operating system's error as one of its own.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            if cause is None:
+                raise
+            raise CheckpointError(
+                f"{path} cannot be written: {cause.strerror or cause}. Older checkpoints are intact. Make "
+                "room or permissions for the folder (OUTPUT_DIR, or train.output_dir) and go on with --resume"
+            ) from error
+
     def has_checkpoint(self) -> bool:
-        """Whether the folder holds something to resume from."""
+        """Return whether the folder holds something to resume from."""
         return bool(self.save_dir) and bool(resume_candidates(self.save_dir))
 
     def get_checkpoint_file(self) -> str:
-        """The first file to resume from; "" if there is none."""
+        """Return the first file to resume from; "" if there is none."""
         return next(iter(resume_candidates(self.save_dir)), "")
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """The newest readable checkpoint of the folder if `resume`, else the weights at `path`.
+        """Load the newest readable checkpoint of the folder if `resume`, else the weights at `path`.
 
         A damaged checkpoint is named in a warning, and the one before it is taken. Without any, `path` is.
 
@@ -132,7 +143,7 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         chosen = ""
         for candidate in candidates:
             try:
-                self._read = {candidate: _checked(read_checkpoint(candidate), candidate)}
+                self._read = {candidate: read_checkpoint(candidate)}
             except CheckpointError as error:
                 self.logger.warning(
                     "Cannot resume from the newest checkpoint, trying the one before: %s", error
@@ -154,15 +165,24 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         return chosen
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Loads a checkpoint; see Detectron2.
+        """Load a checkpoint; see Detectron2.
 
         Raises:
-            ConfigError: the file does not exist, is damaged, holds more than weights, or its weights are of
-                other classes or shapes.
+            ConfigError: the file does not exist or cannot be fetched, is damaged, holds more than weights, or
+                its weights are of other classes, shapes or another model.
         """
-        if path and "://" not in path and not os.path.isfile(path):
-            raise ConfigError(f"MODEL.WEIGHTS: there is no checkpoint {path}")
         self._path = path
+        if "://" in path:
+            try:
+                path = self.path_manager.get_local_path(path)
+            except Exception as error:  # of whichever library fetches it
+                reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+                raise ConfigError(
+                    f"MODEL.WEIGHTS: {path} cannot be fetched ({reason}). Fetch it on a machine with network "
+                    'and name the file, or start from random weights with MODEL.WEIGHTS ""'
+                ) from error
+        elif path and not os.path.isfile(path):
+            raise ConfigError(f"MODEL.WEIGHTS: there is no checkpoint {path}")
         extra: dict[str, Any] = super().load(path, checkpointables)
         return extra
 
@@ -171,18 +191,7 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
             return self._read.pop(filename)
         if filename.endswith(".safetensors"):
             return read_weights(filename).as_checkpoint()
-        data = read_checkpoint(filename)
-        if not isinstance(data, Mapping):
-            raise CheckpointError(f"{filename} holds {type(data).__name__}, not weights by name")
-        if filename.endswith(".pkl"):
-            return _from_pickle(data)
-        if filename.endswith(".pyth"):
-            model = data.get("model_state", {})
-            weights = {
-                name: value for name, value in model.items() if not name.endswith("num_batches_tracked")
-            }
-            return _checked({"model": weights, "__author__": "pycls", "matching_heuristics": True}, filename)
-        return _checked(data if "model" in data else {"model": data}, filename)
+        return read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         reset = () if self._resuming else self.reset_weights
@@ -255,23 +264,3 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
                     f"{self._path} is for other classes: class {index} is {found!r} there and {wanted!r} "
                     f"in the data set.\n{_RESET_HINT}"
                 )
-
-
-def _checked(data: Any, path: str) -> dict[str, Any]:
-    """The content of a file, if it is a checkpoint: weights by name under "model"."""
-    model = data.get("model") if isinstance(data, Mapping) else None
-    if not isinstance(model, Mapping) or not model:
-        raise CheckpointError(f"{path} holds no weights by name")
-    for name, value in model.items():
-        if not isinstance(value, (torch.Tensor, np.ndarray)):
-            raise CheckpointError(f"{path}: {name!r} is no tensor but {type(value).__name__}")
-    return dict(data)
-
-
-def _from_pickle(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Detectron2's model zoo, or the older one of Caffe2, whose names are then matched by heuristics."""
-    if "model" in data and "__author__" in data:
-        return dict(data)
-    blobs = data.get("blobs", data)
-    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
-    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from typing import Any
 
 from detectron2.engine import hooks
 
@@ -13,19 +11,18 @@ from longtail_det2.utils.errors import ConfigError
 
 from .checkpointer import ClassAwareCheckpointer
 
-logger = logging.getLogger(__name__)
-
 _NAME = re.compile(r"model_(\d{7,})\.pth")
 
 
 class PeriodicCheckpoints(hooks.PeriodicCheckpointer):
     """Detectron2's hook, which also removes old checkpoints that the run wrote before it was resumed.
 
-    ``model_final.pth`` is always kept. A run that begins anew in a used folder leaves what is there.
+    ``model_final.pth`` is always kept. A run that begins again in a used folder leaves what
+    is there.
     """
 
     def __init__(self, checkpointer: ClassAwareCheckpointer, period: int, max_to_keep: int = 0) -> None:
-        """Checks the numbers; touches no file.
+        """Check the numbers; touch no file.
 
         Args:
             checkpointer: of the run's folder.
@@ -37,45 +34,26 @@ class PeriodicCheckpoints(hooks.PeriodicCheckpointer):
         """
         _check("SOLVER.CHECKPOINT_PERIOD", "train.checkpointer.period", period, 1)
         _check("SOLVER.CHECKPOINT_MAX_TO_KEEP", "train.checkpointer.max_to_keep", max_to_keep, 0)
-        super().__init__(checkpointer, period)
-        self._folder = checkpointer.save_dir
-        self._keep = max_to_keep
-        self._written: list[str] = []
+        super().__init__(checkpointer, period, max_to_keep=max_to_keep or None)
 
     def before_train(self) -> None:
-        """Looks for the checkpoints of a run that is resumed."""
+        """Find the checkpoints of a run that is resumed, and remove those that are too many.
+
+        Those of iterations that will be done again go, too: training could not resume from them, or was not
+        to.
+        """
         super().before_train()
-        start = self.trainer.start_iter
-        self._written = _written_before(self._folder, start) if start and self._keep else []
-
-    def step(self, iteration: int, **kwargs: Any) -> None:
-        """Writes a checkpoint if one is due, then removes those that are too many."""
-        super().step(iteration, **kwargs)
-        if not self._keep or (iteration + 1) % self.period:
+        start, folder = self.trainer.start_iter, self.checkpointer.save_dir
+        if not start or self.max_to_keep is None:
             return
-        name = f"{self.file_prefix}_{iteration:07d}.pth"
-        self._written = [*(one for one in self._written if one != name), name]
-        while len(self._written) > self._keep:
-            self._remove(self._written.pop(0))
-
-    def _remove(self, name: str) -> None:
-        try:
-            os.remove(os.path.join(self._folder, name))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            logger.warning("An old checkpoint cannot be removed: %s", error)
-
-
-def _written_before(folder: str, start_iter: int) -> list[str]:
-    """Checkpoints of the folder, in the order in which they may go.
-
-    Those of iterations that will be done again come first: training could not resume from them, or was not
-    to. The others follow, the oldest first.
-    """
-    found = [match for match in map(_NAME.fullmatch, os.listdir(folder)) if match]
-    found.sort(key=lambda match: (int(match[1]) < start_iter, int(match[1])))
-    return [match[0] for match in found]
+        found = sorted(
+            (match for match in map(_NAME.fullmatch, os.listdir(folder)) if match), key=lambda m: int(m[1])
+        )
+        kept = [match[0] for match in found if int(match[1]) < start][-self.max_to_keep :]
+        for match in found:
+            if match[0] not in kept:
+                os.remove(os.path.join(folder, match[0]))
+        self.recent_checkpoints = [os.path.join(folder, name) for name in kept]
 
 
 def _check(key: str, lazy_key: str, value: int, least: int) -> None:

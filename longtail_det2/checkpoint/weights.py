@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 
 from longtail_det2.utils.errors import ConfigError
+
+from .files import read_checkpoint
 
 FORMATS = ("safetensors", "pth")
 """Suffixes of files that can be written and read here."""
@@ -57,7 +58,8 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     """Reads a weights file or a training checkpoint; nothing in it is executed.
 
     Args:
-        path: ``.safetensors`` or ``.pth``; of a training checkpoint only the weights are returned.
+        path: ``.safetensors``, ``.pth``, or ``.pkl`` of a model zoo; of a training checkpoint
+            only the weights are returned.
 
     Raises:
         ConfigError: the file does not exist, is damaged, is of another kind, or is not what the hash in its
@@ -69,9 +71,9 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     if path.suffix == ".safetensors":
         check_hash_in_name(path)
         return _read_safetensors(path)
-    if path.suffix == ".pth":
+    if path.suffix in (".pth", ".pkl"):
         return _read_pth(path)
-    raise ConfigError(f"{path}: weights files end in .safetensors or .pth")
+    raise ConfigError(f"{path}: weights files end in .safetensors, .pth or .pkl")
 
 
 def write_weights(path: str | os.PathLike[str], weights: Weights) -> None:
@@ -160,30 +162,10 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _read_pth(path: Path) -> Weights:
-    try:
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"{path} holds more than weights, or is no checkpoint; nothing of it was loaded. Ask its author "
-            "for a weights-only file"
-        ) from error
-    except Exception as error:  # on damaged files the reader raises what it likes
-        raise ConfigError(f"{path} is no complete checkpoint: {_reason(error)}") from error
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{path} holds {type(data).__name__}, not weights by name")
-    model = data.get("model", data)
-    if not isinstance(model, Mapping):
-        raise ConfigError(f"{path} holds {type(model).__name__} as its model, not weights by name")
-    tensors = {str(name): value for name, value in model.items() if isinstance(value, Tensor)}
-    if not tensors or len(tensors) != len(model):
-        raise ConfigError(f"{path} holds no weights by name")
-    found = data.get(_CLASS_IDS) or () if model is not data else ()
-    return Weights(tensors, tuple(map(str, found)), _iteration_of(data), _about_of(data))
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's message, or what kind it is."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    data = read_checkpoint(str(path))
+    tensors = {name: torch.as_tensor(value) for name, value in data["model"].items()}
+    class_ids = tuple(map(str, data.get(_CLASS_IDS) or ()))
+    return Weights(tensors, class_ids, _iteration_of(data), _about_of(data))
 
 
 def _iteration_of(data: Mapping[str, Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -17,6 +18,8 @@ from torch.optim import Optimizer
 
 from longtail_det2.data.samplers import Stage, parse_stages
 from longtail_det2.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def optimizer_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -174,6 +177,13 @@ def build_lr_multiplier(
     """
     if max_iter < 1:
         raise ConfigError(f"SOLVER.MAX_ITER is {max_iter}; training needs at least one iteration")
+    if warmup_iters >= max_iter:
+        logger.warning(
+            "the warm-up is %d iterations (SOLVER.WARMUP_ITERS, lr_multiplier.warmup_iters), training %d: "
+            "the learning rate never reaches its full value",
+            warmup_iters,
+            max_iter,
+        )
     shape: dict[str, Any] = {
         "name": name,
         "gamma": gamma,

@@ -74,7 +74,7 @@ def test_checkpoint_that_is_gone_already(tmp_path):
     hook = PeriodicCheckpoints(ClassAwareCheckpointer(nn.Linear(1, 1), str(tmp_path)), 2, 1)
     hook.trainer = types.SimpleNamespace(start_iter=4, max_iter=9, iter=5)
     hook.before_train()
-    (tmp_path / "model_0000001.pth").unlink()
+    (tmp_path / "model_0000003.pth").unlink()
     hook.after_step()
     assert kept(tmp_path) == [5]
 

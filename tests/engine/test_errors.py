@@ -160,10 +160,10 @@ def test_error_in_the_middle_of_training(
 def test_other_exceptions_keep_their_traceback(yaml_args, tmp_path, capsys, monkeypatch):
     from longtail_det2.modeling.losses import SoftmaxCrossEntropyLoss
 
-    def forward(self, logits, targets):
+    def unreduced(self, logits, targets):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(SoftmaxCrossEntropyLoss, "forward", forward)
+    monkeypatch.setattr(SoftmaxCrossEntropyLoss, "unreduced", unreduced)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         run(trainer.main, yaml_args())
     seen = capsys.readouterr()

@@ -15,14 +15,14 @@ from longtail_det2.modeling.losses import SoftmaxCrossEntropyLoss
 @pytest.fixture
 def poison(monkeypatch):
     """Makes the classification loss NaN in its third call."""
-    original, calls = SoftmaxCrossEntropyLoss.forward, []
+    original, calls = SoftmaxCrossEntropyLoss.unreduced, []
 
-    def forward(self, logits, targets):
+    def unreduced(self, logits, targets):
         calls.append(0)
         losses = original(self, logits, targets)
         return {name: value * math.nan if len(calls) == 3 else value for name, value in losses.items()}
 
-    monkeypatch.setattr(SoftmaxCrossEntropyLoss, "forward", forward)
+    monkeypatch.setattr(SoftmaxCrossEntropyLoss, "unreduced", unreduced)
     return calls
 
 

@@ -117,3 +117,10 @@ def test_scheduler_of_a_config():
         scheduler.step()
     assert rates[0] == pytest.approx(0.01) and rates == sorted(rates, reverse=True)
     assert rates[-1] > 0.001
+
+
+@pytest.mark.parametrize(("warmup", "warned"), [(50, True), (30, True), (29, False)])
+def test_a_schedule_that_is_all_warm_up_is_told(caplog, warmup, warned):
+    with caplog.at_level("WARNING"):
+        build_lr_multiplier(max_iter=30, warmup_iters=warmup)
+    assert ("never reaches its full value" in caplog.text) == warned
