@@ -114,6 +114,7 @@ def config_without_paths(config: Mapping[str, Any]) -> str:
         ("OUTPUT_DIR", "./output"),
         ("DATASETS.ROOT", ""),
         ("DATASETS.STORES", []),
+        ("DATASETS.STATISTICS", ""),
         ("train.output_dir", "./output"),
         ("datasets.root", ""),
         ("datasets.stores", []),

@@ -19,7 +19,7 @@ def written(tmp_path):
 def test_sums_are_those_of_the_loss(yaml_args, tmp_path, monkeypatch):
     """Against the gradient by hand, (softmax - one-hot) / R, split by the labels instead of by the sign."""
     wanted = torch.zeros(2, 4, dtype=torch.float64)
-    forward = SoftmaxCrossEntropyLoss.forward
+    forward = SoftmaxCrossEntropyLoss.unreduced
 
     def spy(self, logits, targets):
         gradient = logits.detach().softmax(1).double()
@@ -29,7 +29,7 @@ def test_sums_are_those_of_the_loss(yaml_args, tmp_path, monkeypatch):
         wanted[1] += torch.where(own, 0, gradient)[:, :4].sum(0) / len(gradient)
         return forward(self, logits, targets)
 
-    monkeypatch.setattr(module.SoftmaxCrossEntropyLoss, "forward", spy)
+    monkeypatch.setattr(module.SoftmaxCrossEntropyLoss, "unreduced", spy)
     assert run(trainer.main, yaml_args(*LOG, "DATASETS.TEST", "()")) == 0
     found = written(tmp_path)
     assert found["class_ids"] == ["animal", "cat", "dog", "ball"] and found["iterations"] == 3

@@ -13,6 +13,7 @@ from PIL import Image
 
 import longtail_det2.modeling  # noqa: F401 - registers heads, losses, detectors and backbones
 from longtail_det2.config import add_longtail_config
+from longtail_det2.data.statistics import compute_statistics, write_statistics
 
 LOSSES = [
     "SoftmaxCrossEntropyLoss",
@@ -63,6 +64,9 @@ def guest_config(folder, output, *options):
 def test_detectron2s_trainer_trains_with_each_loss(coco, tmp_path, loss):
     register_coco_instances("guest_train", {}, str(coco / "train.json"), str(coco))
     options = ["MODEL.ROI_HEADS.NAME", "MultiLabelROIHeads", "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", loss]
+    if loss == "ConcurrentSoftmaxLoss":  # the one that needs statistics of the data
+        write_statistics(tmp_path / "statistics.json", compute_statistics(["guest_train"]))
+        options += ["DATASETS.STATISTICS", str(tmp_path / "statistics.json")]
     trainer = DefaultTrainer(guest_config(coco, tmp_path / "run", *options))
     assert type(trainer.model.roi_heads.box_predictor.classification_loss).__name__ == loss
     trainer.train()
