@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode, instantiate
@@ -64,7 +65,9 @@ def build_model(cfg: CfgNode) -> nn.Module:
     try:
         model: nn.Module = build_detectron2_model(cfg)
     except KeyError as error:  # a registry's message names the missing part
-        raise ConfigError(f"the model cannot be built: {error.args[0]}") from error
+        message = str(error.args[0])
+        keys = [key for key, value in _texts(cfg.MODEL, "MODEL") if f"'{value}'" in message]
+        raise ConfigError(f"the model cannot be built: {message} See {' or '.join(keys)}") from error
     check_keys_used(cfg, model)
     _warn_of_lost_labels(cfg, model)
     return _finish(model, cfg.MODEL.CHANNELS_LAST)
@@ -109,6 +112,15 @@ def check_keys_used(cfg: CfgNode, model: nn.Module) -> None:
                     f"{node}.{name} is {value!r}, but the model that was built ({type(model).__name__}) does "
                     f"not use it: {built}. Set {remedy}, or leave the key at its default"
                 )
+
+
+def _texts(node: CfgNode, key: str) -> Iterator[tuple[str, str]]:
+    """Iterate over the keys of a node whose values are texts."""
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _texts(value, f"{key}.{name}")
+        elif isinstance(value, str):
+            yield f"{key}.{name}", value
 
 
 def _part(model: nn.Module, name: str) -> nn.Module | None:

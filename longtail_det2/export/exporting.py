@@ -79,7 +79,8 @@ def export_detector(
         if worst[1].largest > tolerance:
             raise ConfigError(
                 f"the exported model differs from eager PyTorch by more than {tolerance:g}, nothing is "
-                f"written: {worst[0]}: {worst[1]}"
+                f"written: {worst[0]}: {worst[1]}. Where two boxes of nearly equal scores overlap, rounding "
+                "decides which is kept: try another image (--sample-image)"
             )
         metadata["verified"] = {name: str(difference) for name, difference in differences.items()}
         _write_json(folder / METADATA_FILE, metadata)

@@ -60,6 +60,12 @@ def test_keys_of_other_parts():
         build_model(cfg)
 
 
+def test_names_in_no_registry_come_with_their_key():
+    cfg = load_cfg(FASTER, [*TINY, "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFC"])
+    with pytest.raises(ConfigError, match=r"'FastRCNNConvFC'.*MODEL.ROI_BOX_HEAD.NAME"):
+        build_model(cfg)
+
+
 def test_detectron2s_heads_with_detectron2s_defaults_are_fine():
     build_model(load_cfg(FASTER, [*TINY, *PLAIN]))
     assert get_cfg().MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS == "SoftmaxCrossEntropyLoss"

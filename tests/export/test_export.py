@@ -139,6 +139,19 @@ def test_recorded_with_nothing_detected(detector_maker, tmp_path, picture, file_
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
+def test_a_threshold_per_class(detector_maker, tmp_path, picture, file_format):
+    model, cfg = detector_maker()
+    limits = [2.0 if label % 2 else 0.01 for label in range(9)]
+    model.roi_heads.box_predictor.test_score_thresh = limits
+    done = export_detector(source(model, cfg), tmp_path / "out", file_format=file_format)
+    assert all(one.largest < 1e-4 and one.detections[0] for one in done.differences.values())
+    detector = ExportedDetector(done.folder)
+    assert detector.metadata["thresholds"]["score"] == limits
+    classes = detector.detect(to_input(picture, 96, 160))["classes"]
+    assert len(classes) and not (classes % 2).any()
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
 def test_without_proposals(detector_maker, tmp_path, picture, file_format):
     """Boxes below the smallest size leave no proposal at all."""
     model, _ = detector_maker()

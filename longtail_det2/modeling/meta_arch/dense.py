@@ -82,7 +82,7 @@ class MultiLabelDenseHead(nn.Module):
             bias = classification_loss.bias(prior_prob)
             num_anchors = self.cls_score.out_channels // num_logits  # channels are anchor by anchor
             with torch.no_grad():
-                self.cls_score.bias.copy_(0 if bias is None else bias.repeat(num_anchors))
+                self.cls_score.bias.copy_(torch.zeros(()) if bias is None else bias.repeat(num_anchors))
 
 
 class MultiLabelRetinaNetHead(MultiLabelDenseHead, RetinaNetHead):

@@ -110,7 +110,8 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
         targets = MultiLabelTargets.from_proposals(proposals, self.num_classes).to(logits.device)
         if logging_due() and len(targets):
             self._log_accuracy(logits, targets)
-        loss, weights = self.classification_loss, self.loss_weight
+        loss = self.classification_loss
+        weights: Any = self.loss_weight
         if self.counting and self.training and torch.is_grad_enabled():
             loss.update(targets)
         foreground = targets.foreground.sum()
