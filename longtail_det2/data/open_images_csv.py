@@ -167,16 +167,10 @@ class _Block:
             self.file.fail(self.first + row, "ImageID is empty or holds a zero byte; is the file damaged?")
         return column
 
-    def codes(self, name: str, known: pa.Array) -> np.ndarray:
-        """Index of each cell among known texts, -1 for others: int16 or int32."""
-        column: Any = self.columns[name]
-        place = pc.call_function("index_in", [column.dictionary], pc.SetLookupOptions(known))
-        dtype = np.int16 if len(known) < 2**15 else np.int32
-        return place.fill_null(-1).to_numpy().astype(dtype)[column.indices.to_numpy()]
-
     def labels(self, classes: pa.Array, issues: Issues) -> np.ndarray:
         """Class index of each row; -1 for unknown labels, which are noted."""
-        label, words = self.codes("LabelName", classes), self.columns["LabelName"]
+        words: Any = self.columns["LabelName"]
+        label = _find_texts([words], classes)
         problem = f"is not among the {len(classes)} classes"
         self.note(issues, "unknown_label", label < 0, lambda row: f"label {words[row].as_py()!r} {problem}")
         return label
@@ -326,19 +320,21 @@ def read_predictions(
     Raises:
         DataError: what cannot be read, with file and line; scores and boxes must be finite.
     """
-    known, classes = pa.array(image_ids, pa.string()), pa.array(class_ids, pa.string())
-    columns: tuple[list[Any], ...]
-    columns = [np.empty(0, np.int32)], [np.empty(0, np.int32)], [np.empty(0)], [np.empty((0, 4))]
-    others = 0
+    classes = pa.array(class_ids, pa.string())
+    images: list[pa.DictionaryArray] = []
+    columns: tuple[list[Any], ...] = [np.empty(0, np.int32)], [np.empty(0)], [np.empty((0, 4))]
     for block in _CsvFile(path, ("ImageID", "LabelName", "Score", *_BOX)).blocks(pa.float64()):
         for name in ("Score", *_BOX):
             block.require(np.isfinite(block.numbers(name)), name, "a finite number is needed")
-        label, image = block.labels(classes, issues).astype(np.int32), block.codes("ImageID", known)
-        others += int(np.count_nonzero((label >= 0) & (image < 0)))
-        keep = (label >= 0) & (image >= 0)
-        for column, values in zip(columns, (image, label, block.numbers("Score"), block.box()), strict=True):
-            column.append(values[keep])
-    return dict(zip(("image", "cls", "score", "box"), map(_join, columns), strict=True)), others
+        images.append(block.images())
+        found = block.labels(classes, issues), block.numbers("Score"), block.box()
+        for column, values in zip(columns, found, strict=True):
+            column.append(values)
+    image = _find_texts(images, pa.array(image_ids, pa.string())).astype(np.int32)
+    label, score, box = map(_join, columns)
+    keep = (label >= 0) & (image >= 0)
+    rows = {"image": image[keep], "cls": label[keep], "score": score[keep], "box": box[keep]}
+    return rows, int(np.count_nonzero((label >= 0) & (image < 0)))
 
 
 def read_size_file(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
@@ -351,15 +347,18 @@ def read_size_file(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
     Returns:
         (n, 2) int32 (height, width), 0 where the file has none.
     """
-    sizes = np.zeros((len(image_ids), 2), dtype=np.int32)
-    known = pa.array(image_ids.tolist(), pa.binary()).cast(pa.string())
+    images: list[pa.DictionaryArray] = []
+    listed: list[np.ndarray] = [np.empty((0, 2))]
     for block in _CsvFile(path, ("ImageID", "Width", "Height")).blocks(pa.float64()):
         size = np.stack([block.numbers("Height"), block.numbers("Width")], axis=1)
         for index, name in enumerate(("Height", "Width")):
             good = (size[:, index] >= 1) & (size[:, index] < 2**31) & (size[:, index] % 1 == 0)
             block.require(good, name, "Width and Height must be positive integers")
-        place = block.codes("ImageID", known)
-        sizes[place[place >= 0]] = size[place >= 0]
+        images.append(block.images())
+        listed.append(size)
+    place = _find_texts(images, pa.array(image_ids.tolist(), pa.binary()).cast(pa.string()))
+    sizes = np.zeros((len(image_ids), 2), dtype=np.int32)
+    sizes[place[place >= 0]] = _join(listed)[place >= 0]
     return sizes
 
 
@@ -425,6 +424,17 @@ def index_images(*columns: list[pa.DictionaryArray]) -> tuple[np.ndarray, list[n
     place = np.full(len(ids), -1, dtype=np.int32)
     place[chosen] = np.arange(len(chosen), dtype=np.int32)
     return ids[chosen], [place[column] for column in codes]
+
+
+def _find_texts(chunks: list[pa.DictionaryArray], known: pa.Array) -> np.ndarray:
+    """Index of each cell of a column among known texts, -1 for others: int16 or int32."""
+    dtype = np.int16 if len(known) < 2**15 else np.int32
+    if not chunks:
+        return np.empty(0, dtype)
+    parts: Any = pa.chunked_array(chunks).unify_dictionaries().chunks
+    place = pc.call_function("index_in", [parts[0].dictionary], pc.SetLookupOptions(known))
+    codes = place.fill_null(-1).to_numpy().astype(dtype)
+    return codes[np.concatenate([part.indices.to_numpy() for part in parts])]
 
 
 def _join(parts: list[np.ndarray]) -> np.ndarray:

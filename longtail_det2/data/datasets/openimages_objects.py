@@ -117,7 +117,7 @@ def _group_chunk(
     begins[places] = ~np.roll(same, 1)
     keep[places] = ~np.roll(repeated, 1)
     starts = np.flatnonzero(begins)
-    num_labels = np.add.reduceat(keep, starts, dtype=np.int64) if len(starts) else starts
+    num_labels = np.add.reduceat(keep, starts, dtype=np.int32) if len(starts) else starts
     united = np.bitwise_or.reduceat(flags[order], starts) if len(starts) else flags
     return order[starts], united, label[order[keep]], num_labels
 
