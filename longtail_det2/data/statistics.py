@@ -196,17 +196,26 @@ def compute_statistics(names: str | Sequence[str]) -> ClassStatistics:
     return ClassStatistics(class_ids_of(names[0]), num_images, images, instances, objects, None, known)
 
 
-def cooccurrence_rates_of(names: str | Sequence[str], direction: Direction = "given_row") -> np.ndarray:
-    """:meth:`ClassStatistics.rates` of registered data sets, for lazy configs."""
-    return compute_statistics(names).rates(direction)
+def cooccurrence_rates_of(
+    names: str | Sequence[str], direction: Direction = "given_row"
+) -> np.ndarray | None:
+    """Co-occurrence rates (K, K) of registered data sets; None, logged, where one is absent."""
+    statistics = _statistics_if_there(names)
+    return statistics and statistics.rates(direction)
 
 
 def image_counts_of(names: str | Sequence[str]) -> np.ndarray | None:
-    """Images per class of registered data sets; None, with a line in the log, where one is absent."""
+    """Images per class (K,) of registered data sets; None, logged, where one is absent."""
+    statistics = _statistics_if_there(names)
+    return statistics and statistics.image_counts
+
+
+def _statistics_if_there(names: str | Sequence[str]) -> ClassStatistics | None:
+    # Lazy configs build models also where there are no data: for published weights, for export.
     try:
-        return compute_statistics(names).image_counts
+        return compute_statistics(names)
     except DataError as error:
-        logger.warning("no head, medium and tail results: %s", error)
+        logger.warning("no class statistics: %s", error)
         return None
 
 
