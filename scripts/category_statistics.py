@@ -29,7 +29,7 @@ from longtail_det2.data.category_statistics import (  # noqa: E402
     stores_of,
 )
 from longtail_det2.data.concurrent_rates import ConcurrentRates, RateOptions  # noqa: E402
-from longtail_det2.data.datasets.register import register_datasets  # noqa: E402
+from longtail_det2.data.datasets.builtin import register_datasets  # noqa: E402
 from longtail_det2.data.store import AnnotationStore  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 from longtail_det2.visualization.category_plots import (  # noqa: E402

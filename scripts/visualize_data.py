@@ -18,7 +18,7 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data.detection_utils import convert_image_to_rgb  # noqa: E402
 
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper  # noqa: E402
-from longtail_det2.data.datasets.register import register_datasets  # noqa: E402
+from longtail_det2.data.datasets.builtin import register_datasets  # noqa: E402
 from longtail_det2.data.images import read_image  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 from longtail_det2.utils.wording import counted  # noqa: E402

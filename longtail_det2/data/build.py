@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
-from longtail_det2.data.datasets.builtin import check_registered
+from longtail_det2.data.datasets.builtin import load_dataset
 from longtail_det2.data.datasets.dataset import ConcatMultiLabelDataset, MultiLabelDataset
 from longtail_det2.data.samplers import TrainingSampler, make_sampler, sampler_class, stages_of_run
 from longtail_det2.data.training_stream import TrainingStream
@@ -41,9 +41,7 @@ def get_dataset(names: str | Sequence[str], filter_empty: bool = False) -> Any:
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise DataError("no data set is named: DATASETS.TRAIN or DATASETS.TEST is empty")
-    for name in names:
-        check_registered(name)
-    parts = [DatasetCatalog.get(name) for name in names]
+    parts = [load_dataset(name) for name in names]
     stores = [part for part in parts if isinstance(part, MultiLabelDataset)]
     if not stores:
         dataset: Any = get_detection_dataset_dicts(names, filter_empty=filter_empty)

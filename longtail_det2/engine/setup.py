@@ -16,8 +16,7 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
-from longtail_det2.data.datasets.builtin import class_ids_of
-from longtail_det2.data.datasets.register import register_datasets
+from longtail_det2.data.datasets.builtin import class_ids_of, register_datasets
 from longtail_det2.data.statistics import compute_statistics, read_statistics, write_statistics
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.wording import counted

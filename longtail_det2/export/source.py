@@ -67,7 +67,7 @@ class TrainedDetector:
         Raises:
             ConfigError: an entry is malformed, or a name stands for other data already.
         """
-        from longtail_det2.data.datasets.register import register_datasets
+        from longtail_det2.data.datasets.builtin import register_datasets
 
         if isinstance(self.cfg, CfgNode):
             register_datasets(self.cfg.DATASETS.ROOT, self.cfg.DATASETS.STORES)

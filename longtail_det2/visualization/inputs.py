@@ -12,8 +12,8 @@ from detectron2.data import MetadataCatalog
 
 from longtail_det2.config_files import load_cfg
 from longtail_det2.data.build import get_dataset
+from longtail_det2.data.datasets.builtin import register_datasets
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.datasets.register import register_datasets
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.visualization.multi_label_visualizer import labels_metadata
 

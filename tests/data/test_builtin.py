@@ -1,10 +1,21 @@
+import json
+
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from longtail_det2.data.build import get_dataset
 from longtail_det2.data.datasets.builtin import get_metadata, hierarchy_of, register_all, register_store
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
+
+
+def detectron2_own_lvis(load=list):
+    """Registers it again, as another test may have replaced it."""
+    DatasetCatalog.pop("lvis_v1_val", None)
+    MetadataCatalog.pop("lvis_v1_val", None)
+    DatasetCatalog.register("lvis_v1_val", load)
+    MetadataCatalog.get("lvis_v1_val").set(evaluator_type="lvis", thing_classes=["x"])
 
 
 def test_register_store(store):
@@ -42,7 +53,11 @@ def test_absent_store_says_what_makes_it(tmp_path, make_store):
 
 
 def test_builtin_names(tmp_path, monkeypatch):
+    def absent():
+        raise FileNotFoundError("lvis_v1_val.json")
+
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    detectron2_own_lvis(absent)
     register_all()
     register_all()
     for name in ("openimages_v6_test", "openimages_challenge_2019_validation", "shapes_train", "lvis_v1_val"):
@@ -53,11 +68,11 @@ def test_builtin_names(tmp_path, monkeypatch):
         DatasetCatalog.get("openimages_v6_train")
     with pytest.raises(DataError, match=r"generate_shapes\.py"):
         get_metadata("shapes_validation")
-    lvis = rf"lvis/lvis_v1_val\.json --images {tmp_path}/coco --output {tmp_path}/lvis_v1/stores/val"
-    with pytest.raises(DataError, match=lvis):
-        DatasetCatalog.get("lvis_v1_val")
+    lvis = rf"--output {tmp_path}/lvis_v1/stores/val --json {tmp_path}/lvis/lvis_v1_val\.json "
+    with pytest.raises(DataError, match=lvis):  # Detectron2's own data set, whose files are not there
+        get_dataset("lvis_v1_val")
     lvis = (
-        rf"generate_shapes\.py .*--json {tmp_path}/shapes/lvis/train\.json .*--output {tmp_path}/shapes_lvis/"
+        rf"generate_shapes\.py .*--output {tmp_path}/shapes_lvis/.* --json {tmp_path}/shapes/lvis/train\.json"
     )
     with pytest.raises(DataError, match=lvis):
         DatasetCatalog.get("shapes_lvis_train")
@@ -74,6 +89,34 @@ def test_built_in_names_move_with_the_root(tmp_path, make_store):
     register_all(tmp_path / "one")
     with pytest.raises(DataError, match=r"there is no annotation store at .*/one/lvis_v1/stores/val"):
         DatasetCatalog.get("lvis_v1_val")
+
+
+@pytest.mark.parametrize("damage", ["version", "column", "empty"])
+def test_a_damaged_built_in_store_stops_nothing_else(tmp_path, make_store, caplog, damage):
+    shapes = make_store(name="shapes/stores/train")
+    folder = make_store(name="lvis_v1/stores/val").path
+    if damage == "version":
+        header = json.loads((folder / "header.json").read_text())
+        (folder / "header.json").write_text(json.dumps({**header, "version": 1}))
+    elif damage == "column":
+        (folder / "box.npy").write_bytes(b"")
+    else:
+        for file in folder.iterdir():
+            file.unlink()
+    detectron2_own_lvis()
+    register_all(tmp_path)
+    assert len(DatasetCatalog.get("shapes_train")) == 5
+    assert "'lvis_v1_val' cannot be used" in caplog.text and str(folder) in caplog.text
+    assert "\n" not in caplog.records[0].getMessage()
+    assert DatasetCatalog.get("lvis_v1_val") == [] and MetadataCatalog.get("lvis_v1_val").thing_classes == [
+        "x"
+    ]
+    caplog.clear()
+    (shapes.path / "label.npy").write_bytes(b"")
+    register_all(tmp_path)
+    assert "'shapes_train' cannot be used" in caplog.text
+    with pytest.raises(DataError, match=r"label\.npy is damaged"):
+        DatasetCatalog.get("shapes_train")
 
 
 def test_built_in_names_leave_own_data_alone(tmp_path, store):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from longtail_det2.data.datasets.register import register_datasets
+from longtail_det2.data.datasets.builtin import register_datasets
 from longtail_det2.engine import lazy, trainer
 from longtail_det2.engine.cli import parse_args, run
 from longtail_det2.engine.setup import resolve_num_classes

@@ -1,7 +1,7 @@
 """Registration of annotation stores under names that `DATASETS.TRAIN` and `DATASETS.TEST` can use.
 
 Nothing is registered by importing this module: call `register_store` for own data, `register_all` for the
-built-in names. The train scripts do both from the config (`DATASETS.STORES`, `DATASETS.ROOT`).
+built-in names, or `register_datasets` for what a config names.
 """
 
 from __future__ import annotations
@@ -24,49 +24,134 @@ from longtail_det2.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-_PREPARE_OPEN_IMAGES = (
-    "python scripts/prepare_openimages.py --boxes BOXES.csv --image-labels IMAGELABELS.csv "
-    "--classes CLASSES.csv --hierarchy HIERARCHY.json --images IMAGES --output {store}"
+_PREPARE = "python scripts/prepare_{} --output {{store}} "
+_OPEN_IMAGES = _PREPARE.format("openimages.py") + (
+    "--boxes BOXES.csv --image-labels IMAGELABELS.csv --classes CLASSES.csv --hierarchy HIERARCHY.json "
+    "--images IMAGES"
 )
-_MAKE_SHAPES = (
-    "python scripts/generate_shapes.py --output {folder} && python scripts/prepare_openimages.py "
-    "--boxes {folder}/annotations/{split}-annotations-bbox.csv "
-    "--image-labels {folder}/annotations/{split}-human-imagelabels.csv "
-    "--classes {folder}/annotations/class-descriptions.csv --hierarchy {folder}/annotations/hierarchy.json "
-    "--images {folder}/images/{split} --output {store}"
+_GENERATE = "python scripts/generate_shapes.py --output {root}/shapes && "
+_IMAGES = "--images {root}/shapes/images/{split}"
+_SHAPES = f"{_GENERATE}{_PREPARE.format('openimages.py')}" + (
+    "--boxes {root}/shapes/annotations/{split}-annotations-bbox.csv "
+    "--image-labels {root}/shapes/annotations/{split}-human-imagelabels.csv "
+    "--classes {root}/shapes/annotations/class-descriptions.csv "
+    f"--hierarchy {{root}}/shapes/annotations/hierarchy.json {_IMAGES}"
 )
-_MAKE_SHAPES_COCO = (
-    "python scripts/generate_shapes.py --output {root}/shapes && python scripts/prepare_coco.py "
-    "--json {root}/shapes/coco/{split}.json --images {root}/shapes/images/{split} "
-    "--hierarchy {root}/shapes/coco/hierarchy.json --output {store}"
+_SHAPES_COCO = f"{_GENERATE}{_PREPARE.format('coco.py')}" + (
+    f"--json {{root}}/shapes/coco/{{split}}.json --hierarchy {{root}}/shapes/coco/hierarchy.json {_IMAGES}"
 )
-_MAKE_SHAPES_LVIS = (
-    "python scripts/generate_shapes.py --output {root}/shapes && python scripts/prepare_coco.py "
-    "--json {root}/shapes/lvis/{split}.json --images {root}/shapes/images/{split} --output {store}"
-)
-_PREPARE_LVIS = (
-    "python scripts/prepare_coco.py --json {root}/lvis/lvis_v1_{split}.json --images {root}/coco "
-    "--output {store} (--images: the folder that holds COCO's train2017 and val2017)"
+_SHAPES_LVIS = f"{_GENERATE}{_PREPARE.format('coco.py')}--json {{root}}/shapes/lvis/{{split}}.json {_IMAGES}"
+_LVIS = _PREPARE.format("coco.py") + (
+    "--json {root}/lvis/lvis_v1_{split}.json --images {root}/coco "
+    "(--images: the folder that holds COCO's train2017 and val2017)"
 )
 _BUILTIN = {
-    "openimages_v6": (("train", "validation", "test"), _PREPARE_OPEN_IMAGES),
-    "openimages_challenge_2019": (("train", "validation"), _PREPARE_OPEN_IMAGES),
-    "shapes": (("train", "validation"), _MAKE_SHAPES),
-    "shapes_coco": (("train", "validation"), _MAKE_SHAPES_COCO),
-    "shapes_lvis": (("train", "validation"), _MAKE_SHAPES_LVIS),
-    "lvis_v1": (("train", "val"), _PREPARE_LVIS),
+    "openimages_v6": (("train", "validation", "test"), _OPEN_IMAGES),
+    "openimages_challenge_2019": (("train", "validation"), _OPEN_IMAGES),
+    "shapes": (("train", "validation"), _SHAPES),
+    "shapes_coco": (("train", "validation"), _SHAPES_COCO),
+    "shapes_lvis": (("train", "validation"), _SHAPES_LVIS),
+    "lvis_v1": (("train", "val"), _LVIS),
 }
 """Data set -> (splits, command that makes a split's store)."""
+_commands: dict[str, str] = {}
+"""Built-in name -> the command that makes its store below the present root."""
+
+
+def register_datasets(root: str = "", stores: Sequence[str] = ()) -> None:
+    """Register the built-in data sets and the user's own.
+
+    Args:
+        root: folder of the built-in ones; "" takes $DETECTRON2_DATASETS, else "datasets".
+        stores: "name=folder of an annotation store" each; the name may be a built-in one.
+
+    Raises:
+        ConfigError: an entry is not of that form, or its name stands for data that are no store.
+        DataError: a store in `stores` exists but cannot be used.
+    """
+    own = dict(_parse_store(str(entry)) for entry in stores)
+    known = {name: _forget_store(name) for name in own}
+    register_all(root or None)
+    for name, path in own.items():
+        _forget_store(name)
+        before = known[name]
+        register_store(name, path, before[1] if before and before[0] == path else None)
+
+
+def _parse_store(entry: str) -> tuple[str, str]:
+    name, equals, path = (part.strip() for part in entry.partition("="))
+    if not (name and equals and path):
+        raise ConfigError(
+            f"DATASETS.STORES: {entry!r} is not of the form name=folder, for example my_train=stores/train; "
+            "or name=FILE.json:IMAGES for COCO-form annotations"
+        )
+    return name, path if CocoEntry.parse(path) else os.path.abspath(path)
+
+
+def _forget_store(name: str) -> tuple[str, str | None] | None:
+    """Make room under a name that means a store so far; returns the store's path and image root."""
+    metadata = MetadataCatalog.get(name) if name in DatasetCatalog.list() else {}
+    path = metadata.get("store_path")
+    if path is None:
+        return None
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    return path, metadata.get("image_root")
+
+
+def register_all(root: str | os.PathLike[str] | None = None) -> None:
+    """Register the built-in names, whether their stores exist or not.
+
+    The names are openimages_v6_{train,validation,test}, openimages_challenge_2019_{train,validation},
+    shapes_{train,validation} and, with masks, lvis_v1_{train,val}, shapes_coco_{train,validation} and
+    shapes_lvis_{train,validation}; the store of `<data set>_<split>` is at
+    `<root>/<data set>/stores/<split>`. Called again with another root, it moves them there. A store that
+    cannot be used is a warning, and an error when its data are asked for.
+
+    Detectron2 has data sets of its own called lvis_v1_train and lvis_v1_val, with one label per object. These
+    names mean the stores where those are there and sound, else Detectron2's data.
+
+    Args:
+        root: None means $DETECTRON2_DATASETS, or "datasets" where that is not set.
+
+    Raises:
+        ConfigError: a built-in name stands for other data.
+    """
+    folder = Path(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
+    for dataset, (splits, command) in _BUILTIN.items():
+        for split in splits:
+            name, store = f"{dataset}_{split}", folder / dataset / "stores" / split
+            _commands[name] = command.format(root=folder, split=split, store=store)
+            try:
+                _register_built_in(name, os.path.abspath(store))
+            except DataError as error:
+                logger.warning("built-in data set %r cannot be used: %s", name, error)
+
+
+def _register_built_in(name: str, path: str) -> None:
+    metadata = MetadataCatalog.get(name)
+    if name in DatasetCatalog.list():
+        if (
+            metadata.get("store_path") is None and metadata.get("evaluator_type") == "lvis"
+        ):  # Detectron2's own
+            if not os.path.isdir(path):
+                return
+            AnnotationStore.open(path)
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        elif metadata.get("is_built_in") and metadata.store_path != path:
+            _forget_store(name)
+    try:
+        register_store(name, path)
+    finally:
+        if name in DatasetCatalog.list() and MetadataCatalog.get(name).get("store_path") == path:
+            MetadataCatalog.get(name).set(is_built_in=True)
 
 
 def register_store(
-    name: str,
-    path: str | os.PathLike[str],
-    image_root: str | os.PathLike[str] | None = None,
-    *,
-    command: str = "",
+    name: str, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None
 ) -> None:
-    """Registers an annotation store as a Detectron2 data set.
+    """Register an annotation store as a Detectron2 data set.
 
     `DatasetCatalog.get(name)` then gives a `MultiLabelDataset`; `MetadataCatalog.get(name)` has
     `thing_classes` (names), `class_ids`, `hierarchy`, `store_path`, `image_root` and `evaluator_type`
@@ -78,7 +163,6 @@ def register_store(
         path: directory of the store; or a COCO-form file, as "FILE.json", "FILE.json:IMAGES" or
             "FILE.json:IMAGES:HIERARCHY.json", whose store is made beside it on first use.
         image_root: folder that holds the images, instead of the one that the store names.
-        command: what makes the store, for the message when it is absent.
 
     Raises:
         ConfigError: the name already stands for something else.
@@ -90,7 +174,7 @@ def register_store(
         return
     path = os.path.abspath(path)
     root = None if image_root is None else os.path.abspath(image_root)
-    _register(name, path, root, partial(_load, name, path, root, command))
+    _register(name, path, root, partial(_load, name, path, root))
     if os.path.isdir(path):
         _describe(name, AnnotationStore.open(path))
 
@@ -101,7 +185,7 @@ def register_coco(
     image_root: str | os.PathLike[str],
     hierarchy: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Registers a COCO-form JSON file as a Detectron2 data set, without a step before.
+    """Register a COCO-form JSON file as a Detectron2 data set, without a step before.
 
     Its annotation store is made when the data set is first loaded, in a folder `.longtail_det2` beside the
     file, and made again when the file or the hierarchy has changed. For other rules than the strict ones, and
@@ -109,7 +193,7 @@ def register_coco(
 
     Args:
         name: data set name.
-        json_file: annotations; several labels a box are allowed, see `prepare_coco`.
+        json_file: annotations; several labels per box are allowed, see `prepare_coco`.
         image_root: folder that the file names are relative to.
         hierarchy: `{"child": ["parent", ...]}` or an Open Images tree.
 
@@ -138,42 +222,6 @@ def _register(name: str, path: str, root: str | None, load: Callable[[], MultiLa
         )
 
 
-def register_all(root: str | os.PathLike[str] | None = None) -> None:
-    """Registers the built-in names, whether their stores exist or not.
-
-    The names are openimages_v6_{train,validation,test}, openimages_challenge_2019_{train,validation},
-    shapes_{train,validation} and, with masks, lvis_v1_{train,val}, shapes_coco_{train,validation} and
-    shapes_lvis_{train,validation}; the store of `<data set>_<split>` is at
-    `<root>/<data set>/stores/<split>`. Called again with another root, it moves them there.
-
-    Detectron2 has data sets of its own called lvis_v1_train and lvis_v1_val, with one label an object and its
-    own metric; they need the package `lvis`. These names mean stores from now on.
-
-    Args:
-        root: None means $DETECTRON2_DATASETS, or "datasets" where that is not set.
-    """
-    folder = Path(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
-    for name, (splits, command) in _BUILTIN.items():
-        for split in splits:
-            store = folder / name / "stores" / split
-            command_line = command.format(root=folder, folder=folder / name, split=split, store=store)
-            _make_room(f"{name}_{split}", os.path.abspath(store))
-            register_store(f"{name}_{split}", store, command=command_line)
-            MetadataCatalog.get(f"{name}_{split}").set(is_built_in=True)
-
-
-def _make_room(name: str, path: str) -> None:
-    """Forgets Detectron2's own data set of a built-in name, and the built-in one below another root."""
-    if name not in DatasetCatalog.list():
-        return
-    metadata = MetadataCatalog.get(name)
-    known = metadata.get("store_path")
-    of_detectron2 = known is None and metadata.get("evaluator_type") == "lvis"
-    if of_detectron2 or (metadata.get("is_built_in") and known != path):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
 def get_metadata(name: str) -> Any:
     """Detectron2's metadata of a data set, with its classes.
 
@@ -185,7 +233,7 @@ def get_metadata(name: str) -> Any:
     check_registered(name)
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes") is None:
-        DatasetCatalog.get(name)
+        load_dataset(name)
     if metadata.get("thing_classes") is None:
         raise DataError(f"data set {name!r} has no thing_classes in its metadata")
     return metadata
@@ -220,8 +268,22 @@ def hierarchy_of(names: str | Sequence[str]) -> LabelHierarchy:
     return get_metadata(names[0]).get("hierarchy") or LabelHierarchy.flat(ids[0])
 
 
+def load_dataset(name: str) -> Any:
+    """What `DatasetCatalog.get` gives: a `MultiLabelDataset`, or a list of Detectron2 dicts.
+
+    Raises:
+        DataError: the name is not registered, or the data set cannot be loaded.
+    """
+    check_registered(name)
+    try:
+        return DatasetCatalog.get(name)
+    except (OSError, ImportError) as error:  # of Detectron2's own data sets
+        how = f"; or make its annotation store: {_commands[name]}" if name in _commands else ""
+        raise DataError(f"data set {name!r} cannot be loaded ({error}){how}") from error
+
+
 def check_registered(name: str) -> None:
-    """Raises DataError, naming those that are, if a data set is not registered."""
+    """Raise DataError, naming those that are, if a data set is not registered."""
     known = DatasetCatalog.list()
     if name not in known:
         stores = sorted(one for one in known if MetadataCatalog.get(one).get("store_path"))
@@ -233,9 +295,10 @@ def check_registered(name: str) -> None:
         )
 
 
-def _load(name: str, path: str, image_root: str | None, command: str) -> MultiLabelDataset:
+def _load(name: str, path: str, image_root: str | None) -> MultiLabelDataset:
     if not os.path.isdir(path):
-        how = command or "one of the scripts/prepare_*.py"
+        built_in = MetadataCatalog.get(name).get("is_built_in")
+        how = _commands[name] if built_in else "one of the scripts/prepare_*.py"
         raise DataError(f"data set {name!r}: there is no annotation store at {path}; make it with: {how}")
     dataset = MultiLabelDataset(path, image_root)
     changed = [str(one) for one in dataset.store.changed_sources()]
