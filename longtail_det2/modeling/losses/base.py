@@ -238,8 +238,9 @@ def build_classification_loss(
         key: where in `cfg` the name of the loss is.
 
     Raises:
-        ConfigError: no loss has that name, or `num_classes` is not positive.
-        DataError: the file of class statistics (``DATASETS.STATISTICS``) cannot be read.
+        ConfigError: no loss has that name, `num_classes` is not positive, or ``DATASETS.STATISTICS`` has
+            another number of classes.
+        DataError: ``DATASETS.STATISTICS`` cannot be read, or lacks what the loss needs.
     """
     node: Any = cfg
     for part in key.split("."):
@@ -257,4 +258,8 @@ def build_classification_loss(
         raise ConfigError(f"{key}: there is no loss {name!r}.{hint} Known: {', '.join(known)}.")
     path = cfg.DATASETS.STATISTICS
     statistics = read_statistics(path) if path else None
+    if statistics and len(statistics.class_ids) != num_classes:
+        raise ConfigError(
+            f"DATASETS.STATISTICS: {path} has {len(statistics.class_ids)} classes, the model {num_classes}"
+        )
     return CLASSIFICATION_LOSS_REGISTRY.get(name)(cfg, num_classes=num_classes, statistics=statistics)

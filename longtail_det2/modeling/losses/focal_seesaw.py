@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.layers import focal_loss
 from longtail_det2.utils.errors import ConfigError
 
@@ -40,7 +41,9 @@ class FocalSeesawLoss(SeesawLoss):
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, num_classes: int, statistics: Any) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
+    ) -> dict[str, Any]:
         """Read ``SEESAW`` and ``FOCAL_SEESAW`` of ``MODEL.CLASSIFICATION_LOSS``."""
         keys = cfg.MODEL.CLASSIFICATION_LOSS.FOCAL_SEESAW
         arguments = super().from_config(cfg, num_classes, statistics)

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.nn import functional as F
 
+from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.layers import multi_label_seesaw_loss, seesaw_loss
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
@@ -84,7 +85,9 @@ class SeesawLoss(ClassificationLoss):
         self.register_buffer("class_counts", torch.zeros(num_classes + 1, dtype=torch.int64))
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, num_classes: int, statistics: Any) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
+    ) -> dict[str, Any]:
         """Read ``MODEL.CLASSIFICATION_LOSS.SEESAW``."""
         keys = cfg.MODEL.CLASSIFICATION_LOSS.SEESAW
         return {

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from torch.nn import functional as F
 
+from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.structures.multi_label import IGNORED, POSITIVE, MultiLabelTargets
 
 from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, class_priors
@@ -46,7 +47,9 @@ class SigmoidBCELoss(ClassificationLoss):
         self.prior_prob = prior_prob
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, num_classes: int, statistics: Any) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
+    ) -> dict[str, Any]:
         """Read ``MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE``."""
         return {
             "num_classes": num_classes,

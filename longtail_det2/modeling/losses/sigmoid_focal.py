@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.layers import focal_loss
 from longtail_det2.structures.multi_label import IGNORED, POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
@@ -52,7 +53,9 @@ class SigmoidFocalLoss(SigmoidBCELoss):
         self.alpha, self.gamma = alpha, gamma
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, num_classes: int, statistics: Any) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
+    ) -> dict[str, Any]:
         """Read Detectron2's keys in ``MODEL.RETINANET``, for every detector."""
         keys = cfg.MODEL.RETINANET
         return {

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from torch.nn import functional as F
 
+from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.structures.multi_label import MultiLabelTargets
 
 from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, class_priors
@@ -27,7 +28,9 @@ class SoftmaxCrossEntropyLoss(ClassificationLoss):
         super().__init__(num_classes, num_classes + 1)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, num_classes: int, statistics: Any) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
+    ) -> dict[str, Any]:
         """Take the number of classes; there are no keys."""
         return {"num_classes": num_classes}
 
