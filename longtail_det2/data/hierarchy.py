@@ -23,8 +23,7 @@ from longtail_det2.utils.io import read_json
 from longtail_det2.utils.ragged import gather_rows, offsets_of
 from longtail_det2.utils.wording import printable
 
-_EXPAND_CHUNK = 1 << 20
-"""Pairs expanded at once: keeps the index arrays of `LabelHierarchy.expand` at a few MB."""
+_EXPAND_CHUNK = 1 << 20  # pairs expanded at once, to bound the memory
 
 
 class HierarchyError(DataError):
@@ -38,17 +37,19 @@ class ParsedHierarchy:
     Attributes:
         parents: each label of the file with its direct parents, in the order of first mention.
         root: label of the outermost node of an Open Images tree; None for a mapping.
+        name: what messages call the file.
     """
 
     parents: dict[str, list[str]]
-    root: str | None
+    root: str | None = None
+    name: str = "hierarchy"
 
 
 class LabelHierarchy:
     """The "is a kind of" relation between K classes.
 
-    Ancestors and descendants are kept as ragged rows, so that tens of millions of pairs are expanded by
-    a few array operations and 20,000 classes need no K x K matrix. Objects are immutable and can be pickled.
+    Ancestors and descendants are kept as ragged rows, so that tens of millions of pairs are expanded by few
+    array operations and 20,000 classes need no K x K matrix. Objects are immutable and can be pickled.
 
     Attributes:
         class_ids: K class identifiers in the order of the class indices.
@@ -70,7 +71,7 @@ class LabelHierarchy:
         Raises:
             HierarchyError: identifiers repeat, an index is out of range, or the links form a cycle.
         """
-        self.class_ids = tuple(str(class_id) for class_id in class_ids)
+        self.class_ids = tuple(map(str, class_ids))
         self.num_classes = len(self.class_ids)
         if len(set(self.class_ids)) != self.num_classes:
             repeated = next(c for i, c in enumerate(self.class_ids) if c in self.class_ids[:i])
@@ -107,7 +108,7 @@ class LabelHierarchy:
     @classmethod
     def from_json(
         cls,
-        source: str | Path | Mapping[str, Any],
+        source: str | Path | Mapping[str, Any] | ParsedHierarchy,
         class_ids: Sequence[str],
         unlisted: Literal["error", "contract"] = "error",
         missing: Literal["error", "root"] = "error",
@@ -115,22 +116,34 @@ class LabelHierarchy:
         """Read a hierarchy file: an Open Images tree or a simple mapping.
 
         A tree node is `{"LabelName": id, "Subcategory": [nodes], "Part": [nodes]}`; the outermost node is a
-        virtual root unless `class_ids` names it. A mapping is `{"child id": ["parent id", ...]}`, see
-        `from_parents`.
+        virtual root unless `class_ids` names it. A mapping is `{"child id": ["parent id", ...]}`.
 
         Args:
-            source: path of a JSON file, or what such a file holds.
+            source: path of a JSON file, or what such a file holds, or its links.
             class_ids: the K classes in index order.
             unlisted: what to do with labels that are not in `class_ids`: raise, or leave them out and hang
                 their children below their nearest kept ancestors.
-            missing: what to do with classes that a tree does not contain: raise, or give them no parents.
-                (In a mapping such classes have no parents: nothing needs to be said about them.)
+            missing: what to do with classes that a tree does not contain: raise, or give them no parents (as
+                those have that a mapping does not contain).
 
         Raises:
             HierarchyError: unreadable file, malformed node, unknown or missing label, or a cycle.
         """
-        name = str(source) if isinstance(source, (str, Path)) else "hierarchy"
-        return cls.from_parsed(read_parents(source), class_ids, unlisted, missing, name)
+        parsed = source if isinstance(source, ParsedHierarchy) else read_parents(source)
+        if unlisted not in ("error", "contract"):
+            raise HierarchyError(f"unlisted must be 'error' or 'contract', not {unlisted!r}")
+        lost = [class_id for class_id in class_ids if class_id not in parsed.parents]
+        if lost and parsed.root is not None and missing == "error":
+            raise HierarchyError(
+                f"{parsed.name}: {len(lost)} of {len(class_ids)} classes are not in the tree (first: "
+                f"{lost[0]!r}; Part links do not count); add them, or use missing='root'"
+            )
+        try:
+            kept = _resolve_unlisted(parsed, class_ids, contract=unlisted == "contract")
+            index = {class_id: i for i, class_id in enumerate(class_ids)}
+            return cls(class_ids, [[index[p] for p in kept.get(class_id, ())] for class_id in class_ids])
+        except HierarchyError as error:
+            raise HierarchyError(f"{parsed.name}: {error}") from None
 
     @classmethod
     def from_parents(
@@ -140,38 +153,12 @@ class LabelHierarchy:
         unlisted: Literal["error", "contract"] = "error",
     ) -> LabelHierarchy:
         """Build from `{"child id": ["parent id", ...]}`; arguments and errors as `from_json`."""
-        parsed = ParsedHierarchy(_check_links(parents, "hierarchy"), root=None)
-        return cls.from_parsed(parsed, class_ids, unlisted)
+        return cls.from_json(ParsedHierarchy(_check_links(parents, "hierarchy")), class_ids, unlisted)
 
     @classmethod
     def flat(cls, class_ids: Sequence[str]) -> LabelHierarchy:
         """Hierarchy in which no class is a kind of another one."""
         return cls(class_ids, [()] * len(class_ids))
-
-    @classmethod
-    def from_parsed(
-        cls,
-        parsed: ParsedHierarchy,
-        class_ids: Sequence[str],
-        unlisted: Literal["error", "contract"] = "error",
-        missing: Literal["error", "root"] = "error",
-        name: str = "hierarchy",
-    ) -> LabelHierarchy:
-        """Build from the links of a file; arguments and errors as `from_json`, `name` for messages."""
-        if unlisted not in ("error", "contract"):
-            raise HierarchyError(f"unlisted must be 'error' or 'contract', not {unlisted!r}")
-        lost = [class_id for class_id in class_ids if class_id not in parsed.parents]
-        if parsed.root is not None and missing == "error" and lost:
-            raise HierarchyError(
-                f"{name}: {len(lost)} of {len(class_ids)} classes are not in the tree (first: {lost[0]!r}; "
-                "Part links do not count); add them, or use missing='root'"
-            )
-        try:
-            kept = _resolve_unlisted(parsed, class_ids, contract=unlisted == "contract")
-            index = {class_id: i for i, class_id in enumerate(class_ids)}
-            return cls(class_ids, [[index[p] for p in kept.get(class_id, ())] for class_id in class_ids])
-        except HierarchyError as error:
-            raise HierarchyError(f"{name}: {error}") from None
 
     @cached_property
     def ancestors(self) -> np.ndarray:
@@ -204,9 +191,8 @@ class LabelHierarchy:
     def expand(self, rows: np.ndarray, classes: np.ndarray, up: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Repeat each (row, class) pair for every proper ancestor of its class.
 
-        This is the official expansion of boxes and verified-present image labels; with `up=False` it goes to
-        the descendants, as for verified-absent image labels. Nothing is de-duplicated: a row labelled with a
-        class and its parent gets the parent twice.
+        This is the official expansion of boxes and verified-present image labels, and with `up=False` of
+        verified-absent ones. Nothing is de-duplicated: a class and its parent in a row give the parent twice.
 
         Args:
             rows: (n,) values of any type, such as box or image numbers.
@@ -271,10 +257,9 @@ class LabelHierarchy:
         return truth
 
     def encode_image_labels(self, positive: Sequence[int], negative: Sequence[int]) -> np.ndarray:
-        """Verified image-level labels with their expansion.
+        """Verified image-level labels with ancestors of what is present, and descendants of what is absent.
 
-        What is present makes its ancestors present; what is absent makes its descendants absent. A class
-        that is both (contradicting annotations) counts as present.
+        A class that is both (contradicting annotations) counts as present.
 
         Returns:
             (K,) int8: 1 verified present, 0 verified absent, -1 unverified.
@@ -356,7 +341,7 @@ def read_parents(source: str | Path | Mapping[str, Any]) -> ParsedHierarchy:
         )
     if "LabelName" in content:
         return _walk_tree(content, name)
-    return ParsedHierarchy(_check_links(content, name), root=None)
+    return ParsedHierarchy(_check_links(content, name), name=name)
 
 
 def _check_links(mapping: Mapping[str, Any], name: str) -> dict[str, list[str]]:
@@ -388,7 +373,7 @@ def _walk_tree(tree: Mapping[str, Any], name: str) -> ParsedHierarchy:
         if not isinstance(children, list):
             raise HierarchyError(f"{name}: 'Subcategory' of {label!r} must be a list of nodes")
         pending.extend((child, label) for child in reversed(children))
-    return ParsedHierarchy(parents, root=str(tree["LabelName"]))
+    return ParsedHierarchy(parents, str(tree["LabelName"]), name)
 
 
 def _resolve_unlisted(

@@ -282,5 +282,5 @@ def test_deep_chains(tmp_path):
         LabelHierarchy.from_parents({ids[i]: [ids[i - 1]] for i in range(depth)}, ids)
     path = tmp_path / "deep.json"
     path.write_text('{"LabelName": "a", "Subcategory": [' * 5000 + "]}" * 5000)
-    with pytest.raises(HierarchyError, match=r"deep\.json: not a JSON file"):
+    with pytest.raises(HierarchyError, match=r"deep\.json: not a usable JSON file"):
         LabelHierarchy.from_json(path, ["a"])

@@ -63,7 +63,7 @@ def read_coco_hierarchy(
     for label in added:
         if not is_usable_text(label):
             raise HierarchyError(f"{path}: {label!r} cannot be the name of a class")
-    return LabelHierarchy.from_parsed(parsed, [*class_ids, *added], "contract", "root", str(path))
+    return LabelHierarchy.from_json(parsed, [*class_ids, *added], "contract", "root")
 
 
 def _by_id(
@@ -81,4 +81,5 @@ def _by_id(
     return ParsedHierarchy(
         {ids[label]: [ids[parent] for parent in above] for label, above in parsed.parents.items()},
         root=None if parsed.root is None else ids[parsed.root],
+        name=parsed.name,
     )
