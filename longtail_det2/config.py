@@ -247,9 +247,17 @@ def _add_solver_keys(cfg: CfgNode) -> None:
 
 
 def _add_test_keys(cfg: CfgNode) -> None:
+    # Metrics of annotation stores: any of "open_images", "coco", "lvis". Empty: what fits the data. LVIS and
+    # COCO files get their own; the metric of Open Images is for its data and, beside the others, for data
+    # with a hierarchy and for COCO files with image-level labels.
+    cfg.TEST.METRICS = ()
+    # What COCO's and LVIS's metric compare: "bbox", "segm" or both. Empty: boxes, and masks with MASK_ON.
+    cfg.TEST.TASKS = ()
+    # (low, high) training images: classes below `low` are tail, below `high` medium, the others head. Empty:
+    # thirds of the leaf classes.
+    cfg.TEST.HEAD_MEDIUM_TAIL = ()
+
     cfg.TEST.OPEN_IMAGES = CN()
-    # Evaluate by the metric of the Open Images challenge.
-    cfg.TEST.OPEN_IMAGES.ENABLED = True
     # A detection finds an object when their boxes overlap by this much.
     cfg.TEST.OPEN_IMAGES.IOU = 0.5
     # Weight of a group-of box as ground truth: 1 in the 2019 challenge, 0 ignores groups.
@@ -258,24 +266,14 @@ def _add_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.OPEN_IMAGES.EXPAND_PREDICTIONS = True
     # Write inference/<data set>/predictions.csv in the challenge's form.
     cfg.TEST.OPEN_IMAGES.WRITE_PREDICTIONS_CSV = True
-    # Data set whose class counts define head, medium and tail. Empty: the first training data set.
-    cfg.TEST.OPEN_IMAGES.FREQUENCY_DATASET = ""
-    # (t1, t2): fewer than t1 training images is tail, fewer than t2 medium. Empty: thirds of the classes.
-    cfg.TEST.OPEN_IMAGES.HEAD_MEDIUM_TAIL = ()
 
     cfg.TEST.COCO = CN()
-    # Evaluate by COCO's metric too: ("bbox",), ("segm",) or both. Empty: both with MODEL.MASK_ON and without
-    # TEST.LVIS.TASKS, else none.
-    cfg.TEST.COCO.TASKS = ()
-    # The best so many detections of a class in an image count.
+    # Detections of a class in an image that count, the best ones.
     cfg.TEST.COCO.MAX_DETECTIONS = 100
 
     cfg.TEST.LVIS = CN()
-    # Evaluate by LVIS's metric too: ("bbox",), ("segm",) or both. Empty: no.
-    cfg.TEST.LVIS.TASKS = ()
-    # The best so many detections of an image over all classes count. TEST.DETECTIONS_PER_IMAGE should be as
-    # many.
+    # Detections of an image over all classes that count, the best ones; TEST.DETECTIONS_PER_IMAGE should be
+    # the same.
     cfg.TEST.LVIS.MAX_DETECTIONS = 300
-    # For fixed AP, the best so many detections of a class over all images count, and any number in an image.
-    # 0: no fixed AP.
+    # Detections of a class over all images that count for fixed AP, the best ones. 0: no fixed AP.
     cfg.TEST.LVIS.FIXED_AP_DETECTIONS = 10000

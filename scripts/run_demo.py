@@ -234,7 +234,7 @@ def prepare(demo: Demo) -> None:
 def train(demo: Demo) -> None:
     """Training from scratch with the evaluation at its end, or the rest of it."""
     finished = (demo.run / "model_final.pth").is_file()
-    if finished and (demo.evaluation / "metrics.json").is_file():
+    if finished and (demo.evaluation / "results.json").is_file():
         return
     quiet_setup()
     choose_threads()
@@ -313,7 +313,7 @@ def evaluation_of(demo: Demo) -> Evaluation:
     """
     evaluation = read_run(demo.run, VALIDATION).evaluation
     if evaluation is None:
-        raise DataError(f"{demo.evaluation}: the evaluation left no metrics.json; run with --force")
+        raise DataError(f"{demo.evaluation}: the evaluation left no results.json; run with --force")
     return evaluation
 
 

@@ -20,7 +20,7 @@ dataloader.train.total_batch_size = 16
 dataloader.test.dataset.names = "own_validation"
 dataloader.test.mapper.augmentations[0].short_edge_length = 800
 dataloader.test.mapper.augmentations[0].max_size = 1333
-dataloader.evaluator.coco_tasks = ["bbox", "segm"]
+dataloader.evaluator.tasks = ["bbox", "segm"]
 
 optimizer.base_lr = 0.02
 optimizer.clip_type = "full_model"

@@ -6,6 +6,4 @@ model.roi_heads.box_predictor.test_pre_nms_topk = 3000
 model.roi_heads.box_predictor.test_topk_per_image = 300
 dataloader.train.dataset.names = "shapes_lvis_train"
 dataloader.test.dataset.names = "shapes_lvis_validation"
-dataloader.evaluator.open_images = False
-dataloader.evaluator.lvis_tasks = ["bbox"]
 train.output_dir = "./output/faster_rcnn_tiny_softmax_shapes_lvis"

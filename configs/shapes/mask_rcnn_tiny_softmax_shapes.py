@@ -4,5 +4,5 @@ from .faster_rcnn_tiny_softmax_shapes import dataloader, datasets, lr_multiplier
 dataloader.train.dataset.names = "shapes_coco_train"
 dataloader.train.mapper.mask_format = "polygon"
 dataloader.test.dataset.names = "shapes_coco_validation"
-dataloader.evaluator.coco_tasks = ["bbox", "segm"]
+dataloader.evaluator.tasks = ["bbox", "segm"]
 train.output_dir = "./output/mask_rcnn_tiny_softmax_shapes"

@@ -26,8 +26,8 @@ def read_summary(run: Path) -> dict[str, float | None]:
     """The means that the evaluation of a run left, in percent.
 
     Args:
-        run: OUTPUT_DIR with inference/<data set>/*metrics.json, whose "summary" holds fractions by name, or
-            by task and name.
+        run: OUTPUT_DIR with inference/<data set>/results.json, whose "summary" holds fractions by task and
+            name.
 
     Returns:
         By name ("mAP50", "coco_bbox/AP"), with the data set in front ("shapes_validation/mAP50") where there
@@ -36,7 +36,7 @@ def read_summary(run: Path) -> dict[str, float | None]:
     Raises:
         DataError: there is none.
     """
-    files = sorted(run.glob("inference/*/*metrics.json"))
+    files = sorted(run.glob("inference/*/results.json"))
     several = len({path.parent for path in files}) > 1
     summary: dict[str, float | None] = {}
     for path in files:
@@ -44,14 +44,15 @@ def read_summary(run: Path) -> dict[str, float | None]:
         if isinstance(values, Mapping):
             _add_values(summary, f"{path.parent.name}/" if several else "", values)
     if not summary:
-        raise DataError("it ended without an evaluation: no inference/<data set>/metrics.json with a summary")
+        raise DataError("it ended without an evaluation: no inference/<data set>/results.json with a summary")
     return summary
 
 
 def _add_values(summary: dict[str, float | None], prefix: str, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            _add_values(summary, f"{prefix}{name}/", value)
+            # The tables' names of Open Images' numbers ("mAP50") tell the task.
+            _add_values(summary, prefix if name == "bbox" else f"{prefix}{name}/", value)
         else:
             known = isinstance(value, (int, float)) and math.isfinite(value)
             summary[f"{prefix}{name}"] = 100.0 * value if known else None

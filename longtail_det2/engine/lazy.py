@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from detectron2.config import instantiate
@@ -23,8 +23,15 @@ from .run import Parts, evaluate_model, load_for_evaluation, run
 from .setup import lazy_dataset_names, setup_from_arguments
 
 
-def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+def do_test(
+    cfg: DictConfig, model: nn.Module, evaluators: Mapping[str, DatasetEvaluator] | None = None
+) -> dict[str, Any]:
     """Evaluate a model on ``dataloader.test`` with ``dataloader.evaluator``.
+
+    Args:
+        cfg: see :func:`build_parts`.
+        model: with the weights to evaluate.
+        evaluators: by test set; None builds them.
 
     Returns:
         The results of the one test set, or those of each by its name; {} on other processes than the main one
@@ -34,7 +41,8 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     for name in _evaluated(cfg):
         test = cfg.dataloader.test.copy()
         test.dataset.names = name
-        results[name] = evaluate_model(model, _made(test), _evaluator(cfg, name), name)
+        evaluator = _evaluator(cfg, name) if evaluators is None else evaluators[name]
+        results[name] = evaluate_model(model, _made(test), evaluator, name)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -58,8 +66,8 @@ def build_parts(cfg: DictConfig) -> Parts:
     model = build_lazy_model(cfg)
     cfg.optimizer.model = model
     optimizer = _made(cfg.optimizer)
-    for name in _evaluated(cfg):  # what is wrong with an evaluation shows now, not when it is due
-        _evaluator(cfg, name)
+    # What is wrong with an evaluation shows now, not when it is due.
+    evaluators = {name: _evaluator(cfg, name) for name in _evaluated(cfg)}
     return Parts(
         model=model,
         class_ids=class_ids_of(lazy_dataset_names(cfg)[0][0]),
@@ -68,7 +76,7 @@ def build_parts(cfg: DictConfig) -> Parts:
         build_loader=lambda start, seed: _train_loader(cfg, start, seed),
         batch_size=data.total_batch_size,
         max_iter=max_iter,
-        evaluate=lambda model: do_test(cfg, model),
+        evaluate=lambda model: do_test(cfg, model, evaluators),
         output_dir=train.output_dir,
         seed=train.seed,
         weights=train.init_checkpoint,

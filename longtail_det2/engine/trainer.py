@@ -9,17 +9,17 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
 from longtail_det2.config_files import load_cfg
 from longtail_det2.data.build import build_test_loader_from_config, build_train_loader_from_config
-from longtail_det2.data.datasets.builtin import class_ids_of, get_metadata
+from longtail_det2.data.datasets.builtin import class_ids_of
 from longtail_det2.data.samplers import stages_of_run
 from longtail_det2.data.statistics import read_statistics
-from longtail_det2.evaluation.build import StoreEvaluators
+from longtail_det2.evaluation import build_evaluators
 from longtail_det2.utils.errors import ConfigError
 
 from .build import build_model
@@ -60,9 +60,8 @@ class Trainer(Run):
         phases = stages_of_run(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.STAGES, max_iter)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        for name in cfg.DATASETS.TEST:  # what is wrong with an evaluation shows now, not when it is due
-            if get_metadata(name).get("evaluator_type") != "coco":  # which reads all annotations
-                self.build_evaluator(cfg, name)
+        # What is wrong with an evaluation shows now, not when it is due.
+        evaluators = [self.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         return Parts(
             model=model,
             class_ids=class_ids_of(cfg.DATASETS.TRAIN[0]),
@@ -71,7 +70,7 @@ class Trainer(Run):
             build_loader=lambda start, seed: self.build_train_loader(_with_seed(cfg, seed), start),
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
             max_iter=max_iter,
-            evaluate=lambda model: self.test(cfg, model),
+            evaluate=lambda model: self.test(cfg, model, evaluators),
             output_dir=cfg.OUTPUT_DIR,
             seed=cfg.SEED,
             weights=cfg.MODEL.WEIGHTS,
@@ -120,34 +119,14 @@ class Trainer(Run):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator that the data set asks for: `StoreEvaluators` for stores, COCO's for COCO's.
-
-        Raises:
-            ConfigError: there is none for data of its kind.
-        """
+        """Build the evaluator of a test set; see :func:`longtail_det2.evaluation.build_evaluators`."""
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        kind = get_metadata(dataset_name).get("evaluator_type")
-        if kind == "coco":
-            return COCOEvaluator(dataset_name, output_dir=output_dir, use_fast_impl=False)
-        if kind != "openimages":
-            raise ConfigError(f"data set {dataset_name!r}: there is no evaluator for data of kind {kind!r}")
-        keys, lvis, path = cfg.TEST.OPEN_IMAGES, cfg.TEST.LVIS, cfg.DATASETS.STATISTICS
-        by_default = ("bbox", "segm") if cfg.MODEL.MASK_ON and not lvis.TASKS else ()
-        return StoreEvaluators(
+        path = cfg.DATASETS.STATISTICS
+        return build_evaluators(
             dataset_name,
             output_dir=output_dir,
             train_counts=read_statistics(path).image_counts if path else None,
-            iou_threshold=keys.IOU,
-            group_of_weight=keys.GROUP_OF_WEIGHT,
-            expand_predictions=keys.EXPAND_PREDICTIONS,
-            write_predictions_csv=keys.WRITE_PREDICTIONS_CSV,
-            frequency_thresholds=keys.HEAD_MEDIUM_TAIL or None,
-            open_images=keys.ENABLED,
-            coco_tasks=cfg.TEST.COCO.TASKS or by_default,
-            coco_max_detections=cfg.TEST.COCO.MAX_DETECTIONS,
-            lvis_tasks=lvis.TASKS,
-            lvis_max_detections=lvis.MAX_DETECTIONS,
-            lvis_fixed_ap_detections=lvis.FIXED_AP_DETECTIONS,
+            **evaluator_options(cfg),
         )
 
     @classmethod
@@ -170,6 +149,27 @@ class Trainer(Run):
             evaluator = evaluators[index] if evaluators is not None else cls.build_evaluator(cfg, name)
             results[name] = evaluate_model(model, cls.build_test_loader(cfg, name), evaluator, name)
         return results[cfg.DATASETS.TEST[0]] if len(results) == 1 else results
+
+
+def evaluator_options(cfg: CfgNode) -> dict[str, Any]:
+    """Return the arguments of :func:`longtail_det2.evaluation.build_evaluators` that a config gives."""
+    test = cfg.TEST
+    return {
+        "metrics": tuple(test.METRICS),
+        "tasks": tuple(test.TASKS) or (("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)),
+        "open_images": {
+            "iou_threshold": test.OPEN_IMAGES.IOU,
+            "group_of_weight": test.OPEN_IMAGES.GROUP_OF_WEIGHT,
+            "expand_predictions": test.OPEN_IMAGES.EXPAND_PREDICTIONS,
+            "write_predictions_csv": test.OPEN_IMAGES.WRITE_PREDICTIONS_CSV,
+        },
+        "coco": {"max_detections": test.COCO.MAX_DETECTIONS},
+        "lvis": {
+            "max_detections": test.LVIS.MAX_DETECTIONS,
+            "fixed_ap_detections": test.LVIS.FIXED_AP_DETECTIONS,
+        },
+        "frequency_thresholds": tuple(test.HEAD_MEDIUM_TAIL),
+    }
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

@@ -1,6 +1,6 @@
-"""Official metrics.
+"""Metrics of detections, and the evaluators that training runs use.
 
-`OpenImagesEvaluator` is imported on first use, so that the metric alone needs no PyTorch.
+`build_evaluators` and `StoreEvaluator` are imported on first use: the Open Images metric needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from longtail_det2.evaluation.openimages_metric import (
 )
 
 if TYPE_CHECKING:
-    from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
+    from longtail_det2.evaluation.evaluator import StoreEvaluator, build_evaluators
 
 __all__ = [
     "Detections",
     "GroundTruth",
-    "OpenImagesEvaluator",
     "OpenImagesResult",
+    "StoreEvaluator",
+    "build_evaluators",
     "evaluate_detections",
     "expand_detections",
     "expand_ground_truth",
@@ -31,8 +32,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "OpenImagesEvaluator":
-        from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
+    if name in ("StoreEvaluator", "build_evaluators"):
+        from longtail_det2.evaluation import evaluator
 
-        return OpenImagesEvaluator
+        return getattr(evaluator, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ from longtail_det2.data.open_images_csv import (
     read_image_labels,
     read_predictions,
 )
-from longtail_det2.data.store import AnnotationStore, ObjectFlag
+from longtail_det2.data.store import ObjectFlag
 from longtail_det2.evaluation.openimages_metric import Detections, GroundTruth
 from longtail_det2.utils.io import atomic_writer
 
@@ -70,25 +70,6 @@ def read_detections(
     columns, others = read_predictions(path, class_ids, image_ids, issues)
     issues.raise_errors()
     return Detections(**columns), {"unknown_label": issues.count("unknown_label"), "unknown_image": others}
-
-
-def ground_truth_from_store(store: AnnotationStore) -> GroundTruth:
-    """Ground truth of a store as annotated (not expanded): one box for each label of an object.
-
-    Image indices are those of the store; boxes are normalised.
-    """
-    images = np.arange(len(store), dtype=np.int32)
-    image_of_object = np.repeat(images, np.diff(store.object_offsets))
-    objects = np.repeat(np.arange(store.num_objects), np.diff(store.label_offsets))
-    return GroundTruth(
-        image=image_of_object[objects],
-        cls=np.asarray(store.labels),
-        box=store.boxes[objects],
-        group_of=(store.flags[objects] & int(ObjectFlag.GROUP_OF)) != 0,
-        label_image=np.repeat(images, np.diff(store.image_label_offsets)),
-        label_cls=np.asarray(store.image_labels),
-        label_present=store.image_label_status != 0,
-    )
 
 
 def write_detections(

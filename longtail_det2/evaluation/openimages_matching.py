@@ -214,7 +214,7 @@ class KeptDetections:
         valid = (box[:, 0] < box[:, 2]) & (box[:, 1] < box[:, 3])
         counts["inverted"] += len(rows) - int(valid.sum())
         key = classes.astype(np.int64) * truth.num_images + image
-        known = valid if truth.verified is None else valid & _contains(truth.verified, key)
+        known = valid if truth.verified is None else valid & np.isin(key, truth.verified)
         counts["class_not_verified"] += int(valid.sum()) - int(known.sum())
         key, box = key[known], box[known].astype(np.float64)
         score = detections.score[rows[known]].astype(np.float64)
@@ -225,14 +225,6 @@ class KeptDetections:
         counts["over_limit"] += len(order) - int(within.sum())
         order = order[within]
         return cls(key[order], score[order], box[order], classes[known][order])
-
-
-def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(n,) bool: is each value in the sorted array?"""
-    if len(ordered) == 0:
-        return np.zeros(len(values), dtype=bool)
-    position = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    return ordered[position] == values
 
 
 def _by_content(key: np.ndarray, score: np.ndarray, box: np.ndarray) -> np.ndarray:

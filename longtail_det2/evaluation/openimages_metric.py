@@ -31,12 +31,16 @@ ties" of rules 5 and 6 is the order of the ground-truth rows, as in the referenc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth
 from longtail_det2.evaluation.openimages_matching import (
     COUNT_NAMES,
     Detections,
@@ -48,9 +52,13 @@ from longtail_det2.evaluation.openimages_matching import (
 )
 from longtail_det2.utils.errors import DataError
 
+if TYPE_CHECKING:
+    from longtail_det2.evaluation.detection_buffer import DetectionColumns
+
 __all__ = [
     "Detections",
     "GroundTruth",
+    "OpenImagesMetric",
     "OpenImagesResult",
     "average_precision",
     "evaluate_detections",
@@ -83,6 +91,65 @@ class OpenImagesResult:
     num_gt: np.ndarray
     num_images: int
     counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class OpenImagesMetric:
+    """The official metric on a store: annotations are expanded by its hierarchy.
+
+    Attributes:
+        iou_threshold: in (0, 1].
+        group_of_weight: weight of a group-of box.
+        expand_predictions: give a second number, with every prediction repeated for its class's ancestors.
+        write_predictions_csv: write predictions.csv, the challenge's form.
+    """
+
+    iou_threshold: float = 0.5
+    group_of_weight: float = 1.0
+    expand_predictions: bool = True
+    write_predictions_csv: bool = True
+    name = "open_images"
+
+    def check(self, store: AnnotationStore) -> None:
+        """Raise ConfigError for an option out of range."""
+        MatchOptions(self.iou_threshold, self.group_of_weight)
+
+    def measure(
+        self, gt: StoreGroundTruth, found: DetectionColumns, bins: Mapping[str, np.ndarray], counts: Any
+    ) -> MetricResult:
+        """Evaluate.
+
+        Args:
+            gt: what there is.
+            found: what was detected.
+            bins: class indices by name, for the means "mAP50_<name>".
+            counts: unused.
+
+        Returns:
+            "mAP50", "mAP50_expanded" and the mean of each bin under "bbox"; with another IoU threshold the
+            names say so.
+        """
+        store = gt.store
+        in_pixels = store.form != "open_images" and store.has_image_sizes
+        metric = partial(
+            evaluate_detections,
+            expand_ground_truth(gt.open_images(in_pixels=in_pixels), store.hierarchy),
+            Detections(found.image, found.cls, found.score, found.box if in_pixels else found.shares()),
+            store.num_classes,
+            iou_threshold=self.iou_threshold,
+            group_of_weight=self.group_of_weight,
+        )
+        result = metric()
+        name = f"mAP{100 * self.iou_threshold:g}"
+        means, classes = {name: result.mean_ap}, {"AP": result.ap}
+        if self.expand_predictions:
+            expanded = result if store.hierarchy.is_flat else metric(prediction_hierarchy=store.hierarchy)
+            means[f"{name}_expanded"], classes["AP_expanded"] = expanded.mean_ap, expanded.ap
+        for group, members in bins.items():
+            ap = result.ap[members][result.num_gt[members] > 0]
+            means[f"{name}_{group}"] = float(ap.mean()) if len(ap) else float("nan")
+        facts = {"metric": result.metric, "num_images": result.num_images, "counts": result.counts}
+        return MetricResult({"bbox": means}, {**classes, "num_gt": result.num_gt}, facts)
 
 
 def expand_ground_truth(truth: GroundTruth, hierarchy: LabelHierarchy) -> GroundTruth:

@@ -169,7 +169,7 @@ def class_names_beside(folder: Path, class_ids: Sequence[str]) -> tuple[str, ...
     Returns:
         In index order; () if nothing there names these classes.
     """
-    for path in [folder / "classes.json", *sorted(folder.glob("inference/*/*metrics.json"))]:
+    for path in [folder / "classes.json", *sorted(folder.glob("inference/*/results.json"))]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if "classes" in content:

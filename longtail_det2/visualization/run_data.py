@@ -22,7 +22,7 @@ from longtail_det2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_METRIC_FILES = ("metrics.json", "lvis_metrics.json", "coco_metrics.json")
+_RESULTS = "results.json"
 _MAIN_TASKS = ("lvis_segm", "lvis_bbox", "coco_segm", "coco_bbox")
 _LVIS_GROUPS = {"f": "frequent", "c": "common", "r": "rare"}
 
@@ -178,7 +178,7 @@ def read_run(path: str | Path, dataset: str | None = None) -> RunData:
     evaluation = _read_evaluation(folders[names.index(chosen)]) if chosen in names else None
     if evaluation is None:
         what = f"of {dataset} " if dataset else ""
-        problems.append(f"There is no finished evaluation {what}(inference/<data set>/metrics.json).")
+        problems.append(f"There is no finished evaluation {what}(inference/<data set>/results.json).")
     elif evaluation.predictions is None:
         problems.append("There are no predictions (predictions.csv): pictures show the truth alone.")
     return RunData(path, log, evaluation, _read_config(path / "config.yaml"), tuple(problems))
@@ -186,9 +186,11 @@ def read_run(path: str | Path, dataset: str | None = None) -> RunData:
 
 def find_evaluations(run: Path) -> list[Path]:
     """Folders below inference/ that hold the results of a data set, by name."""
-    found = {path.parent for name in _METRIC_FILES for path in run.glob(f"inference/*/{name}")}
     single = run / "inference"
-    return sorted(found) or [single] * any((single / name).is_file() for name in _METRIC_FILES)
+    return (
+        sorted(path.parent for path in single.glob(f"*/{_RESULTS}"))
+        or [single] * (single / _RESULTS).is_file()
+    )
 
 
 def _read_log(path: Path) -> TrainingLog | None:
@@ -226,30 +228,32 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_evaluation(folder: Path) -> Evaluation | None:
-    path = next((folder / name for name in _METRIC_FILES if (folder / name).is_file()), folder)
+    path = folder / _RESULTS
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        coco, of_class = _read_coco(folder / "coco_metrics.json")
-        lvis, more = _read_coco(folder / "lvis_metrics.json")
+        means = {
+            str(task): {str(name): _number(value) for name, value in values.items()}
+            for task, values in document["summary"].items()
+        }
+        summary = means.pop("bbox", {})
+        by_lvis = not summary and all(task.startswith("lvis_") for task in means)
         classes = tuple(
-            _class_result(row, {**of_class.get(str(row["id"]), {}), **more.get(str(row["id"]), {})})
+            _class_result(row, {task: _number(row.get(task)) for task in means}, by_lvis)
             for row in document.get("classes", ())
         )
-        means = document.get("summary", {}) if path.name == _METRIC_FILES[0] else {}
-        summary = {str(name): _number(value) for name, value in means.items()}
-        files = ("coco_instances_results.json", "lvis_instances_results.json")
-        names = [files[0]] * ("coco_segm" in coco) + [files[1]] * ("lvis_segm" in lvis)
-        names += ["predictions.csv", *files]
+        official = document.get("metrics", {}).get("open_images", {})
+        has_masks = any(task.startswith(("coco_segm", "lvis_segm")) for task in means)
+        names = ("coco_instances_results.json", "predictions.csv")[:: 1 if has_masks else -1]
         return Evaluation(
             dataset=folder.name,
-            metric=str(document.get("metric", "")),
+            metric=str(official.get("metric", "")),
             summary=summary,
             classes=classes,
-            options=dict(document.get("options", {})),
-            num_images=document.get("num_images"),
+            options=dict(official.get("options", {})),
+            num_images=official.get("num_images", document.get("num_images")),
             predictions=next((folder / name for name in names if (folder / name).is_file()), None),
-            coco=coco,
-            lvis=lvis,
+            coco={task: values for task, values in means.items() if task.startswith("coco_")},
+            lvis={task: values for task, values in means.items() if task.startswith("lvis_")},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(
@@ -258,27 +262,7 @@ def _read_evaluation(folder: Path) -> Evaluation | None:
         return None
 
 
-def _read_coco(path: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """COCO's or LVIS's metric: means by task and name, AP of each class by its id and task; maybe empty."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        means = {
-            str(task): {str(name): _number(value) for name, value in values.items()}
-            for task, values in document["summary"].items()
-        }
-        rows = document["classes"]
-        classes = {str(row["id"]): {task: _number(row.get(task)) for task in means} for row in rows}
-    except FileNotFoundError:
-        return {}, {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning(
-            "%s cannot be read (%s: %s): the report goes without it", path, type(error).__name__, error
-        )
-        return {}, {}
-    return means, classes
-
-
-def _class_result(row: Mapping[str, Any], coco: Mapping[str, float]) -> ClassResult:
+def _class_result(row: Mapping[str, Any], coco: Mapping[str, float], by_lvis: bool) -> ClassResult:
     count = row.get("train_images")
     return ClassResult(
         id=str(row["id"]),
@@ -288,7 +272,7 @@ def _class_result(row: Mapping[str, Any], coco: Mapping[str, float]) -> ClassRes
         num_gt=_number(row.get("num_gt")),
         train_images=None if count is None else int(count),
         is_leaf=bool(row.get("is_leaf", True)),
-        group=row.get("group") or _LVIS_GROUPS.get(row.get("frequency") or ""),
+        group=_LVIS_GROUPS.get(row.get("frequency") or "") if by_lvis else row.get("frequency_bin"),
         coco=coco,
     )
 

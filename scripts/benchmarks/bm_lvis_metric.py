@@ -128,15 +128,15 @@ def show(name: str, seconds: float) -> None:
 
 def measure_own(args: argparse.Namespace) -> bool:
     """The evaluator; whether the targets were met."""
-    from longtail_det2.evaluation.lvis_evaluation import LVISStoreEvaluator
+    from longtail_det2.evaluation.coco_metric import LVISMetric
+    from longtail_det2.evaluation.evaluator import StoreEvaluator
 
     with np.load(args.folder / "truth.npz") as file:
         truth = dict(file)
     rng = np.random.default_rng(args.seed + 1)
     show("imports", time.process_time())
-    evaluator = LVISStoreEvaluator(
-        args.folder / "store", output_dir=args.folder / "out", fixed_ap_detections=args.fixed_ap
-    )
+    metric = LVISMetric(fixed_ap_detections=args.fixed_ap)
+    evaluator = StoreEvaluator(args.folder / "store", [metric], output_dir=args.folder / "out")
     evaluator.reset()
     processing = 0.0
     for image in range(args.images):
@@ -164,7 +164,7 @@ def measure_lvis(folder: Path) -> None:
     show("imports", time.process_time())
     start = time.process_time()
     truth = lvis.LVIS(str(folder / "truth.json"))
-    found = lvis.LVISResults(truth, str(folder / "out/lvis_instances_results.json"))
+    found = lvis.LVISResults(truth, str(folder / "out/coco_instances_results.json"))
     show("reading its files", time.process_time() - start)
     start = time.process_time()
     evaluation = lvis.LVISEval(truth, found, "bbox")

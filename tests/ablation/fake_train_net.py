@@ -51,4 +51,4 @@ value += 0.0001 * float(options.get("TEST.DETECTIONS_PER_IMAGE", 0))
 folder = run / "inference" / "shapes_validation"
 folder.mkdir(parents=True, exist_ok=True)
 summary = {"mAP50": value, "mAP50_leaves": value / 2, "mAP50_tail": None}
-(folder / "metrics.json").write_text(json.dumps({"summary": summary}))
+(folder / "results.json").write_text(json.dumps({"summary": {"bbox": summary}}))

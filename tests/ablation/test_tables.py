@@ -53,18 +53,18 @@ def test_students_t():
 def test_summaries_of_several_metrics_and_data_sets(tmp_path):
     first = tmp_path / "inference" / "first"
     first.mkdir(parents=True)
-    (first / "metrics.json").write_text('{"summary": {"mAP50": 0.5}}')
-    (first / "coco_metrics.json").write_text('{"summary": {"coco_bbox": {"AP": 0.25, "APs": null}}}')
+    (first / "results.json").write_text(
+        '{"summary": {"bbox": {"mAP50": 0.5}, "coco_bbox": {"AP": 0.25, "APs": null}}}'
+    )
     (first / "predictions.json").write_text("[]")
     assert read_summary(tmp_path) == {"mAP50": 50.0, "coco_bbox/AP": 25.0, "coco_bbox/APs": None}
     second = tmp_path / "inference" / "second"
     second.mkdir()
-    (second / "metrics.json").write_text('{"summary": {"mAP50": 0.75}}')
+    (second / "results.json").write_text('{"summary": {"bbox": {"mAP50": 0.75}}}')
     assert read_summary(tmp_path)["first/coco_bbox/AP"] == 25.0
     assert read_summary(tmp_path)["second/mAP50"] == 75.0
-    (second / "metrics.json").write_text('{"summ')
-    (first / "metrics.json").unlink()
-    (first / "coco_metrics.json").unlink()
+    (second / "results.json").write_text('{"summ')
+    (first / "results.json").unlink()
     with pytest.raises(DataError, match="without an evaluation"):
         read_summary(tmp_path)
 

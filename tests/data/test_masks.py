@@ -19,7 +19,7 @@ from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.masks import decode_masks, encode_masks, rle_counts, to_bitmap, to_rle
 from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter, write_store
-from longtail_det2.evaluation.store_truth import truth_of_store
+from longtail_det2.evaluation.ground_truth import StoreGroundTruth
 from longtail_det2.shapes import ShapesOptions, generate_shapes
 from longtail_det2.utils.errors import ConfigError, DataError
 
@@ -233,7 +233,7 @@ def test_annotated_areas(prepare, tmp_path):
     )
     assert store.has_areas
     np.testing.assert_array_equal(store.areas, [5, 99, np.nan])
-    truth = truth_of_store(store)
+    truth = StoreGroundTruth(store)
     bitmap = to_bitmap(decode_masks(store, 0)[2], 40, 80)
     assert truth.area.tolist() == [5, 99, bitmap.sum()]
     columns = {path.stem: np.load(path) for path in store.path.glob("*.npy")}
@@ -251,7 +251,7 @@ def test_areas_that_are_none_are_passed_over(prepare, tmp_path):
     wrong = [0, -3, "128", None, True]
     objects = [annotation(i, [i, 4, 16, 8], area=value) for i, value in enumerate(wrong)]
     store = prepare(*objects)
-    assert not store.has_areas and truth_of_store(store).area.round(3).tolist() == [128.0] * 5
+    assert not store.has_areas and StoreGroundTruth(store).area.round(3).tolist() == [128.0] * 5
     text = check_coco(tmp_path / "data.json", tmp_path).text()
     assert "4  areas that are not positive numbers: annotation 0 has the area 0" in text
 

@@ -207,10 +207,16 @@ def test_resolve_num_classes(pictures, tmp_path):
 
 
 def test_an_impossible_evaluation_is_said_before_training(yaml_args, lazy_args, tmp_path, capsys):
-    message = fails(trainer.main, yaml_args("TEST.LVIS.TASKS", "('keypoints',)"), capsys)
-    assert "LVIS" in message and "keypoints" in message
-    message = fails(lazy.main, lazy_args("dataloader.evaluator.coco_tasks=[keypoints]"), capsys)
+    message = fails(
+        trainer.main, yaml_args("TEST.METRICS", "('coco',)", "TEST.TASKS", "('keypoints',)"), capsys
+    )
+    assert "TEST.TASKS" in message and "keypoints" in message
+    message = fails(
+        lazy.main,
+        lazy_args("dataloader.evaluator.metrics=[coco]", "dataloader.evaluator.tasks=[keypoints]"),
+        capsys,
+    )
     assert "keypoints" in message
-    message = fails(trainer.main, yaml_args("TEST.OPEN_IMAGES.ENABLED", "False"), capsys)
-    assert "TEST.OPEN_IMAGES.ENABLED" in message
+    message = fails(trainer.main, yaml_args("TEST.METRICS", "('voc',)"), capsys)
+    assert "TEST.METRICS" in message and "'voc'" in message
     assert not list((tmp_path / "run").glob("model*"))

@@ -133,4 +133,4 @@ def test_two_processes_train_and_evaluate(yaml_args, repository, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/model_final.pth").is_file()
-    assert (tmp_path / "run/inference/mini_test/metrics.json").is_file()
+    assert (tmp_path / "run/inference/mini_test/results.json").is_file()

@@ -111,7 +111,7 @@ def test_two_ranks_with_half_batches_follow_one_with_the_whole(yaml_args, reposi
     assert_same_training(one, two)
     total = run_state(one)[1]["total_loss"]
     assert total[0] > total[-1]
-    results = [json.loads((run / "inference/mini_test/metrics.json").read_text()) for run in (one, two)]
+    results = [json.loads((run / "inference/mini_test/results.json").read_text()) for run in (one, two)]
     for alone, together in zip(*(found["classes"] for found in results), strict=True):
         assert together["AP"] == pytest.approx(alone["AP"], abs=1e-3, nan_ok=True)
 
@@ -131,14 +131,14 @@ def test_evaluation_over_ranks_is_that_of_one(yaml_args, repository, tmp_path):
     trainer.main(yaml_args(max_iter=3))
     run = tmp_path / "run"
     folder = run / "inference/mini_test"
-    one = {name: (folder / name).read_text() for name in ("metrics.json", "predictions.csv")}
+    one = {name: (folder / name).read_text() for name in ("results.json", "predictions.csv")}
     args = yaml_args("MODEL.WEIGHTS", str(run / "model_final.pth"))
     for path in folder.iterdir():
         path.unlink()
     script = repository / "scripts/train_net.py"
     done, _ = launch(script, ["--eval-only", *args.opts], "torchrun", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "metrics.json").read_text()) == json.loads(one["metrics.json"])
+    assert json.loads((folder / "results.json").read_text()) == json.loads(one["results.json"])
     rows = sorted((folder / "predictions.csv").read_text().splitlines())
     assert rows == sorted(one["predictions.csv"].splitlines()) and len(rows) > 1
 

@@ -22,7 +22,7 @@ def test_yaml_trains_and_evaluates(yaml_args, tmp_path, loss):
     run = tmp_path / "run"
     assert (run / "model_final.pth").is_file() and list(run.glob("events.out.tfevents*"))
     assert (run / "inference/mini_test/predictions.csv").is_file()
-    assert len(json.loads((run / "inference/mini_test/metrics.json").read_text())["classes"]) == 4
+    assert len(json.loads((run / "inference/mini_test/results.json").read_text())["classes"]) == 4
     assert math.isfinite(losses(run)[2])
 
 

@@ -2,9 +2,12 @@ import csv
 import importlib.util
 import json
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from detectron2.utils import comm
 from PIL import Image
 
 from longtail_det2.data.datasets.coco import prepare_coco
@@ -70,3 +73,34 @@ def make_lvis_store(tmp_path):
         return prepare_coco(tmp_path / f"{name}.json", tmp_path, tmp_path / name, hierarchy)
 
     return make
+
+
+@pytest.fixture
+def run_ranks(monkeypatch):
+    """Calls a function in a thread for each rank, with `comm` between the threads; results by rank."""
+
+    def run(size, function):
+        local, barrier, slots = threading.local(), threading.Barrier(size, timeout=60), [None] * size
+
+        def exchange(data):
+            slots[local.rank] = data
+            barrier.wait()
+            received = list(slots)
+            barrier.wait()
+            return received
+
+        def as_rank(rank):
+            local.rank = rank
+            return function(rank)
+
+        monkeypatch.setattr(comm, "get_world_size", lambda: size)
+        monkeypatch.setattr(comm, "get_rank", lambda: local.rank)
+        monkeypatch.setattr(comm, "is_main_process", lambda: local.rank == 0)
+        monkeypatch.setattr(comm, "all_gather", exchange)
+        monkeypatch.setattr(
+            comm, "gather", lambda data, dst=0: exchange(data) if local.rank == dst else exchange(data)[:0]
+        )
+        with ThreadPoolExecutor(size) as pool:
+            return list(pool.map(as_rank, range(size)))
+
+    return run

@@ -15,8 +15,9 @@ from pycocotools.cocoeval import COCOeval
 
 from longtail_det2.data.datasets.coco import prepare_coco
 from longtail_det2.data.masks import to_rle
-from longtail_det2.evaluation.build import StoreEvaluators
-from longtail_det2.evaluation.coco_evaluation import COCOStoreEvaluator, coco_ground_truth, verified_classes
+from longtail_det2.evaluation.coco_metric import COCOMetric
+from longtail_det2.evaluation.evaluator import StoreEvaluator, build_evaluators
+from longtail_det2.evaluation.ground_truth import StoreGroundTruth
 from longtail_det2.utils.errors import ConfigError
 
 SIZE = 160
@@ -100,11 +101,32 @@ def make_outputs(content, seed, classes=4):
     return outputs
 
 
-def evaluate(store, outputs, **options):
-    evaluator = COCOStoreEvaluator(store, **options)
+def evaluate(store, outputs, tasks=("bbox", "segm"), max_detections=100, **options):
+    evaluator = StoreEvaluator(store, [COCOMetric(tasks, max_detections)], **options)
     for one, output in outputs:
         evaluator.process([one], [output])
     return evaluator.evaluate()
+
+
+def coco_ground_truth(store, task):
+    """Content of a COCO file about a store, ids being positions: an annotation per class of an object."""
+    gt = StoreGroundTruth(store)
+    masks = gt.masks(gt.object) if task == "segm" else [None] * len(gt.object)
+    annotations = [
+        {
+            "id": number,  # a match with id 0 would be none
+            "image_id": int(gt.image[number - 1]),
+            "category_id": int(gt.cls[number - 1]),
+            "bbox": gt.box[row].tolist(),
+            "area": float(gt.area[row]),
+            "iscrowd": int(gt.ignored(np.array([row]), task)[0]),
+            "segmentation": mask,
+        }
+        for number, (row, mask) in enumerate(zip(gt.object.tolist(), masks, strict=True), start=1)
+    ]
+    images = [{"id": k, "height": SIZE, "width": SIZE} for k in range(len(store))]
+    categories = [{"id": k, "name": name} for k, name in enumerate(store.class_names)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def reference(truth, outputs, task, max_detections=100):
@@ -120,8 +142,9 @@ def reference(truth, outputs, task, max_detections=100):
             strict=True,
         ):
             row = {"image_id": one["position"], "category_id": label, "score": score}
-            row["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-            if task == "segm":
+            if task == "bbox":
+                row["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            else:  # without a box the areas are those of the masks
                 row["segmentation"] = coco_mask.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
             rows.append(row)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -232,23 +255,22 @@ def test_unverified_classes_do_not_count(make_store):
     for one in content["images"]:
         one["neg_category_ids"] = [15]
     store = make_store(content, HIERARCHY)
-    verified = verified_classes(store)
+    verified = StoreGroundTruth(store).verified
     present = {(one["image_id"], (one["category_id"] - 3) // 4) for one in content["annotations"]}
     for row, name in enumerate(store.image_ids.tolist()):
         classes = {label for image, label in present if image == int(name)}
         expected = classes | {3} | ({0} if classes & {1, 2} else set())
-        assert set(np.flatnonzero(verified[row]).tolist()) == expected
+        assert set((verified[verified // 4 == row] % 4).tolist()) == expected
     outputs = make_outputs(content, 3)
     strict = evaluate(make_store(make_content(3), HIERARCHY, "strict"), outputs)["coco_bbox"]["AP"]
     assert evaluate(store, outputs)["coco_bbox"]["AP"] > strict
-    assert verified_classes(make_store(make_content(3), name="none")) is None
 
 
 def test_a_class_verified_absent_has_its_descendants_absent(make_store):
     content = make_content(3, images=1)
     content["annotations"] = []
     content["images"][0]["neg_category_ids"] = [3]
-    assert verified_classes(make_store(content, HIERARCHY)).tolist() == [[True, True, True, False]]
+    assert sorted(StoreGroundTruth(make_store(content, HIERARCHY)).verified.tolist()) == [0, 1, 2]
 
 
 def test_objects_without_mask_are_ignored_regions(make_store):
@@ -269,13 +291,14 @@ def test_files(make_store, tmp_path):
     store = make_store(content)
     outputs = make_outputs(content, 1)
     results = evaluate(store, outputs, output_dir=tmp_path / "out", max_detections=2)
-    written = json.loads((tmp_path / "out/coco_metrics.json").read_text())
+    written = json.loads((tmp_path / "out/results.json").read_text())
     assert written["summary"]["coco_segm"]["AP"] == pytest.approx(results["coco_segm"]["AP"] / 100)
-    assert [one["id"] for one in written["classes"]] == [3, 7, 11, 15]
+    assert [one["id"] for one in written["classes"]] == ["3", "7", "11", "15"]
     per_class = [one["coco_bbox"] for one in written["classes"]]
     assert np.mean(per_class) == pytest.approx(written["summary"]["coco_bbox"]["AP"])
     rows = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
     assert len(rows) == sum(len(output["instances"]) for _, output in outputs)
+    assert written["metrics"]["coco"]["options"] == {"tasks": ["bbox", "segm"], "max_detections": 2}
     (tmp_path / "file.json").write_text(json.dumps(content_for_pycocotools(content)))
     with contextlib.redirect_stdout(io.StringIO()):
         ground = COCO(str(tmp_path / "file.json"))
@@ -323,9 +346,13 @@ def test_detections_that_are_not_finite_are_left_out(make_store):
 def test_both_metrics_at_once(make_store, tmp_path):
     content = make_content(6)
     store = make_store(content)
-    for tasks, expected in (((), ["bbox"]), (("segm",), ["bbox", "coco_segm"])):
-        evaluators = StoreEvaluators(
-            store.path, coco_tasks=tasks, iou_threshold=0.5, output_dir=tmp_path / "out"
+    for metrics, expected in (
+        ((), ["coco_segm"]),
+        (("open_images",), ["bbox"]),
+        (("open_images", "coco"), ["bbox", "coco_segm"]),
+    ):
+        evaluators = build_evaluators(
+            store.path, metrics=metrics, tasks=["segm"], output_dir=tmp_path / "out"
         )
         evaluators.reset()
         for one, output in make_outputs(content, 6):
@@ -335,9 +362,9 @@ def test_both_metrics_at_once(make_store, tmp_path):
 
 def test_a_store_without_masks(make_store):
     store = make_store(make_content(1, with_masks=False))
-    with pytest.raises(ConfigError, match=r"has no masks.*TEST\.COCO\.TASKS \('bbox',\)"):
-        COCOStoreEvaluator(store)
+    with pytest.raises(ConfigError, match=r"has no masks.*TEST\.TASKS \('bbox',\)"):
+        evaluate(store, [])
     assert evaluate(store, [], tasks=("bbox",))["coco_bbox"]["AP"] == 0
     for tasks in ((), ("keypoints",)):
         with pytest.raises(ConfigError, match="'bbox' and 'segm', not"):
-            COCOStoreEvaluator(store, tasks=tasks)
+            evaluate(store, [], tasks=tasks)

@@ -21,6 +21,7 @@ from lvis_cases import (
 )
 
 from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.evaluation.ground_truth import StoreGroundTruth
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -46,7 +47,7 @@ def test_equal_to_lvis_itself(make_lvis_store, case, tmp_path):
     results = evaluate(
         make_lvis_store(content), outputs, output_dir=tmp_path / "out", fixed_ap_detections=FIXED[case]
     )
-    rows = json.loads((tmp_path / "out/lvis_instances_results.json").read_text())
+    rows = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
     assert len(rows) == sum(len(output["instances"]) for _, output in outputs)
     for task in TASKS:
         assert_equal(results[f"lvis_{task}"], lvis_numbers(content, rows, task))
@@ -85,7 +86,7 @@ def test_photographs(shared_dir, tmp_path):
     store = prepare_coco(tmp_path / "train.json", path.parents[1] / "images/train", tmp_path / "store")
     outputs = photograph_outputs(content, moved_objects(content, sizes))
     results = evaluate(store, outputs, output_dir=tmp_path / "out")
-    written = json.loads((tmp_path / "out/lvis_instances_results.json").read_text())
+    written = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
     for task in TASKS:
         expected = lvis_numbers(content, written, task)
         assert_equal(results[f"lvis_{task}"], expected)
@@ -117,3 +118,81 @@ def photograph_outputs(content, rows):
         instances = instances_of(found, index, (image["height"], image["width"]))
         outputs.append(({"image_id": str(image["id"])}, {"instances": instances}))
     return outputs
+
+
+def whole_pixels(seed, decimals=0, count=30, height=300, width=417):
+    """Boxes of whole pixels (or decimals), and the same moved so that IoUs fall on thresholds."""
+    rng = np.random.default_rng(seed)
+    scale = 10**decimals
+    images = [
+        {"id": k, "file_name": f"{k}.png", "height": height, "width": width}
+        | {"neg_category_ids": [1, 2, 3], "not_exhaustive_category_ids": []}
+        for k in range(1, count + 1)
+    ]
+    annotations, rows = [], []
+    for image in images:
+        for _ in range(8):
+            w, h = (int(side) for side in rng.integers(8, 60, 2))
+            x, y = int(rng.integers(40, width - 120)), int(rng.integers(40, height - 120))
+            offset = (rng.integers(0, scale, 4) / scale).tolist()
+            box = [value + part for value, part in zip((x, y, w, h), offset, strict=True)]
+            one = {
+                "id": len(annotations) + 1,
+                "image_id": image["id"],
+                "category_id": int(rng.integers(1, 4)),
+            }
+            annotations.append({**one, "bbox": box, "area": box[2] * box[3]})
+            for part in (1, 3, 5, 7):  # a box moved by a share of its side has an IoU of simple fractions
+                moved = [box[0] + w * part // 20, box[1], box[2], box[3]]
+                score = float(np.float32(rng.random()))
+                rows.append({**one, "bbox": moved, "score": score})
+    categories = [
+        {"id": k, "name": str(k), "synset": f"c{k}.n.01", "frequency": "rcf"[k - 1]} for k in (1, 2, 3)
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}, rows
+
+
+def outputs_without_masks(content, rows, height=300, width=417):
+    index = {one["id"]: place for place, one in enumerate(content["categories"])}
+    empty = {
+        "size": [height, width],
+        "counts": coco_mask.encode(np.zeros((height, width), np.uint8, "F"))["counts"],
+    }
+    outputs = []
+    for image in content["images"]:
+        found = [{**row, "segmentation": empty} for row in rows if row["image_id"] == image["id"]]
+        outputs.append(
+            ({"image_id": str(image["id"])}, {"instances": instances_of(found, index, (height, width))})
+        )
+    return outputs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_of_whole_pixels(make_lvis_store, seed):
+    """The store keeps shares of the sides; whether an IoU reaches a threshold must not depend on that."""
+    pytest.importorskip("lvis")
+    content, rows = whole_pixels(seed)
+    results = evaluate(make_lvis_store(content), outputs_without_masks(content, rows), tasks=("bbox",))[
+        "lvis_bbox"
+    ]
+    expected = lvis_numbers(content, rows, "bbox")
+    assert_equal(results, expected, 1e-9)
+    assert 5 < expected["AP"] < 95
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 2])
+@pytest.mark.parametrize("size", [(300, 417), (48, 64), (719, 1023)])
+def test_boxes_are_restored(make_lvis_store, decimals, size):
+    content, _ = whole_pixels(0, decimals, count=5)
+    rng = np.random.default_rng(decimals)
+    for image in content["images"]:
+        image["height"], image["width"] = size
+    for one in content["annotations"]:
+        low = np.sort(rng.integers(0, [side * 10**decimals for side in size[::-1]], (2, 2)), axis=0)
+        low[1] += 1
+        corner, extent = low[0] / 10**decimals, (low[1] - low[0]) / 10**decimals
+        one["bbox"] = [*corner.tolist(), *extent.tolist()]
+    gt = StoreGroundTruth(make_lvis_store(content))
+    written = sorted((*one["bbox"], one["image_id"]) for one in content["annotations"])
+    image = gt.store.image_ids[gt.image].astype(int).tolist()
+    assert sorted((*box, k) for box, k in zip(gt.box[gt.object].tolist(), image, strict=True)) == written

@@ -21,17 +21,15 @@ from lvis_cases import (
     instances_of,
     lvis_numbers,
     make_content,
+    make_evaluator,
     make_outputs,
     make_results,
 )
 
 from longtail_det2.data.store import write_store
-from longtail_det2.evaluation.build import StoreEvaluators
-from longtail_det2.evaluation.coco_evaluation import COCOStoreEvaluator
-from longtail_det2.evaluation.lvis_evaluation import LVISStoreEvaluator
-from longtail_det2.evaluation.lvis_metric import LvisDetections, best_of_classes, best_of_images
-from longtail_det2.evaluation.lvis_truth import class_frequencies, image_order
-from longtail_det2.evaluation.store_truth import whole_box_runs
+from longtail_det2.evaluation.coco_metric import best_of, class_frequencies
+from longtail_det2.evaluation.evaluator import build_evaluators
+from longtail_det2.evaluation.ground_truth import StoreGroundTruth, box_mask
 from longtail_det2.utils.errors import ConfigError
 
 BOX = [10, 10, 20, 20]
@@ -114,21 +112,18 @@ def test_choices_of_detections():
     image = np.array([0, 0, 0, 0, 1, 1, 2])
     cls = np.array([0, 1, 1, 0, 0, 1, 0])
     score = np.array([0.5, 0.9, 0.5, 0.5, 0.7, 0.7, 0.5], dtype=np.float32)
-    found = LvisDetections(image, cls, score, np.zeros((7, 4), np.float32), None)
-    assert best_of_images(found, 300).tolist() == [1, 0, 2, 3, 4, 5, 6]
-    assert best_of_images(found, 2).tolist() == [1, 0, 4, 5, 6]
-    assert best_of_images(found, 1).tolist() == [1, 4, 6]
-    assert best_of_classes(found, 2, 10_000).tolist() == [1, 0, 2, 3, 4, 5, 6]
-    assert best_of_classes(found, 2, 2).tolist() == [1, 0, 4, 5]
-    assert best_of_classes(found, 2, 1).tolist() == [1, 4]
-    empty = LvisDetections(image[:0], cls[:0], score[:0], np.zeros((0, 4), np.float32), None)
-    assert len(best_of_images(empty, 3)) == len(best_of_classes(empty, 2, 3)) == 0
+    assert best_of(image, score, image, 300).tolist() == list(range(7))
+    assert best_of(image, score, image, 2).tolist() == [0, 1, 4, 5, 6]
+    assert best_of(image, score, image, 1).tolist() == [1, 4, 6]
+    assert best_of(cls, score, image, 2).tolist() == [0, 1, 4, 5]
+    assert best_of(cls, score, -image, 2).tolist() == [1, 4, 5, 6]  # of equal scores the last image's
+    assert best_of(cls, score, image, 1).tolist() == [1, 4]
+    assert len(best_of(cls[:0], score[:0], image[:0], 3)) == 0
 
 
-def test_images_are_ordered_as_numbers():
-    assert image_order(["10", "4", "9"]).tolist() == [1, 2, 0]
-    assert image_order(["10", "4", "9a"]).tolist() == [0, 1, 2]
-    assert image_order([]).tolist() == []
+@pytest.mark.parametrize(("names", "rank"), [(["10", "4", "9"], [2, 0, 1]), (["10", "4", "9a"], [0, 1, 2])])
+def test_images_are_ordered_as_numbers(tmp_path, names, rank):
+    assert StoreGroundTruth(flat_store(tmp_path / "store", names=names)).image_rank.tolist() == rank
 
 
 def test_fixed_ap_warns_of_limited_detectors(make_lvis_store, caplog):
@@ -207,10 +202,10 @@ def test_boxes_around_groups_and_objects_without_masks(make_lvis_store):
     store = make_lvis_store(content, name="no_mask")
     rows = [{"category_id": k, "bbox": box, "score": score} for k, box, score in found]
     for row in rows:
-        row["segmentation"] = whole_box_runs(np.array(row["bbox"]), HEIGHT, WIDTH)
+        row["segmentation"] = box_mask(np.array(row["bbox"]), HEIGHT, WIDTH)
     outputs = [({"image_id": "1"}, {"instances": instances_of(rows, {5: 0, 7: 1, 9: 2})})]
     results = evaluate(store, outputs)
-    assert results["lvis_segm"]["AP"] == results["lvis_bbox"]["AP"] == pytest.approx(100)
+    assert results["lvis_segm"]["AP"] == pytest.approx(results["lvis_bbox"]["AP"]) == pytest.approx(100)
     missed = evaluate(store, [])
     assert missed["lvis_segm"]["AP"] == missed["lvis_bbox"]["AP"] == 0
 
@@ -229,7 +224,7 @@ def test_nothing_found(make_lvis_store, tmp_path, kind):
     for task, values in results.items():
         assert values["AP"] == 0
         assert [math.isnan(v) for v in values.values()] == [math.isnan(v) for v in with_all[task].values()]
-    assert len(json.loads((tmp_path / "out/lvis_instances_results.json").read_text())) == len(rows)
+    assert len(json.loads((tmp_path / "out/coco_instances_results.json").read_text())) == len(rows)
 
 
 def test_files(make_lvis_store, tmp_path):
@@ -240,33 +235,36 @@ def test_files(make_lvis_store, tmp_path):
     store = make_lvis_store(content)
     outputs = make_outputs(content, make_results("plain", content))
     results = evaluate(store, outputs, output_dir=tmp_path / "new/out", train_counts=range(9))
-    document = json.loads((tmp_path / "new/out/lvis_metrics.json").read_text())
+    document = json.loads((tmp_path / "new/out/results.json").read_text())
     assert math.isnan(results["lvis_bbox"]["APc"]) and document["summary"]["lvis_bbox"]["APc"] is None
     assert document["summary"]["lvis_segm"]["AP"] == pytest.approx(results["lvis_segm"]["AP"] / 100)
     classes = document["classes"]
-    assert [one["id"] for one in classes] == list(range(5, 23, 2)) and classes[0]["lvis_bbox"] is None
+    assert [one["id"] for one in classes] == [str(k) for k in range(5, 23, 2)] and classes[0][
+        "lvis_bbox"
+    ] is None
     assert [one["frequency"] for one in classes] == list("rrfrrfrrf")
     assert [one["train_images"] for one in classes] == list(range(9))
     known = [one["lvis_bbox_fixed"] for one in classes if one["lvis_bbox_fixed"] is not None]
     assert np.mean(known) == pytest.approx(document["summary"]["lvis_bbox_fixed"]["AP"])
-    assert document["options"] == {"max_detections": 300, "fixed_ap_detections": 10_000}
+    options = document["metrics"]["lvis"]["options"]
+    assert options == {"tasks": list(TASKS), "max_detections": 300, "fixed_ap_detections": 10_000}
     assert sorted(path.name for path in (tmp_path / "new/out").iterdir()) == [
-        "lvis_instances_results.json",
-        "lvis_metrics.json",
+        "coco_instances_results.json",
+        "results.json",
     ]
 
 
-def flat_store(path, classes=3, frequency=None):
+def flat_store(path, classes=3, frequency=None, names=("a",)):
     columns = {
-        "image_id": np.array(["a"]),
-        "file_name": np.array(["a.jpg"]),
-        "image_size": np.array([[HEIGHT, WIDTH]]),
-        "object_offsets": np.array([0, 1]),
+        "image_id": np.array(names),
+        "file_name": np.array([f"{name}.jpg" for name in names]),
+        "image_size": np.full((len(names), 2), (HEIGHT, WIDTH)),
+        "object_offsets": np.append(0, np.ones(len(names), np.int64)),
         "box": np.array([[0.0, 0.0, 0.5, 0.5]]),
         "flags": np.zeros(1, np.uint8),
         "label_offsets": np.array([0, 1]),
         "label": np.zeros(1, np.int64),
-        "image_label_offsets": np.array([0, 0]),
+        "image_label_offsets": np.zeros(len(names) + 1, np.int64),
         "image_label": np.zeros(0, np.int64),
         "image_label_status": np.zeros(0, np.uint8),
     }
@@ -276,48 +274,51 @@ def flat_store(path, classes=3, frequency=None):
 def test_frequencies(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     unknown = flat_store(tmp_path / "unknown", classes=5)
-    assert class_frequencies(unknown, None) is None
+    assert class_frequencies(unknown, None).tolist() == [""] * 5
     assert "APr, APc and APf are NaN" in caplog.text
     counts = np.array([0, 10, 11, 100, 101])
-    assert class_frequencies(unknown, counts) == ("r", "r", "c", "c", "f")
+    assert class_frequencies(unknown, counts).tolist() == ["r", "r", "c", "c", "f"]
     assert "at most 10 training images are rare, in at most 100 common" in caplog.text
     known = flat_store(tmp_path / "known", frequency=["f", "c", "r"])
-    assert class_frequencies(known, np.zeros(3)) == ("f", "c", "r")
-    assert math.isnan(LVISStoreEvaluator(unknown).evaluate()["lvis_bbox"]["APr"])
+    assert class_frequencies(known, np.zeros(3)).tolist() == ["f", "c", "r"]
+    assert math.isnan(evaluate(unknown, [], tasks=("bbox",))["lvis_bbox"]["APr"])
     with pytest.raises(ConfigError, match="the same classes"):
-        LVISStoreEvaluator(known, train_counts=[1, 2])
+        make_evaluator(known, train_counts=[1, 2], tasks=("bbox",))
 
 
 def test_what_cannot_be_evaluated(tmp_path, make_lvis_store):
     store = flat_store(tmp_path / "flat")
     for tasks in ((), ("keypoints",)):
-        with pytest.raises(ConfigError, match=r"LVIS's metric knows .*TEST\.LVIS\.TASKS"):
-            LVISStoreEvaluator(store, tasks=tasks)
-    with pytest.raises(ConfigError, match=r"has no masks.*TEST\.LVIS\.TASKS \('bbox',\)"):
-        LVISStoreEvaluator(store, tasks=("segm",))
+        with pytest.raises(ConfigError, match=r"TEST\.TASKS may have"):
+            make_evaluator(store, tasks=tasks)
+    with pytest.raises(ConfigError, match=r"has no masks.*TEST\.TASKS \('bbox',\)"):
+        make_evaluator(store, tasks=("segm",))
     for options in ({"max_detections": 0}, {"fixed_ap_detections": -1}):
         with pytest.raises(ConfigError, match=r"at least 1, and .* at least 0"):
-            LVISStoreEvaluator(store, **options)
-    with pytest.raises(ConfigError, match=r"no metric is left .*TEST\.OPEN_IMAGES\.ENABLED"):
-        StoreEvaluators(store.path, open_images=False)
+            make_evaluator(store, tasks=("bbox",), **options)
+    with pytest.raises(ConfigError, match=r"TEST\.METRICS: .*'voc'.* open_images, coco, lvis"):
+        build_evaluators(str(store.path), metrics=["voc"])
+    with pytest.raises(ConfigError, match=r"dataloader\.evaluator\.open_images: .*'iou'"):
+        build_evaluators(str(store.path), metrics=["open_images"], open_images={"iou": 0.5})
     content = small_content()
     with_masks, outputs = make_lvis_store(content), outputs_of(content, (5, BOX, 0.5))
-    for cls in (LVISStoreEvaluator, COCOStoreEvaluator):
+    for name in ("lvis", "coco"):
         with pytest.raises(ConfigError, match=r"the model gives none .*MODEL\.MASK_ON"):
-            feed(cls(with_masks, tasks=("segm",)), outputs)
+            feed(build_evaluators(str(with_masks.path), metrics=[name], tasks=["segm"]), outputs)
     outputs[0][1]["instances"].pred_classes[0] = 3
     with pytest.raises(ConfigError, match=r"class 3, but .* has 3 classes"):
-        feed(LVISStoreEvaluator(with_masks), outputs)
+        feed(make_evaluator(with_masks, tasks=("bbox",)), outputs)
 
 
 def test_metrics_side_by_side(make_lvis_store, tmp_path):
     content = make_content("plain")
     store = make_lvis_store(content)
     outputs = make_outputs(content, make_results("plain", content))
-    options = {"coco_tasks": ["segm"], "lvis_tasks": ["bbox", "segm"], "lvis_fixed_ap_detections": 0}
-    evaluators = feed(StoreEvaluators(store.path, output_dir=tmp_path / "out", **options), outputs)
-    results = evaluators.evaluate()
-    assert list(results) == ["bbox", "coco_segm", "lvis_bbox", "lvis_segm"]
-    alone = feed(StoreEvaluators(store.path, open_images=False, lvis_tasks=("bbox",)), outputs).evaluate()
+    options = {"metrics": ["open_images", "coco", "lvis"], "tasks": TASKS, "lvis": {"fixed_ap_detections": 0}}
+    evaluators = build_evaluators(str(store.path), output_dir=tmp_path / "out", **options)
+    results = feed(evaluators, outputs).evaluate()
+    assert list(results) == ["bbox", "coco_bbox", "coco_segm", "lvis_bbox", "lvis_segm"]
+    assert set(json.loads((tmp_path / "out/results.json").read_text())["summary"]) == set(results)
+    alone = feed(build_evaluators(str(store.path)), outputs).evaluate()
     assert list(alone) == ["lvis_bbox", "lvis_bbox_fixed"]
     assert alone["lvis_bbox"] == pytest.approx(results["lvis_bbox"], nan_ok=True)

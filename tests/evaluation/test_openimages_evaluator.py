@@ -7,14 +7,13 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from detectron2.utils import comm
 
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.open_images_csv import read_classes
 from longtail_det2.data.store import AnnotationStore, write_store
-from longtail_det2.engine.launch import launch
-from longtail_det2.evaluation import OpenImagesEvaluator
+from longtail_det2.evaluation.evaluator import StoreEvaluator
 from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth
+from longtail_det2.evaluation.openimages_metric import OpenImagesMetric
 from longtail_det2.utils.errors import ConfigError, DataError
 
 HEIGHT, WIDTH = 480, 640
@@ -77,11 +76,17 @@ def feed(evaluator, pairs, batch=3):
     return evaluator
 
 
+def make_evaluator(store, output_dir=None, train_counts=None, **options):
+    return StoreEvaluator(
+        store, [OpenImagesMetric(**options)], output_dir=output_dir, train_counts=train_counts
+    )
+
+
 COUNTS = np.array([0, 5, 90, 7, 50, 1000, 3, 80, 4, 40, 400, 30, 20, 10, 2])
 
 
 def test_official_numbers_and_files(golden_store, outputs, expected, tmp_path, caplog):
-    evaluator = OpenImagesEvaluator(golden_store, output_dir=tmp_path / "new" / "folder", train_counts=COUNTS)
+    evaluator = make_evaluator(golden_store, output_dir=tmp_path / "new" / "folder", train_counts=COUNTS)
     with caplog.at_level(logging.INFO):
         results = feed(evaluator, outputs).evaluate()["bbox"]
     assert list(results) == [
@@ -93,27 +98,28 @@ def test_official_numbers_and_files(golden_store, outputs, expected, tmp_path, c
     )
     assert f"{results['mAP50']:.2f}" in caplog.text and "mAP50_tail" in caplog.text
 
-    document = json.loads((tmp_path / "new" / "folder" / "metrics.json").read_text())
+    document = json.loads((tmp_path / "new" / "folder" / "results.json").read_text())
     classes = document["classes"]
     for one in classes:
         reference = expected["official"]["AP"][one["id"]]
         assert one["AP"] == (None if reference is None else pytest.approx(reference, abs=1e-6))
         assert one["num_gt"] == expected["official"]["num_gt"][one["id"]]
-        assert (one["group"] is not None) == one["is_leaf"]
+        assert (one["frequency_bin"] is not None) == one["is_leaf"]
     assert [one["train_images"] for one in classes] == COUNTS.tolist()
     leaves = [one["AP"] for one in classes if one["is_leaf"] and one["AP"] is not None]
     assert results["mAP50_leaves"] == pytest.approx(100 * np.mean(leaves), abs=1e-9)
     for group in ("head", "medium", "tail"):
-        members = [one["AP"] for one in classes if one["group"] == group and one["AP"] is not None]
+        members = [one["AP"] for one in classes if one["frequency_bin"] == group and one["AP"] is not None]
         assert results[f"mAP50_{group}"] == pytest.approx(100 * np.mean(members), abs=1e-9)
-    assert document["summary"]["mAP50"] == pytest.approx(results["mAP50"] / 100)
-    assert document["metric"] == expected["official"]["metric"] and "[0, 1]" in document["unit"]
+    assert document["summary"]["bbox"]["mAP50"] == pytest.approx(results["mAP50"] / 100)
+    facts = document["metrics"]["open_images"]
+    assert facts["metric"] == expected["official"]["metric"] and "[0, 1]" in document["unit"]
 
 
 def test_written_predictions_give_the_same_number_in_the_tool(
     golden_store, outputs, oid, tool, tmp_path, expected
 ):
-    results = feed(OpenImagesEvaluator(golden_store, output_dir=tmp_path), outputs).evaluate()["bbox"]
+    results = feed(make_evaluator(golden_store, output_dir=tmp_path), outputs).evaluate()["bbox"]
     files = {"boxes": "boxes.csv", "image-labels": "imagelabels.csv", "classes": "classes.csv"}
     given = [part for flag, name in files.items() for part in (f"--{flag}", str(oid / name))]
     given += ["--hierarchy", str(oid / "hierarchy.json"), "--predictions", str(tmp_path / "predictions.csv")]
@@ -125,42 +131,22 @@ def test_written_predictions_give_the_same_number_in_the_tool(
     assert len(rows) == sum(len(output["instances"]) for _, output in outputs)
 
 
-class FakeRanks:
-    """Collects what each rank sends; the last rank to evaluate is the main one and gets it all."""
+def test_two_ranks_with_padding_equal_one(golden_store, outputs, tmp_path, run_ranks):
+    def run(pairs, folder):
+        return feed(make_evaluator(golden_store, tmp_path / folder, COUNTS), pairs).evaluate()
 
-    def __init__(self, monkeypatch, size):
-        self.size, self.sent = size, []
-        monkeypatch.setattr(comm, "get_world_size", lambda: size)
-        monkeypatch.setattr(comm, "synchronize", lambda: None)
-        monkeypatch.setattr(comm, "is_main_process", lambda: len(self.sent) == size)
-        monkeypatch.setattr(comm, "gather", self.gather)
-
-    def gather(self, data, dst=0):
-        self.sent.append(data)
-        return self.sent if len(self.sent) == self.size else []
-
-
-def test_two_ranks_with_padding_equal_one(golden_store, outputs, tmp_path, monkeypatch):
-    alone = feed(
-        OpenImagesEvaluator(golden_store, output_dir=tmp_path / "1", train_counts=COUNTS), outputs
-    ).evaluate()
-    FakeRanks(monkeypatch, 2)
-    evaluators = [
-        OpenImagesEvaluator(golden_store, output_dir=tmp_path / str(name), train_counts=COUNTS)
-        for name in ("a", "b")
-    ]
-    assert feed(evaluators[0], [*outputs[1::2], outputs[0]]).evaluate() == {}
-    together = feed(evaluators[1], outputs[0::2]).evaluate()
-    assert together == alone
-    assert not (tmp_path / "a").exists()
-    for name in ("metrics.json", "predictions.csv"):
-        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+    alone = run(outputs, "1")
+    shares = (outputs[0::2], [*outputs[1::2], outputs[0]])
+    assert run_ranks(2, lambda rank: run(shares[rank], str("ab"[rank]))) == [alone, {}]
+    assert not (tmp_path / "b").exists()
+    for name in ("results.json", "predictions.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 
 
 def test_no_predictions(golden_store, expected, tmp_path, caplog):
-    evaluator = OpenImagesEvaluator(golden_store, output_dir=tmp_path)
+    evaluator = make_evaluator(golden_store, output_dir=tmp_path)
     assert evaluator.evaluate()["bbox"]["mAP50"] == 0.0
-    assert f"{len(golden_store)} of {len(golden_store)} images of the store had no output" in caplog.text
+    assert f"{len(golden_store)} of {len(golden_store)} images had no output" in caplog.text
     empty = Instances((HEIGHT, WIDTH))
     empty.pred_boxes = Boxes(torch.zeros(0, 4))
     empty.scores, empty.pred_classes = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
@@ -175,7 +161,7 @@ def test_foreign_images_and_numbers_that_are_not_finite(golden_store, outputs, e
     image_id, output = outputs[0][0]["image_id"], outputs[0][1]["instances"]
     mixed = Instances.cat([output, broken])
     pairs = [(record("elsewhere"), {"instances": broken}), (record(image_id), {"instances": mixed})]
-    results = feed(OpenImagesEvaluator(golden_store), [*pairs, *outputs[1:]]).evaluate()["bbox"]
+    results = feed(make_evaluator(golden_store), [*pairs, *outputs[1:]]).evaluate()["bbox"]
     assert results["mAP50"] == pytest.approx(100 * expected["official"]["mAP"], abs=1e-4)
     assert "1 outputs are of images that are not in" in caplog.text
     assert "2 detections with a box or score that is not finite" in caplog.text
@@ -196,15 +182,15 @@ def test_store_without_objects_is_nan_with_a_warning(tmp_path, caplog):
         "image_label_status": np.zeros(0, np.uint8),
     }
     store = write_store(tmp_path / "store", columns, ["x", "y"])
-    evaluator = OpenImagesEvaluator(store, output_dir=tmp_path / "out", train_counts=[1, 2])
+    evaluator = make_evaluator(store, output_dir=tmp_path / "out", train_counts=[1, 2])
     results = evaluator.evaluate()["bbox"]
     assert all(np.isnan(value) for value in results.values()) and "holds no object" in caplog.text
-    document = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert document["summary"]["mAP50"] is None and document["classes"][0]["AP"] is None
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert document["summary"]["bbox"]["mAP50"] is None and document["classes"][0]["AP"] is None
 
 
 def test_options(golden_store, outputs, tmp_path):
-    evaluator = OpenImagesEvaluator(
+    evaluator = make_evaluator(
         golden_store,
         output_dir=tmp_path,
         iou_threshold=0.75,
@@ -215,21 +201,26 @@ def test_options(golden_store, outputs, tmp_path):
     results = feed(evaluator, outputs).evaluate()["bbox"]
     assert list(results) == ["mAP75", "mAP75_leaves"]
     assert not (tmp_path / "predictions.csv").exists()
-    options = json.loads((tmp_path / "metrics.json").read_text())["options"]
-    assert options == {"iou_threshold": 0.75, "group_of_weight": 0.0, "expand_predictions": False}
+    options = json.loads((tmp_path / "results.json").read_text())["metrics"]["open_images"]["options"]
+    assert options == {
+        "iou_threshold": 0.75,
+        "group_of_weight": 0.0,
+        "expand_predictions": False,
+        "write_predictions_csv": False,
+    }
 
 
 def test_dataset_by_name_and_by_path(golden_store):
-    assert len(OpenImagesEvaluator(str(golden_store.path)).store) == len(golden_store)
+    assert len(make_evaluator(str(golden_store.path)).store) == len(golden_store)
     MetadataCatalog.get("evaluator_test_with_store").set(store_path=str(golden_store.path))
     MetadataCatalog.get("evaluator_test_without_store").set(thing_classes=["a"])
     try:
-        store = OpenImagesEvaluator("evaluator_test_with_store").store
+        store = make_evaluator("evaluator_test_with_store").store
         assert isinstance(store, AnnotationStore)
         with pytest.raises(ConfigError, match="has no annotation store"):
-            OpenImagesEvaluator("evaluator_test_without_store")
+            make_evaluator("evaluator_test_without_store")
         with pytest.raises(DataError, match="no annotation store"):
-            OpenImagesEvaluator("no_such_data_set")
+            make_evaluator("no_such_data_set")
     finally:
         for name in ("evaluator_test_with_store", "evaluator_test_without_store"):
             MetadataCatalog.remove(name)
@@ -237,22 +228,4 @@ def test_dataset_by_name_and_by_path(golden_store):
 
 def test_training_counts_of_other_classes_are_refused(golden_store):
     with pytest.raises(ConfigError, match="the same classes"):
-        OpenImagesEvaluator(golden_store, train_counts=[1, 2, 3])
-
-
-def _rank(store_path, pairs, folder):
-    rank = comm.get_rank()
-    evaluator = OpenImagesEvaluator(store_path, output_dir=folder, train_counts=COUNTS)
-    results = feed(evaluator, pairs[rank]).evaluate()
-    assert (results == {}) == (rank == 1)
-
-
-@pytest.mark.slow
-def test_two_real_processes_equal_one(golden_store, outputs, tmp_path):
-    feed(
-        OpenImagesEvaluator(golden_store, output_dir=tmp_path / "1", train_counts=COUNTS), outputs
-    ).evaluate()
-    pairs = (outputs[0::2], [*outputs[1::2], outputs[0]])
-    launch(_rank, 2, args=(str(golden_store.path), pairs, str(tmp_path / "2")))
-    for name in ("metrics.json", "predictions.csv"):
-        assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+        make_evaluator(golden_store, train_counts=[1, 2, 3])

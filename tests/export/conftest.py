@@ -87,7 +87,7 @@ def run_folder(tmp_path_factory):
     evaluation = folder / "inference/shapes_validation"
     evaluation.mkdir(parents=True)
     classes = [{"id": one, "name": one.upper(), "AP": 0.1} for one in ids]
-    (evaluation / "metrics.json").write_text(json.dumps({"classes": classes}))
+    (evaluation / "results.json").write_text(json.dumps({"classes": classes}))
     return folder
 
 

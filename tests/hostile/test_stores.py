@@ -23,7 +23,7 @@ from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_im
 from longtail_det2.data.masks import encode_masks, to_rle
 from longtail_det2.data.store import AnnotationStore, write_store
 from longtail_det2.data.store_writer import COLUMNS
-from longtail_det2.evaluation.store_truth import truth_of_store
+from longtail_det2.evaluation.ground_truth import StoreGroundTruth
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import describe_file
 
@@ -399,7 +399,9 @@ def use_everything(path, images):
     fresh = AnnotationStore.open(path, images)
     labels_per_image(MultiLabelDataset(fresh, filter_empty=True))
     fresh.image_counts(expanded=True), fresh.object_counts()
-    truth_of_store(fresh, with_masks=True)
+    gt = StoreGroundTruth(fresh)
+    assert len(gt.area) == len(gt.box) and len(gt.keys) == len(gt.object)
+    assert not fresh.has_masks or len(gt.masks(gt.object)) == len(gt.object)
     repr((fresh.areas if fresh.has_areas else None, fresh.image_label_status, fresh.flags))
 
 

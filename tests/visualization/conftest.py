@@ -12,8 +12,7 @@ from PIL import Image
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.masks import encode_masks
 from longtail_det2.data.store import AnnotationStore, ObjectFlag, write_store
-from longtail_det2.evaluation.build import StoreEvaluators
-from longtail_det2.evaluation.openimages_evaluation import OpenImagesEvaluator
+from longtail_det2.evaluation import build_evaluators
 
 CLASS_IDS = ("rc", "gc", "rs", "circle", "red")
 CLASS_NAMES = ("red circle", "green <circle>", "red square", "circle", "red")
@@ -120,11 +119,11 @@ def run(tmp_path, store):
     (folder / "config.yaml").write_text(
         "SEED: 7\nOUTPUT_DIR: /secret/place\nSOLVER:\n  BASE_LR: 0.125\n  IMS_PER_BATCH: 8\nVERSION: 2\n"
     )
-    evaluator = OpenImagesEvaluator(
-        store,
+    evaluator = build_evaluators(
+        str(store.path),
+        metrics=["open_images"],
         output_dir=folder / "inference" / "tiny",
         train_counts=store.image_counts(expanded=True),
-        distributed=False,
     )
     for record in MultiLabelDataset(store):
         evaluator.process([record], [{"instances": make_instances(record)}])
@@ -136,7 +135,7 @@ def run(tmp_path, store):
 def masked_run(tmp_path, masked_store):
     """Output folder of a run whose detector has masks, evaluated by both metrics."""
     folder = tmp_path / "masked_run"
-    evaluate_run(folder, masked_store, coco_tasks=("bbox", "segm"))
+    evaluate_run(folder, masked_store, metrics=["open_images", "coco"], tasks=("bbox", "segm"))
     return folder
 
 
@@ -144,20 +143,20 @@ def masked_run(tmp_path, masked_store):
 def lvis_run(tmp_path, masked_store):
     """The same by LVIS's metric alone: the folder and the results."""
     folder = tmp_path / "lvis_run"
-    return folder, evaluate_run(folder, masked_store, open_images=False, lvis_tasks=("bbox", "segm"))
+    return folder, evaluate_run(folder, masked_store, metrics=["lvis"], tasks=("bbox", "segm"))
 
 
 @pytest.fixture
 def coco_run(tmp_path, masked_store):
     """The same by COCO's metric of boxes alone."""
     folder = tmp_path / "coco_run"
-    evaluate_run(folder, masked_store, open_images=False, coco_tasks=("bbox",))
+    evaluate_run(folder, masked_store, metrics=["coco"])
     return folder
 
 
 def evaluate_run(folder, store, **metrics):
     results, counts = folder / "inference" / "masked", store.image_counts(expanded=True)
-    evaluators = StoreEvaluators(store.path, output_dir=results, train_counts=counts, **metrics)
+    evaluators = build_evaluators(str(store.path), output_dir=results, train_counts=counts, **metrics)
     evaluators.reset()
     for record in MultiLabelDataset(store):
         evaluators.process([record], [{"instances": fill_boxes(make_instances(record))}])

@@ -105,7 +105,7 @@ def test_report_of_a_run_with_the_lvis_metric_alone(lvis_run, masked_store, tmp_
     for task, values in means.items():
         expected = {name: value / 100 for name, value in values.items()}
         assert evaluation.lvis[task] == pytest.approx(expected, nan_ok=True)
-    assert evaluation.predictions.name == "lvis_instances_results.json"
+    assert evaluation.predictions.name == "coco_instances_results.json"
     assert [one.train_images for one in evaluation.classes] == masked_store.image_counts(
         expanded=True
     ).tolist()
@@ -177,10 +177,10 @@ def test_missing_pieces(run, store, tmp_path, lacking):
     remove = {
         "log": [run / "metrics.json"],
         "predictions": [evaluation / "predictions.csv"],
-        "evaluation": [evaluation / "metrics.json"],
+        "evaluation": [evaluation / "results.json"],
         "config": [run / "config.yaml"],
         "stores": [],
-        "all": [run / "metrics.json", evaluation / "metrics.json", run / "config.yaml"],
+        "all": [run / "metrics.json", evaluation / "results.json", run / "config.yaml"],
     }[lacking]
     for path in remove:
         path.unlink()
@@ -194,7 +194,7 @@ def test_missing_pieces(run, store, tmp_path, lacking):
 
 
 def test_nothing_evaluated_is_not_a_number(run, store, tmp_path):
-    path = run / "inference" / "tiny" / "metrics.json"
+    path = run / "inference" / "tiny" / "results.json"
     document = json.loads(path.read_text())
     document["summary"] = dict.fromkeys(document["summary"])
     for one in document["classes"]:

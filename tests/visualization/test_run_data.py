@@ -23,7 +23,7 @@ def test_reads_a_run(run):
 def test_reads_coco_metric_and_masks(masked_run, caplog):
     evaluation = read_run(masked_run).evaluation
     folder = masked_run / "inference" / "masked"
-    document = json.loads((folder / "coco_metrics.json").read_text())
+    document = json.loads((folder / "results.json").read_text())
     assert set(evaluation.coco) == {"coco_bbox", "coco_segm"}
     for task, means in evaluation.coco.items():
         for name, value in means.items():
@@ -36,17 +36,13 @@ def test_reads_coco_metric_and_masks(masked_run, caplog):
     (folder / "coco_instances_results.json").unlink()
     assert read_run(masked_run).evaluation.predictions == folder / "predictions.csv"
     for damage in ("{", "[]", '{"summary": 3, "classes": []}', '{"summary": {}, "classes": [{}]}'):
-        (folder / "coco_metrics.json").write_text(damage)
-        damaged = read_run(masked_run).evaluation
-        assert damaged is not None and damaged.coco == {} and damaged.classes[0].coco == {}
-    assert caplog.text.count("coco_metrics.json cannot be read") == 4
-    (folder / "coco_metrics.json").unlink()
-    assert read_run(masked_run).evaluation.coco == {}
-    assert caplog.text.count("coco_metrics.json") == 4
+        (folder / "results.json").write_text(damage)
+        assert read_run(masked_run).evaluation is None
+    assert caplog.text.count("results.json cannot be read") == 4
 
 
 def test_coco_metric_of_boxes_only(masked_run):
-    path = masked_run / "inference" / "masked" / "coco_metrics.json"
+    path = masked_run / "inference" / "masked" / "results.json"
     document = json.loads(path.read_text())
     del document["summary"]["coco_segm"]
     path.write_text(json.dumps(document))
@@ -72,7 +68,7 @@ def test_missing_and_damaged_pieces(tmp_path, caplog):
     assert len(data.problems) == 2
     folder = tmp_path / "inference" / "some"
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text('{"classes": [{"name":')
+    (folder / "results.json").write_text('{"classes": [{"name":')
     (tmp_path / "config.yaml").write_text("a: [1")
     (tmp_path / "metrics.json").write_text(
         '{"iteration": 1}\nnonsense\n[1]\n{"iteration": 2, "total_loss": NaN}\n'
@@ -86,7 +82,7 @@ def test_missing_and_damaged_pieces(tmp_path, caplog):
 def test_chooses_the_evaluation_by_name(run):
     other = run / "inference" / "another"
     other.mkdir()
-    (other / "metrics.json").write_text('{"summary": {"mAP50": null}, "classes": []}')
+    (other / "results.json").write_text('{"summary": {"bbox": {"mAP50": null}}, "classes": []}')
     assert read_run(run).evaluation.dataset == "another"
     assert math.isnan(read_run(run).evaluation.summary["mAP50"])
     assert read_run(run, "tiny").evaluation.dataset == "tiny"

@@ -8,5 +8,4 @@ dataloader.train.total_batch_size = 16
 dataloader.test.dataset.names = "lvis_v1_val"
 dataloader.test.mapper.augmentations[0].short_edge_length = 800
 dataloader.test.mapper.augmentations[0].max_size = 1333
-dataloader.evaluator.open_images = False
-dataloader.evaluator.lvis_tasks = ["bbox", "segm"]
+dataloader.evaluator.tasks = ["bbox", "segm"]

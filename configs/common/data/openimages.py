@@ -6,7 +6,7 @@ from longtail_det2.data.build import build_test_loader, build_train_loader, get_
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import hierarchy_of
 from longtail_det2.data.statistics import image_counts_of
-from longtail_det2.evaluation.build import StoreEvaluators
+from longtail_det2.evaluation import build_evaluators
 
 dataloader = OmegaConf.create(flags={"allow_objects": True})
 
@@ -43,18 +43,15 @@ dataloader.test = L(build_test_loader)(
     num_workers=4,
 )
 
-dataloader.evaluator = L(StoreEvaluators)(
+dataloader.evaluator = L(build_evaluators)(
     dataset="${..test.dataset.names}",
+    metrics=[],  # any of "open_images", "coco", "lvis"; none: what fits the data
+    tasks=["bbox"],
+    open_images=dict(
+        iou_threshold=0.5, group_of_weight=1.0, expand_predictions=True, write_predictions_csv=True
+    ),
+    coco=dict(max_detections=100),
+    lvis=dict(max_detections=300, fixed_ap_detections=10000),
     train_counts=L(image_counts_of)(names="${...train.dataset.names}"),
-    iou_threshold=0.5,
-    group_of_weight=1.0,
-    expand_predictions=True,
-    write_predictions_csv=True,
     frequency_thresholds=None,
-    coco_tasks=[],
-    coco_max_detections=100,
-    lvis_tasks=[],
-    lvis_max_detections=300,
-    lvis_fixed_ap_detections=10000,
-    open_images=True,
 )

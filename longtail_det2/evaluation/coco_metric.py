@@ -1,0 +1,399 @@
+"""COCO's and LVIS's average precision of boxes and masks, and fixed AP, from columns; matching is hotcoco's.
+
+COCO (Lin et al., ECCV 2014; package `pycocotools`): of a class in an image the best 100 detections count;
+IoU thresholds 0.5, 0.55, ..., 0.95; interpolated precision at 101 recalls; area ranges in pixels.
+
+LVIS (Gupta et al., CVPR 2019; package `lvis` 0.5.3) differs by these rules:
+
+1. Of an image, the best 300 detections over all classes count. On equal scores the first do.
+2. Detections of a class in an image count only if the class is annotated there or verified absent.
+3. Detections without area do not count.
+4. An unmatched detection counts neither way in an image where not all objects of its class are annotated.
+
+Fixed AP (Dave et al. 2021, "Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details")
+replaces rule 1: the best 10,000 detections of each class over all images count.
+
+An object is gt of each of its labels and of their ancestors. Detections in a box around a group count neither
+way (COCO's crowd), nor do those in the box of an object whose mask is missing when masks are evaluated.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import hotcoco
+import numpy as np
+
+from longtail_det2.data.datasets.coco import LVIS_THRESHOLDS, frequency_letters
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.evaluation.detection_buffer import DetectionColumns
+from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth
+from longtail_det2.utils.errors import ConfigError
+
+Task = Literal["bbox", "segm"]
+
+AREAS = ("all", "small", "medium", "large")
+"""Names of the area ranges of `AveragePrecision.ap`."""
+_PAIRS_AT_ONCE = {"bbox": 1 << 20, "segm": 1 << 17}
+"""Detections and objects matched together: classes are processed in batches of about this many."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """AP in [0, 1]; NaN for a class without gt (in the area range).
+
+    Attributes:
+        ap: (K, 4) over the IoU thresholds, by area range (`AREAS`).
+        ap50: (K,) at IoU 0.5.
+        ap75: (K,) at IoU 0.75.
+    """
+
+    ap: np.ndarray
+    ap50: np.ndarray
+    ap75: np.ndarray
+
+
+@dataclass(frozen=True)
+class COCOMetric:
+    """COCO's metric.
+
+    In a store with image-level labels, detections of classes that are neither annotated nor verified in an
+    image are left out; without any such labels every class counts in every image.
+
+    Attributes:
+        tasks: "bbox", "segm" or both.
+        max_detections: the best detections of a class in an image that count.
+    """
+
+    tasks: Sequence[Task] = ("bbox",)
+    max_detections: int = 100
+    name = "coco"
+
+    def check(self, store: AnnotationStore) -> None:
+        """Raise ConfigError where the store cannot be evaluated as asked."""
+        check_tasks(self.tasks, store)
+        if self.max_detections < 1:
+            raise ConfigError(f"TEST.COCO.MAX_DETECTIONS must be at least 1, not {self.max_detections}")
+
+    def measure(
+        self, gt: StoreGroundTruth, found: DetectionColumns, bins: Mapping[str, np.ndarray], counts: Any
+    ) -> MetricResult:
+        """Evaluate.
+
+        Args:
+            gt: what there is.
+            found: what was detected.
+            bins: class indices by name, for the means "AP_<name>".
+            counts: unused.
+
+        Returns:
+            AP, AP50, AP75, APs, APm, APl and AP of each bin under "coco_bbox" and "coco_segm".
+        """
+        rows = np.arange(len(found))
+        if len(gt.store.image_labels):
+            rows = rows[np.isin(found.image * gt.store.num_classes + found.cls, gt.verified)]
+        result = MetricResult({}, {"num_gt": gt.counts()})
+        for task in self.tasks:
+            one = average_precision(gt, found, rows, task, max_detections=self.max_detections)
+            result.classes[f"coco_{task}"] = one.ap[:, 0]
+            result.summary[f"coco_{task}"] = {
+                **_means(one),
+                **{f"AP_{name}": mean_of_known(one.ap[classes, 0]) for name, classes in bins.items()},
+            }
+        return result
+
+
+@dataclass(frozen=True)
+class LVISMetric:
+    """LVIS's metric and fixed AP.
+
+    Where not all objects of a class are annotated, those of its ancestors are not either; a class verified
+    absent has its descendants absent.
+
+    Attributes:
+        tasks: "bbox", "segm" or both.
+        max_detections: the best detections of an image over all classes that count.
+        fixed_ap_detections: for fixed AP, the best detections of a class over all images that count; 0: none.
+    """
+
+    tasks: Sequence[Task] = ("bbox",)
+    max_detections: int = 300
+    fixed_ap_detections: int = 10_000
+    name = "lvis"
+
+    def check(self, store: AnnotationStore) -> None:
+        """Raise ConfigError where the store cannot be evaluated as asked."""
+        check_tasks(self.tasks, store)
+        if self.max_detections < 1 or self.fixed_ap_detections < 0:
+            raise ConfigError(
+                f"TEST.LVIS.MAX_DETECTIONS {self.max_detections} must be at least 1, and "
+                f"TEST.LVIS.FIXED_AP_DETECTIONS {self.fixed_ap_detections} at least 0 (0: no fixed AP)"
+            )
+
+    def measure(
+        self,
+        gt: StoreGroundTruth,
+        found: DetectionColumns,
+        bins: Mapping[str, np.ndarray],
+        counts: np.ndarray | None,
+    ) -> MetricResult:
+        """Evaluate.
+
+        Args:
+            gt: what there is.
+            found: what was detected.
+            bins: unused; LVIS's own frequencies make the groups.
+            counts: (K,) training images of each class, for a store that does not know its frequencies.
+
+        Returns:
+            AP, AP50, AP75, APs, APm, APl, APr, APc, APf under "lvis_bbox" and "lvis_segm"; AP, APr, APc, APf
+            of fixed AP under "lvis_bbox_fixed" and "lvis_segm_fixed".
+        """
+        store = gt.store
+        frequency = class_frequencies(store, counts)
+        result = MetricResult({}, {"num_gt": gt.counts(), "frequency": frequency})
+        rank = gt.image_rank[found.image]
+        choices = {"": best_of(rank, found.score, rank, self.max_detections)}
+        if self.fixed_ap_detections:
+            choices["_fixed"] = best_of(found.cls, found.score, rank, self.fixed_ap_detections)
+            self._warn_of_few(found, store.num_classes)
+        verified = np.concatenate([gt.keys, gt.absent])
+        known = np.isin(found.image * store.num_classes + found.cls, verified)
+        groups = {f"AP{letter}": np.flatnonzero(frequency == letter) for letter in "rcf"}
+        for task in self.tasks:
+            before: AveragePrecision | None = None
+            for kind, chosen in choices.items():
+                rows = chosen[known[chosen]]
+                changed = _classes_that_differ(found.cls, store.num_classes, choices[""], chosen)
+                one = before = average_precision(
+                    gt, found, rows, task, federated=True, classes=changed if kind else None, known=before
+                )
+                means = _means(one) if not kind else {"AP": mean_of_known(one.ap[:, 0])}
+                means |= {name: mean_of_known(one.ap[classes, 0]) for name, classes in groups.items()}
+                result.summary[f"lvis_{task}{kind}"] = means
+                result.classes[f"lvis_{task}{kind}"] = one.ap[:, 0]
+        return result
+
+    def _warn_of_few(self, found: DetectionColumns, num_classes: int) -> None:
+        """As the authors' tool: fixed AP is too low where the detector gave fewer detections than count."""
+        few = int((np.bincount(found.cls, minlength=num_classes) < self.fixed_ap_detections).sum())
+        counts = np.diff(found.offsets)
+        most = int(counts.max(initial=0))
+        full = int((counts == most).sum())
+        if few and most and full > 1:
+            logger.warning(
+                "fixed AP: %d of %d classes have fewer than %d detections. The most in an image are %d, in "
+                "%d of %d images: if that is a limit of the detector (TEST.DETECTIONS_PER_IMAGE), more and "
+                "a lower score threshold can raise fixed AP",
+                *(few, num_classes, self.fixed_ap_detections, most, full, len(counts)),
+            )
+
+
+def check_tasks(tasks: Sequence[str], store: AnnotationStore) -> None:
+    """Check that COCO's or LVIS's metric can evaluate a store.
+
+    Raises:
+        ConfigError: an unknown task, none, masks of a store that has none, or a store without image sizes.
+    """
+    unknown = sorted(set(tasks) - {"bbox", "segm"})
+    if unknown or not tasks:
+        raise ConfigError(f"TEST.TASKS may have 'bbox' and 'segm', not {unknown or 'nothing at all'}")
+    if "segm" in tasks and not store.has_masks:
+        raise ConfigError(
+            f"{store.path} has no masks to evaluate with: make the store from a COCO- or LVIS-form file with "
+            "segmentations, or evaluate boxes only (TEST.TASKS ('bbox',))"
+        )
+    if not store.has_image_sizes:
+        raise ConfigError(
+            f"{store.path} does not know the sizes of its images, which COCO's and LVIS's metrics need: "
+            "prepare it again with the images, or evaluate by Open Images' metric alone "
+            "(TEST.METRICS ('open_images',))"
+        )
+
+
+def average_precision(
+    gt: StoreGroundTruth,
+    found: DetectionColumns,
+    rows: np.ndarray,
+    task: Task,
+    *,
+    federated: bool = False,
+    max_detections: int | None = None,
+    classes: np.ndarray | None = None,
+    known: AveragePrecision | None = None,
+) -> AveragePrecision:
+    """AP of every class.
+
+    Args:
+        gt: what there is.
+        found: what was detected.
+        rows: of `found`, those that count.
+        task: "bbox" or "segm".
+        federated: LVIS's rules 3 and 4; rules 1 and 2 are in `rows`.
+        max_detections: the best detections of a class in an image that count; None: all.
+        classes: evaluate these alone; None: all.
+        known: result for the other classes.
+    """
+    num_classes = gt.store.num_classes
+    shape = (num_classes,)
+    ap, ap50, ap75 = np.full((*shape, 4), np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
+    if known is not None:
+        ap, ap50, ap75 = known.ap.copy(), known.ap50.copy(), known.ap75.copy()
+    wanted = np.bincount(gt.cls, minlength=num_classes) > 0
+    if classes is not None:
+        wanted &= np.isin(np.arange(num_classes), classes)
+    rows = rows[wanted[found.cls[rows]]]
+    pairs = np.flatnonzero(wanted[gt.cls])
+    for batch in _batches(gt.cls[pairs], found.cls[rows], num_classes, _PAIRS_AT_ONCE[task]):
+        precision = _precision(
+            gt,
+            found,
+            pairs[batch[gt.cls[pairs]]],
+            rows[batch[found.cls[rows]]],
+            task,
+            federated,
+            max_detections,
+        )
+        chosen = np.flatnonzero(batch & wanted)
+        ap[chosen] = precision.mean(axis=(0, 1))
+        ap50[chosen], ap75[chosen] = precision[0, ..., 0].mean(axis=0), precision[5, ..., 0].mean(axis=0)
+    return AveragePrecision(ap, ap50, ap75)
+
+
+def best_of(group: np.ndarray, score: np.ndarray, tie: np.ndarray, limit: int) -> np.ndarray:
+    """Rows of the best detections of each image or class, ascending.
+
+    Args:
+        group: (n,) image or class of each detection.
+        score: (n,).
+        tie: (n,) of equal scores the least goes first, then the first row.
+        limit: rows of a group.
+    """
+    order = np.lexsort((tie, -score, group))
+    first = np.flatnonzero(np.diff(group[order], prepend=-1))
+    place = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+    return np.sort(order[place < limit])
+
+
+def class_frequencies(store: AnnotationStore, train_counts: np.ndarray | None) -> np.ndarray:
+    """(K,) LVIS's frequency of each class: "r", "c" or "f"; "" where neither the store nor counts tell.
+
+    Args:
+        store: its own frequencies go first.
+        train_counts: (K,) training images of each class: at most 10 is rare, at most 100 common.
+    """
+    if store.class_frequencies is not None:
+        return np.array(store.class_frequencies, dtype="U1")
+    if train_counts is None:
+        logger.warning(
+            "%s knows no frequencies of its classes, nor are training counts known: APr, APc and APf are NaN",
+            store.path,
+        )
+        return np.full(store.num_classes, "", dtype="U1")
+    logger.info(
+        "%s knows no frequencies of its classes: those in at most %d training images are rare, in at most %d "
+        "common, in more frequent",
+        *(store.path, *LVIS_THRESHOLDS),
+    )
+    return np.array(frequency_letters(train_counts), dtype="U1")
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN of none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _means(one: AveragePrecision) -> dict[str, float]:
+    by_area = {f"AP{name[0]}": one.ap[:, place] for place, name in enumerate(AREAS) if place}
+    values = {"AP": one.ap[:, 0], "AP50": one.ap50, "AP75": one.ap75, **by_area}
+    return {name: mean_of_known(value) for name, value in values.items()}
+
+
+def _classes_that_differ(cls: np.ndarray, num_classes: int, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Classes of which two choices hold different rows."""
+    return np.unique(cls[np.setxor1d(one, two, assume_unique=True)])
+
+
+def _batches(gt: np.ndarray, found: np.ndarray, num_classes: int, at_once: int) -> Iterator[np.ndarray]:
+    """(K,) bool masks of ranges of classes that have about `at_once` rows together."""
+    ends = np.cumsum(np.bincount(np.concatenate([gt, found]), minlength=num_classes))
+    number = ends // at_once
+    for one in np.unique(number):
+        yield number == one
+
+
+def _precision(
+    gt: StoreGroundTruth,
+    found: DetectionColumns,
+    pairs: np.ndarray,
+    rows: np.ndarray,
+    task: Task,
+    federated: bool,
+    max_detections: int | None,
+) -> np.ndarray:
+    """(10 IoUs, 101 recalls, classes of the pairs, 4 areas) interpolated precision; NaN without gt."""
+    classes = np.unique(gt.cls[pairs])
+    objects = gt.object[pairs]
+    box = found.boxes_xywh(rows)
+    area = box[:, 2] * box[:, 3]
+    masks, gt_masks = None, None
+    if task == "segm":
+        masks, gt_masks = found.masks(rows), gt.masks(objects)
+        area = np.asarray(hotcoco.mask.area(masks), dtype=np.float64).reshape(-1)
+    if federated:
+        solid = np.flatnonzero(area > 0)
+        rows, box, area = rows[solid], box[solid], area[solid]
+        masks = masks and [masks[place] for place in solid.tolist()]
+    truth = hotcoco.COCO.from_arrays(
+        _image_entries(gt, np.union1d(gt.image[pairs], found.image[rows]), classes if federated else None),
+        [{"id": k, "name": str(k), "frequency": "f"} for k in classes.tolist()],
+        gt.image_rank[gt.image[pairs]],
+        gt.cls[pairs],
+        gt.box[objects],
+        area=gt.area[objects],
+        iscrowd=gt.ignored(objects, task).astype(np.int64),
+        segmentation=gt_masks,
+    )
+    columns = (gt.image_rank[found.image[rows]], *box.T, found.score[rows], found.cls[rows])
+    detections = truth.load_res(np.column_stack(columns).astype(np.float64), segmentation=masks)
+    if masks:
+        detections.update_anns(ids=np.arange(1, len(rows) + 1), area=area)
+    if federated:
+        detections = detections.cap_detections_per_image(None)
+    evaluation = hotcoco.COCOeval(truth, detections, task, lvis_style=federated)
+    evaluation.params.max_dets = [max_detections or max(len(rows), 1)]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    assert evaluation.eval is not None
+    precision = np.asarray(evaluation.eval["precision"])[..., 0]
+    return np.where(precision < 0, np.nan, precision)
+
+
+def _image_entries(
+    gt: StoreGroundTruth, images: np.ndarray, federated_classes: np.ndarray | None
+) -> list[dict[str, Any]]:
+    sizes = gt.store.image_sizes[images].tolist()
+    entries: list[dict[str, Any]] = [
+        {"id": rank, "height": height, "width": width}
+        for rank, (height, width) in zip(gt.image_rank[images].tolist(), sizes, strict=True)
+    ]
+    if federated_classes is not None:
+        for name, keys in (
+            ("neg_category_ids", gt.absent),
+            ("not_exhaustive_category_ids", gt.not_exhaustive),
+        ):
+            image, cls = np.divmod(keys, gt.store.num_classes)
+            inside = np.isin(cls, federated_classes)
+            image, cls = image[inside], cls[inside]
+            edges = np.searchsorted(image, images)
+            last = np.searchsorted(image, images, side="right")
+            for entry, start, end in zip(entries, edges.tolist(), last.tolist(), strict=True):
+                entry[name] = cls[start:end].tolist()
+    return entries
