@@ -24,7 +24,6 @@ from longtail_det2.data.store import ObjectFlag
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.wording import printable
 
-COORDINATE_TOLERANCE = 1e-6
 _BLOCK_BYTES = 8 << 20
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _BOX = ("XMin", "YMin", "XMax", "YMax")  # the order of the arrays
@@ -39,7 +38,7 @@ _CUT_ROW = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _CONVERSION = re.compile(
     r"In CSV column #(\d+): Row #(\d+): .* to (\w+): invalid (?:value '(.*)'|UTF8)", re.DOTALL
 )
-KINDS = {
+_KINDS = {
     "unknown_label": Kind(
         "rows whose label is not among the classes",
         "give the class descriptions of this release, or leave such rows out with --on-unknown-label skip",
@@ -47,7 +46,7 @@ KINDS = {
     ),
     "bad_box": Kind(
         "bad boxes",
-        "coordinates are shares of the image in [0, 1] with XMin <= XMax and YMin <= YMax: correct them",
+        "coordinates are shares of the image with 0 <= XMin <= XMax <= 1 and 0 <= YMin <= YMax <= 1",
     ),
     "machine_label": Kind(
         "image labels that nobody verified",
@@ -55,7 +54,6 @@ KINDS = {
         "human-imagelabels file, take them with --machine-label-threshold",
     ),
 }
-"""What can be wrong with rows."""
 
 
 def csv_issues(
@@ -64,10 +62,10 @@ def csv_issues(
     """Issues of CSV rows, and of further kinds; rows with unknown labels are an error or left out."""
     if on_unknown_label not in ("error", "skip"):
         raise DataError(f"on_unknown_label must be 'error' or 'skip', not {on_unknown_label!r}")
-    known = dict(KINDS)
+    known = _KINDS | kinds
     if on_unknown_label == "skip":
         known["unknown_label"] = replace(known["unknown_label"], advice="left out", severity="warning")
-    return Issues("", {**known, **kinds}, skip_bad)
+    return Issues("", known, skip_bad)
 
 
 class _CsvFile:
@@ -77,14 +75,16 @@ class _CsvFile:
         self.path = Path(path)
         try:
             with open(self.path, encoding="utf-8-sig", errors="replace") as file:
-                line = next((one for one in iter(lambda: file.readline(1 << 20), "") if one != "\n"), "")
+                line = next(one for one in iter(lambda: file.readline(1 << 20), "") if one != "\n")
+            self.header = next(csv.reader([line]))
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from None
-        if not line:
-            raise DataError(f"{self.path}: is empty; a header with {', '.join(names)} is needed")
+        except csv.Error as error:
+            raise DataError(f"{self.path}, line 1: not a header of a CSV file ({error})") from None
+        except StopIteration:
+            raise DataError(f"{self.path}: is empty; a header with {', '.join(names)} is needed") from None
         if not line.endswith("\n"):
             raise DataError(f"{self.path}, line 1: the header has no line end; is the file complete?")
-        self.header = next(csv.reader([line]))
         found = [name.strip() for name in self.header]
         if missing := [name for name in names if name not in found]:
             listed = printable(", ".join(found))
@@ -97,7 +97,7 @@ class _CsvFile:
 
     def blocks(self, number: pa.DataType) -> Iterator["_Block"]:
         """All rows in file order; columns of numbers have the type `number`, empty cells are null."""
-        types = {raw: _TEXT if name.endswith(("ID", "Name")) else number for name, raw in self.raw.items()}
+        types = {raw: _TEXT if name in ("ImageID", "LabelName") else number for name, raw in self.raw.items()}
         convert = pa_csv.ConvertOptions(
             include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=False
         )
@@ -122,8 +122,8 @@ class _CsvFile:
         if match is None:
             raise DataError(f"{self.path}: {printable(error)}; is it a complete CSV file?") from None
         column, row, kind, value = match.groups()
-        problem = f"holds {printable(value or '', 80)!r} instead of a number"
-        problem = "is not UTF-8" if kind == "string" else problem
+        number = f"holds {printable(value or '', 80)!r} instead of a number"
+        problem = "is not UTF-8" if kind == "string" else number
         self.fail(int(row) - 2, f"column {self.header[int(column)].strip()} {problem}; is the file damaged?")
 
     def where(self, record: int) -> str:
@@ -193,11 +193,12 @@ class _Block:
     def flags(self) -> np.ndarray:
         """(rows,) uint8 bits of `ObjectFlag`."""
         bits = np.zeros(len(self.columns["LabelName"]), dtype=np.uint8)
-        for name in _FLAGS.keys() & self.columns.keys():
-            values = self.numbers(name)
-            one = values == 1
-            self.require(one | (values == 0) | (values == -1), name, "flags are 1, 0 or -1 (unknown)")
-            bits |= one.view(np.uint8) * np.uint8(_FLAGS[name])
+        for name, flag in _FLAGS.items():
+            if name in self.columns:
+                values = self.numbers(name)
+                one = values == 1
+                self.require(one | (values == 0) | (values == -1), name, "flags are 1, 0 or -1 (unknown)")
+                bits |= one.view(np.uint8) * np.uint8(flag)
         return bits
 
 
@@ -246,20 +247,19 @@ def read_boxes(
     Raises:
         DataError: what cannot be read, with file and line.
     """
-    classes, slack = pa.array(class_ids, pa.string()), COORDINATE_TOLERANCE if within else 0.0
+    classes, slack = pa.array(class_ids, pa.string()), 1e-6 if within else 0.0
     images: list[pa.DictionaryArray] = []
     columns = [np.empty(0, np.int16)], [np.empty((0, 4), dtype)], [np.empty(0, np.uint8)]
     for path in paths:
         file = _CsvFile(path, ("ImageID", "LabelName", *_BOX), tuple(_FLAGS))
         for block in file.blocks(pa.from_numpy_dtype(dtype)):
-            box, flags = block.box(), block.flags()
+            box, flags, label = block.box(), block.flags(), block.labels(classes, issues)
             low, high = (-slack, 1 + slack) if within else (-np.inf, np.inf)
             good = np.isfinite(box) & (box >= low) & (box <= high)
             good[:, :2] &= box[:, 2:] - box[:, :2] >= -slack
-            keep: Any = good.all(axis=1)
-            block.note(issues, "bad_box", ~keep, lambda row, box=box: _describe_box(box[row]))
-            label = block.labels(classes, issues)
-            keep &= label >= 0
+            sound: Any = good.all(axis=1)
+            keep = (label >= 0) & sound
+            block.note(issues, "bad_box", (label >= 0) & ~sound, lambda row, box=box: _describe_box(box[row]))
             images.append(block.images() if keep.all() else block.images().filter(pa.array(keep)))
             if within:
                 np.clip(box, 0, 1, out=box)
@@ -295,13 +295,13 @@ def read_image_labels(
         for block in _CsvFile(path, ("ImageID", "LabelName", "Confidence")).blocks(pa.float32()):
             value = block.numbers("Confidence")
             block.require((value >= 0) & (value <= 1), "Confidence", "it must lie in [0, 1]")
-            keep = (value == 0) | (value == 1)
-            if threshold is not None:
-                keep |= value >= threshold
-            else:
-                block.note(issues, "machine_label", ~keep, lambda row, v=value: f"Confidence is {v[row]:.7g}")
-            label = block.labels(classes, issues)
-            keep &= label >= 0
+            sure = (value == 0) | (value == 1)
+            known = (label := block.labels(classes, issues)) >= 0
+            if threshold is None:
+                block.note(
+                    issues, "machine_label", known & ~sure, lambda row, v=value: f"Confidence is {v[row]:.7g}"
+                )
+            keep = known & (sure if threshold is None else sure | (value >= threshold))
             images.append(block.images().filter(pa.array(keep)))
             columns[0].append(label[keep])
             columns[1].append(value[keep] > 0)

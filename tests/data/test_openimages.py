@@ -222,6 +222,13 @@ def test_bad_rows_can_be_skipped(folder):
     assert (summary["bad_box"], summary["machine_label"], summary["empty_boxes"]) == (4, 1, 1)
 
 
+def test_skipped_labels_may_have_any_box(folder):
+    folder.boxes(row("a"), row("b", "/m/cat", box=(0, 0, 9, 9)))
+    labels = [folder.image_labels("b,machine,/m/cat,0.3", "a,verification,/m/dog,1")]
+    store = folder.prepare(image_labels=labels, on_unknown_label="skip")
+    assert store.image_ids.tolist() == [b"a"] and store.header["summary"]["unknown_label"] == 2
+
+
 def test_what_was_skipped_is_listed(folder, caplog):
     folder.boxes(row("a"), row("b", "/m/c\x1b[31mat"), row("c", box=(0, 0, 2, 1)))
     folder.prepare(on_unknown_label="skip", skip_bad=True)
@@ -245,7 +252,9 @@ def test_files_that_cannot_be_used_are_named(folder):
     with pytest.raises(DataError, match=r"boxes\.csv: no such file \(boxes\)"):
         folder.prepare()
     with pytest.raises(DataError, match=r"empty\.csv: is empty"):
-        folder.prepare(folder.write("empty.csv", ""))
+        folder.prepare(folder.write("empty.csv", "\n"))
+    with pytest.raises(DataError, match=r"huge\.csv, line 1: not a header"):
+        folder.prepare(folder.write("huge.csv", "x" * 200_000 + "\n"))
     boxes = folder.boxes(row("a"))
     for text, message in (
         ("", r"has no classes"),
