@@ -1,30 +1,43 @@
-"""Data sets, samplers and loaders, from parts (lazy configs, own scripts) or from a config (YAML)."""
+"""Data sets and loaders, from parts (lazy configs, own scripts) or from a config (YAML)."""
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+import random
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, count, islice
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data.build import check_metadata_consistency, filter_images_with_only_crowd_annotations
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import load_dataset
 from longtail_det2.data.datasets.dataset import ConcatMultiLabelDataset, MultiLabelDataset
 from longtail_det2.data.samplers import TrainingSampler, make_sampler, sampler_class, stages_of_run
-from longtail_det2.data.training_stream import TrainingStream
 from longtail_det2.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
+_ATTEMPTS = 20
+"""Images tried before giving up, where the mapper rejects images by returning None."""
+Draw = tuple[int, int]
+"""(number of the draw over all ranks, image index)."""
+
 
 def get_dataset(names: str | Sequence[str], filter_empty: bool = False) -> Any:
-    """Registered data sets as one map-style dataset.
+    """Join registered data sets to one map-style dataset.
 
     Args:
         names: one or several registered names. Stores must have the same class list.
@@ -44,8 +57,7 @@ def get_dataset(names: str | Sequence[str], filter_empty: bool = False) -> Any:
     parts = [load_dataset(name) for name in names]
     stores = [part for part in parts if isinstance(part, MultiLabelDataset)]
     if not stores:
-        dataset: Any = get_detection_dataset_dicts(names, filter_empty=filter_empty)
-        return DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+        return _join_lists(names, parts, filter_empty)
     if len(stores) < len(parts):
         kinds = ", ".join(f"{name} ({type(part).__name__})" for name, part in zip(names, parts, strict=True))
         raise DataError(f"annotation stores and other data sets cannot be joined: {kinds}")
@@ -59,21 +71,33 @@ def get_dataset(names: str | Sequence[str], filter_empty: bool = False) -> Any:
     return result
 
 
+def _join_lists(names: Sequence[str], parts: Sequence[Any], filter_empty: bool) -> DatasetFromList:
+    """Detectron2's `get_detection_dataset_dicts`, for lists that are loaded already."""
+    if len(parts) > 1:
+        check_metadata_consistency("thing_classes", names)
+    records = list(chain.from_iterable(parts))
+    if filter_empty and records and "annotations" in records[0]:
+        records = filter_images_with_only_crowd_annotations(records)
+    if not records:
+        raise DataError(f"no image is left in {', '.join(names)}")
+    return DatasetFromList(records, copy=False)
+
+
 def build_sampler(
     sampler: str | type[TrainingSampler] | CfgNode, dataset: Any, *, seed: int, start: int = 0, **options: Any
 ) -> TrainingSampler:
-    """Makes a training sampler for a dataset.
+    """Make a training sampler for a dataset.
 
     Args:
         sampler: a name in `SAMPLER_REGISTRY`, a `TrainingSampler` class of your own, or a config, which gives
-            the name (DATALOADER.SAMPLER_TRAIN), the sampler's options and the stages.
+            the name (DATALOADER.SAMPLER_TRAIN), the sampler's options and the phases.
         dataset: what to sample from.
         seed: the same on all ranks.
         start: ids drawn before, over all ranks.
         **options: keyword arguments of the sampler's `from_dataset`.
 
     Raises:
-        ConfigError: unknown name, no sampler class, an option that the sampler does not take, or stages for
+        ConfigError: unknown name, no sampler class, an option that the sampler does not take, or phases for
             another sampler than `StagedTrainingSampler`.
     """
     if isinstance(sampler, CfgNode):
@@ -213,6 +237,191 @@ def build_test_loader_from_config(
 
 def _mapper_from_config(cfg: CfgNode, is_train: bool) -> MultiLabelDatasetMapper:
     return MultiLabelDatasetMapper(**MultiLabelDatasetMapper.from_config(cfg, is_train))
+
+
+class TrainingStream(IterableDataset[Any]):
+    """Mapped training images of this rank, batch after batch.
+
+    All of it is a function of (seed, number of images drawn): the same images come in the same order, in the
+    same batches and with the same augmentation, however many workers load them and wherever training resumes.
+
+    Inside worker w of W it yields the images of batches w, w + W, ...: a DataLoader with the same batch size
+    then gives batch 0, 1, 2, ... in order. (Detectron2 deals out single images instead, so that its batches
+    depend on the number of workers.)
+
+    Where the sampler has phases, each phase's images are in its own batches: with `group_by_aspect`, those
+    that are left at the end of a phase without a partner make up its last batch, landscape or not. They are
+    always a whole batch, as a phase is a whole number of batches.
+
+    Attributes:
+        dataset: where records come from.
+        sampler: where indices come from.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        mapper: Callable[[Any], Any],
+        sampler: Iterable[int],
+        batch_size: int,
+        seed: int,
+        group_by_aspect: bool = False,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            dataset: map-style dataset of records.
+            mapper: record -> model input, or None to reject the image. The next image that the sampler draws,
+                which also keeps its own place, is used instead.
+            sampler: infinite image indices of this rank; with a `TrainingSampler`, its `start` is honoured.
+            batch_size: images per batch on this rank.
+            seed: of the augmentations.
+            group_by_aspect: put landscape and other images into different batches, which saves padding.
+
+        Raises:
+            ConfigError: a phase of the sampler, or with grouping its `start`, is no whole number of batches.
+        """
+        super().__init__()
+        self.dataset, self.sampler = dataset, sampler
+        self._mapper = mapper
+        self._batch_size, self._seed = batch_size, seed
+        self._group_by_aspect = group_by_aspect
+        self._landscape: np.ndarray | None = None
+        if group_by_aspect and hasattr(dataset, "image_sizes"):
+            sizes = dataset.image_sizes
+            self._landscape = sizes[:, 1] > sizes[:, 0]
+        self._boundaries = self._checked_boundaries()
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        source, ahead = self.batches(), deque[list[Draw]]()
+
+        def following() -> Iterator[int]:
+            """Images of the batches after the current one, which stay in their own places."""
+            for place in count():
+                while place >= len(ahead):
+                    ahead.append(next(source, []))
+                yield from (index for _, index in ahead[place])
+
+        for number in count():
+            batch = ahead.popleft() if ahead else next(source, [])
+            if not batch:
+                return
+            if number % step != first:
+                continue
+            spare = following()
+            for draw, index in batch:
+                with _random_numbers((self._seed, draw), restore=worker is None):
+                    item = self._load(index, spare)
+                yield item
+
+    def batches(self) -> Iterator[list[Draw]]:
+        """All batches of this rank, from the start of this run on."""
+        if not self._group_by_aspect:
+            draws = _number_draws(self.sampler)
+            while batch := list(islice(draws, self._batch_size)):
+                yield batch
+            return
+        # Which images wait for a partner depends on all draws of the phase before: replay them (indices only,
+        # no images).
+        sampler, done = self._from_the_phase()
+        yield from islice(self._grouped(sampler), done, None)
+
+    def _grouped(self, sampler: Iterable[int]) -> Iterator[list[Draw]]:
+        waiting: tuple[list[Draw], list[Draw]] = ([], [])
+        first = sampler.start if isinstance(sampler, TrainingSampler) else 0
+        ends = iter([*(end for end in self._boundaries if end > first), math.inf])
+        end = next(ends)
+        for draw in _number_draws(sampler):
+            if draw[0] >= end:
+                end = next(ends)
+                if rest := waiting[0] + waiting[1]:
+                    yield rest
+                waiting = ([], [])
+            group = waiting[self._is_landscape(draw[1])]
+            group.append(draw)
+            if len(group) == self._batch_size:
+                yield group[:]
+                group.clear()
+
+    def _is_landscape(self, index: int) -> bool:
+        if self._landscape is not None:
+            return bool(self._landscape[index])
+        record = self.dataset[index]
+        return record["width"] > record["height"]
+
+    def _checked_boundaries(self) -> tuple[int, ...]:
+        """The sampler's, after checking that its phases and its start are whole numbers of batches."""
+        if not isinstance(self.sampler, TrainingSampler):
+            return ()
+        total = self._batch_size * self.sampler.world_size
+        for boundary in self.sampler.boundaries:
+            if boundary % total:
+                raise ConfigError(
+                    f"a phase of {self.sampler!r} ends after {boundary} images, which is no multiple of the "
+                    f"total batch size {total}: make the sampler for this batch size"
+                )
+        if self._group_by_aspect and self.sampler.start % total:
+            raise ConfigError(
+                f"start={self.sampler.start} is no multiple of the total batch size {total}: with "
+                "DATALOADER.ASPECT_RATIO_GROUPING, training resumes at whole batches only"
+            )
+        return self.sampler.boundaries
+
+    def _from_the_phase(self) -> tuple[Iterable[int], int]:
+        """The sampler from the beginning of its phase on, and how many batches of the phase are done."""
+        sampler = self.sampler
+        if not isinstance(sampler, TrainingSampler):
+            return sampler, 0
+        phase = bisect_right(self._boundaries, sampler.start)
+        begin = self._boundaries[phase - 1] if phase else 0
+        done = (sampler.start - begin) // (self._batch_size * sampler.world_size)
+        sampler = copy.copy(sampler)
+        sampler.start = begin
+        return sampler, done
+
+    def _load(self, index: int, spare: Iterator[int]) -> Any:
+        """The mapped image, or the first of the next ones drawn that the mapper does not reject."""
+        for place in islice(chain([index], spare), _ATTEMPTS):
+            item = self._mapper(self.dataset[place])
+            if item is not None:
+                return item
+        raise DataError(f"the mapper rejected {_ATTEMPTS} images in a row (the first was number {index})")
+
+
+def _number_draws(sampler: Iterable[int]) -> Iterator[Draw]:
+    if isinstance(sampler, TrainingSampler):
+        first, step = sampler.start + sampler.rank, sampler.world_size
+    else:
+        first, step = comm.get_rank(), comm.get_world_size()
+    for place, index in enumerate(sampler):
+        yield first + place * step, index
+
+
+@contextmanager
+def _random_numbers(seed: tuple[int, int], restore: bool) -> Iterator[None]:
+    """Seed the global generators that augmentations use: NumPy's, Python's and PyTorch's for the CPU.
+
+    Args:
+        seed: (seed, draw).
+        restore: put the generators' states back afterwards. In a worker nobody else uses them; in the
+            training process the model does.
+    """
+    cpu = torch.default_generator
+    states = (np.random.get_state(), random.getstate(), cpu.get_state()) if restore else None  # noqa: NPY002
+    # The spawn key keeps these numbers apart from the samplers', which are seeded with (seed, epoch).
+    words = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(3).tolist()
+    np.random.seed(words[0])  # noqa: NPY002
+    random.seed(words[1])
+    cpu.manual_seed(words[2])
+    try:
+        yield
+    finally:
+        if states is not None:
+            np.random.set_state(states[0])  # noqa: NPY002
+            random.setstate(states[1])
+            cpu.set_state(states[2])
 
 
 class _MappedDataset(Dataset[Any]):

@@ -1,4 +1,4 @@
-"""From a dataset record to the model's input: image, boxes, masks, and the multi-label truth."""
+"""From a dataset record to the model's input: image, boxes, masks, and multi-label ground truth."""
 
 from __future__ import annotations
 
@@ -25,17 +25,13 @@ _ANNOTATION_KEYS = ("annotations", "pos_category_ids", "neg_category_ids", "not_
 
 
 class MultiLabelDatasetMapper:
-    """Reads and augments the image and makes training truth with several labels an object.
+    """Reads and augments the image and makes ground truth with several labels per object.
 
     The output has `image` (C, H, W) uint8, the record's `height`, `width`, `image_id` and `file_name`, and in
-    training also:
-
-    - `instances`: `gt_boxes`, `gt_classes` int64 (N,) the most specific label, `gt_labels` int8 (N, K) with 1
-      for the annotated labels and their ancestors, -1 (ignored) for the descendants of the most specific
-      labels, 0 elsewhere, and `gt_group_of` bool (N,). With a `mask_format` also `gt_masks` and `gt_has_mask`
-      bool (N,), see `longtail_det2.data.gt_masks.make_masks`.
-    - `image_labels` int8 (K,): what is known of the whole image before any cropping. 1 present (verified, or
-      an object was annotated) with ancestors, 0 verified absent with descendants, -1 unverified.
+    training `instances`: `gt_boxes`, `gt_classes` int64 (N,) the most specific label, `gt_labels` int8 (N, K)
+    with 1 for the annotated labels and their ancestors, -1 (ignored) for the descendants of the most specific
+    labels, 0 elsewhere, and `gt_group_of` bool (N,). With a `mask_format` also `gt_masks` and `gt_has_mask`
+    bool (N,), see `longtail_det2.data.gt_masks.make_masks`.
 
     Group-of boxes: `group_of="keep"` trains on them as on other objects, which is what the published Open
     Images detectors do, and what fits the official metric: it credits a group once when any detection lies in
@@ -61,24 +57,24 @@ class MultiLabelDatasetMapper:
         mask_format: MaskFormat | None = None,
         recompute_boxes: bool = False,
     ) -> None:
-        """Sets the mapper up; `MultiLabelDatasetMapper(cfg, is_train)` reads a config instead.
+        """Set the mapper up; `MultiLabelDatasetMapper(cfg, is_train)` reads a config instead.
 
         Args:
-            is_train: make training truth; otherwise annotations stay out.
+            is_train: make ground truth; otherwise annotations stay out.
             augmentations: applied to image and boxes in this order.
             image_format: as `detection_utils.read_image` takes it, such as "BGR".
             hierarchy: of the K classes; None means that they have none.
             num_classes: K, needed only where there is no hierarchy.
             ignore_descendants: False makes the descendants of the most specific label negatives.
             group_of: what to do with group-of boxes.
-            keep_annotations: make the truth in inference too (for validation losses or pictures).
+            keep_annotations: make ground truth in inference too (for validation losses or drawings).
             mask_format: "polygon" or "bitmask" to give masks too; None leaves them out.
             recompute_boxes: after augmentation, boxes of objects with a mask become the tight boxes of the
                 masks (right for random crops, which cut boxes and masks differently).
 
         Raises:
             ConfigError: unknown `group_of` or `mask_format`, or no or contradicting numbers of classes where
-                truth is made.
+                ground truth is made.
         """
         if group_of not in ("keep", "drop"):
             raise ConfigError(f"INPUT.GROUP_OF must be 'keep' or 'drop', not {group_of!r}")
@@ -95,7 +91,7 @@ class MultiLabelDatasetMapper:
         if hierarchy is None and num_classes is not None:
             hierarchy = LabelHierarchy.flat([str(index) for index in range(num_classes)])
         if hierarchy is None and self.makes_truth:
-            raise ConfigError("training truth needs a hierarchy, or num_classes where there is none")
+            raise ConfigError("ground truth needs a hierarchy, or num_classes where there is none")
         if hierarchy is not None and num_classes not in (None, hierarchy.num_classes):
             raise ConfigError(f"num_classes is {num_classes}, but the hierarchy has {hierarchy.num_classes}")
         self.hierarchy = hierarchy
@@ -104,10 +100,10 @@ class MultiLabelDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Arguments from a config; the hierarchy is that of the training data sets.
+        """Read the arguments from a config; the hierarchy is that of the training data sets.
 
         Raises:
-            ConfigError: key points or precomputed proposals are asked for.
+            ConfigError: keypoints or precomputed proposals are asked for.
             DataError: the training data sets have different class lists.
         """
         for key, wanted in (
@@ -133,7 +129,7 @@ class MultiLabelDatasetMapper:
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Maps one record, which is not changed.
+        """Map one record, which is not changed.
 
         Args:
             record: a Detectron2 dict as `MultiLabelDataset` gives it. Plain Detectron2 records will do: an
@@ -154,7 +150,6 @@ class MultiLabelDatasetMapper:
             annotations = record.get("annotations", ())
             sizes = before, image_size
             result["instances"] = self._make_instances(annotations, transforms, sizes, _name_of(record))
-            result["image_labels"] = self._make_image_labels(record, annotations)
         return result
 
     def _read_image(self, record: dict[str, Any]) -> np.ndarray:
@@ -178,7 +173,7 @@ class MultiLabelDatasetMapper:
         sizes: tuple[tuple[int, int], tuple[int, int]],
         image_name: str,
     ) -> Instances:
-        """The truth of an image whose (height, width) were sizes[0] and are sizes[1] after augmentation."""
+        """The ground truth of an image; `sizes` are its (height, width) before and after augmentation."""
         objects = [one for one in annotations if not self._is_left_out(one)]
         boxes = np.array(
             [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in objects]
@@ -200,8 +195,12 @@ class MultiLabelDatasetMapper:
             instances.gt_has_mask = known[kept]
         objects = [one for one, keep in zip(objects, kept.tolist(), strict=True) if keep]
         instances.gt_boxes = target[kept]
-        instances.gt_classes = torch.tensor([one["category_id"] for one in objects], dtype=torch.int64)
-        instances.gt_labels = torch.from_numpy(self._encode([annotation_labels(one) for one in objects]))
+        labels = [annotation_labels(one) for one in objects]
+        classes = [one.get("category_id", own[0]) for one, own in zip(objects, labels, strict=True)]
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        assert self.hierarchy is not None
+        encoded = self.hierarchy.encode(labels, ignore_descendants=self.ignore_descendants)
+        instances.gt_labels = torch.from_numpy(encoded)
         instances.gt_group_of = torch.tensor([_is_group(one) for one in objects], dtype=torch.bool)
         return instances
 
@@ -209,19 +208,6 @@ class MultiLabelDatasetMapper:
         if annotation.get("iscrowd", 0):
             return True
         return self.group_of == "drop" and _is_group(annotation)
-
-    def _encode(self, label_lists: list[Sequence[int]]) -> np.ndarray:
-        assert self.hierarchy is not None
-        return self.hierarchy.encode(label_lists, ignore_descendants=self.ignore_descendants)
-
-    def _make_image_labels(
-        self, record: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]
-    ) -> torch.Tensor:
-        assert self.hierarchy is not None
-        present = {label for one in annotations for label in annotation_labels(one)}
-        present.update(record.get("pos_category_ids", ()))
-        absent = list(record.get("neg_category_ids", ()))
-        return torch.from_numpy(self.hierarchy.encode_image_labels(sorted(present), absent))
 
 
 def _name_of(record: Mapping[str, Any]) -> str:

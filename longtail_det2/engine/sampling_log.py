@@ -13,9 +13,9 @@ import numpy as np
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
 
+from longtail_det2.data.build import TrainingStream
 from longtail_det2.data.datasets.dataset import labels_per_image
 from longtail_det2.data.samplers import ClassIndex, Stage, TrainingSampler
-from longtail_det2.data.training_stream import TrainingStream
 from longtail_det2.utils.io import write_json
 
 logger = logging.getLogger(__name__)

@@ -4,11 +4,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg as detectron2_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data import transforms as T
 
 from longtail_det2.config import get_cfg
 from longtail_det2.data.build import (
+    TrainingStream,
     build_sampler,
     build_test_loader,
     build_test_loader_from_config,
@@ -26,7 +28,6 @@ from longtail_det2.data.samplers import (
     TrainingSampler,
     UniformTrainingSampler,
 )
-from longtail_det2.data.training_stream import TrainingStream
 from longtail_det2.utils.errors import ConfigError, DataError
 
 
@@ -52,6 +53,40 @@ def summary(loader, count):
             ]
         )
     return batches
+
+
+def test_lists_are_loaded_once(dataset):
+    records, calls = [dataset[index] for index in range(6)], []
+    for name in ("one", "two"):
+        DatasetCatalog.register(name, lambda name=name: calls.append(name) or list(records))
+        MetadataCatalog.get(name).thing_classes = ["a"]
+    records[0]["annotations"] = []
+    assert len(get_dataset(["one", "two"], filter_empty=True)) == 10 and calls == ["one", "two"]
+    DatasetCatalog.register("nothing", list)
+    with pytest.raises(DataError, match="no image is left in nothing"):
+        get_dataset("nothing")
+
+
+def test_detectron2_loads_our_stores(store, mapper):
+    """Its own loader, mapper and sampler take a registered store; our samplers work in its loader."""
+    register_store("guest", store.path)
+    cfg = detectron2_cfg()
+    cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = ("guest",), 2, 0
+    for batch in itertools.islice(build_detection_train_loader(cfg), 3):
+        assert all(len(item["instances"].gt_boxes) == len(item["instances"].gt_classes) for item in batch)
+    dataset = get_dataset("guest", filter_empty=True)
+    sampler = ClassAwareTrainingSampler.from_dataset(dataset, seed=0)
+    expected = list(itertools.islice(sampler, 8))
+    loader = build_detection_train_loader(
+        dataset,
+        mapper=_image_id,
+        sampler=sampler,
+        total_batch_size=1,
+        aspect_ratio_grouping=False,
+        num_workers=2,
+    )
+    found = [batch[0] for batch in itertools.islice(loader, 8)]
+    assert found == [dataset[index]["image_id"] for index in expected]
 
 
 @pytest.mark.parametrize("grouping", [False, True])
@@ -127,21 +162,42 @@ def test_the_training_process_keeps_its_random_numbers(dataset, mapper):
     assert observed[0][2] != observed[1][2]
 
 
-def test_rejected_images_are_replaced(dataset):
+@pytest.mark.parametrize("grouping", [False, True])
+def test_rejected_images_are_replaced_by_what_the_sampler_draws_next(dataset, grouping):
     def even_only(record):
         return record["image_id"] if int(record["image_id"]) % 2 == 0 else None
 
-    def load(workers):
-        loader = build_train_loader(
-            dataset, mapper=even_only, total_batch_size=4, seed=0, num_workers=workers
-        )
-        return list(itertools.islice(loader, 10))
+    def load(count, mapper=even_only, workers=0, **options):
+        options = {"sampler": "ClassAwareTrainingSampler", "seed": 0, "num_workers": workers, **options}
+        options = {"total_batch_size": 4, "aspect_ratio_grouping": grouping, **options}
+        loader = build_train_loader(dataset, mapper=mapper, **options)
+        return list(itertools.islice(loader, count))
 
-    assert all(int(one) % 2 == 0 for batch in load(0) for one in batch)
-    assert load(0) == load(2)
-    loader = build_train_loader(dataset, mapper=lambda record: None, total_batch_size=1, seed=0)
+    drawn = [one for batch in load(12, _image_id) for one in batch]
+    batches = load(10)
+    for number, batch in enumerate(batches):
+        spare = iter(drawn[4 * number + 4 :])
+        for wanted, found in zip(drawn[4 * number :], batch, strict=False):
+            while int(wanted) % 2:
+                wanted = next(spare)
+            assert found == wanted
+    assert load(10, workers=2) == batches
+    assert load(4, start=24, workers=3) == batches[6:]
     with pytest.raises(DataError, match="rejected 20 images in a row"):
-        next(iter(loader))
+        load(1, lambda record: None, total_batch_size=1)
+
+
+def test_rejected_images_do_not_dilute_balanced_classes():
+    """Half of the images drawn are of the rare class, whatever is rejected."""
+    records = [{"image_id": i, "annotations": [{"category_id": int(i < 10)}]} for i in range(200)]
+
+    def even_only(record):
+        return record["annotations"][0]["category_id"] if record["image_id"] % 2 == 0 else None
+
+    options = {"sampler": "ClassAwareTrainingSampler", "aspect_ratio_grouping": False}
+    loader = build_train_loader(records, mapper=even_only, total_batch_size=4, seed=0, **options)
+    found = [one for batch in itertools.islice(loader, 250) for one in batch]
+    assert 0.4 < np.mean(found) < 0.6
 
 
 def test_errors_come_out_of_workers(dataset, mapper):

@@ -50,7 +50,6 @@ def test_truth(dataset, make_mapper):
     assert instances.gt_labels.tolist() == [[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]]
     assert instances.gt_labels.dtype == torch.int8
     assert instances.gt_group_of.tolist() == [False, True] and instances.gt_group_of.dtype == torch.bool
-    assert result["image_labels"].tolist() == [1, 1, 1, 1, -1, 1]
     assert (result["height"], result["width"], result["image_id"]) == (40, 60, "a")
     assert not {"annotations", "pos_category_ids", "neg_category_ids"} & set(result)
 
@@ -76,13 +75,11 @@ def test_image_without_objects(dataset, make_mapper):
     instances = result["instances"]
     assert len(instances) == 0 and instances.gt_labels.shape == (0, 6)
     assert instances.gt_boxes.tensor.shape == (0, 4) and instances.gt_group_of.shape == (0,)
-    assert result["image_labels"].tolist() == [-1, -1, -1, 1, 1, 0]
 
 
 def test_group_of_boxes_may_be_dropped(dataset, make_mapper):
     result = make_mapper(group_of="drop")(dataset[0])
     assert result["instances"].gt_classes.tolist() == [PUPPY]
-    assert result["image_labels"][CAR] == 1  # the image does have cars
 
 
 def test_crowds_are_dropped_as_in_detectron2(dataset, make_mapper):
@@ -125,8 +122,22 @@ def test_no_hierarchy_and_plain_detectron2_records(dataset):
     result = mapper(record)
     assert result["instances"].gt_boxes.tensor.tolist() == [[1, 2, 4, 6]]
     assert result["instances"].gt_labels.tolist() == [[0, 1]]
-    assert result["image_labels"].tolist() == [-1, 1]
     assert (result["height"], result["width"]) == (40, 60)
+
+
+def test_records_with_category_ids_alone_or_without_annotations(dataset):
+    mapper = MultiLabelDatasetMapper(True, augmentations=[], num_classes=3)
+    one = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYXY_ABS}
+    record = {"file_name": dataset[0]["file_name"]}
+    instances = mapper({**record, "annotations": [{**one, "category_ids": [2, 0]}]})["instances"]
+    assert instances.gt_classes.tolist() == [2] and instances.gt_labels.tolist() == [[1, 0, 1]]
+    instances = mapper({**record, "annotations": [{**one, "category_ids": [], "category_id": 1}]})[
+        "instances"
+    ]
+    assert instances.gt_classes.tolist() == [1] and instances.gt_labels.tolist() == [[0, 1, 0]]
+    with pytest.raises(DataError, match="neither 'category_ids' nor 'category_id'"):
+        mapper({**record, "annotations": [{"bbox": one["bbox"], "bbox_mode": one["bbox_mode"]}]})
+    assert len(mapper(record)["instances"]) == 0
 
 
 def test_one_class(dataset):

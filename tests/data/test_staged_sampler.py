@@ -8,7 +8,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from longtail_det2.config import get_cfg
-from longtail_det2.data.build import build_sampler, build_train_loader, build_train_loader_from_config
+from longtail_det2.data.build import (
+    TrainingStream,
+    build_sampler,
+    build_train_loader,
+    build_train_loader_from_config,
+)
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.samplers import (
     SoftBalanceTrainingSampler,
@@ -18,7 +23,6 @@ from longtail_det2.data.samplers import (
     parse_stages,
     stages_of_run,
 )
-from longtail_det2.data.training_stream import TrainingStream
 from longtail_det2.utils.errors import ConfigError, DataError
 
 STAGES = [
@@ -307,7 +311,7 @@ def test_batch_size_of_the_sampler_and_of_the_loader(dataset, make):
     with pytest.raises(ConfigError) as caught:
         TrainingStream(dataset, image_id, make(), 9, 0)
     assert str(caught.value) == (
-        "a stage of StagedTrainingSampler(UniformTrainingSampler, RepeatFactorTrainingSampler, "
+        "a phase of StagedTrainingSampler(UniformTrainingSampler, RepeatFactorTrainingSampler, "
         "SoftBalanceTrainingSampler(lambda_=0.5)) ends after 240 images, which is no multiple of the total "
         "batch size 9: make the sampler for this batch size"
     )
