@@ -27,9 +27,6 @@ from longtail_det2.utils.errors import ConfigError
 
 from .box_branch import BoxBranch, box_parts_from_config, with_suffix
 
-Stage = tuple[BoxBranch, Any, list[Instances]]
-"""The branch of a stage, its predictions, and the proposals that they are for."""
-
 
 @ROI_HEADS_REGISTRY.register()
 class MultiLabelCascadeROIHeads(CascadeROIHeads):
@@ -70,7 +67,7 @@ class MultiLabelCascadeROIHeads(CascadeROIHeads):
                 class-specific.
         """
         box_branches = list(box_branches) or [BoxBranch() for _ in box_heads]
-        _check_stages(box_heads, box_predictors, proposal_matchers, box_branches)
+        _check_stages(box_predictors, box_heads, proposal_matchers, box_branches)
         _check_first_matcher(proposal_matchers[0], proposal_matcher)
         super().__init__(
             box_heads=list(box_heads),
@@ -115,39 +112,28 @@ class MultiLabelCascadeROIHeads(CascadeROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> dict[str, Tensor] | list[Instances]:
-        stages = self._run_stages(features, proposals, targets)
-        return self._losses(stages) if self.training else self._detections(stages)
-
-    def _run_stages(
-        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances] | None
-    ) -> list[Stage]:
         levels = [features[name] for name in self.box_in_features]
         if self.training:  # the stages' losses are summed, their gradients in the features averaged
             levels = [_ScaleGradient.apply(level, 1.0 / self.num_cascade_stages) for level in levels]
         sizes = [image.image_size for image in proposals]
-        stages: list[Stage] = []
-        for index in range(self.num_cascade_stages):
-            if stages:
-                branch, predictions, before = stages[-1]
-                proposals = self._create_proposals_from_boxes(branch.boxes(predictions, before), sizes)
+        losses, by_stage, boxes, branch = {}, [], [], None
+        for stage in range(self.num_cascade_stages):
+            if stage:
+                proposals = self._create_proposals_from_boxes(boxes, sizes)
                 if self.training:
-                    proposals = self._match_and_label_boxes(proposals, index, targets)
-            branch = self._attached_branch(index)
-            stages.append((branch, branch(levels, proposals), proposals))
-        return stages
-
-    def _losses(self, stages: Sequence[Stage]) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = {}
-        for index, (branch, predictions, proposals) in enumerate(stages):
-            with name_scope(f"stage{index}"):
-                losses.update(with_suffix(branch.losses(predictions, proposals), f"_stage{index}"))
-        return losses
-
-    def _detections(self, stages: Sequence[Stage]) -> list[Instances]:
-        by_stage = [branch.scores(predictions, proposals) for branch, predictions, proposals in stages]
+                    proposals = self._match_and_label_boxes(proposals, stage, targets)
+            branch = self._attached_branch(stage)
+            predictions = branch(levels, proposals)
+            boxes = branch.boxes(predictions, proposals)
+            if self.training:
+                with name_scope(f"stage{stage}"):
+                    losses |= with_suffix(branch.losses(predictions, proposals), f"_stage{stage}")
+            else:
+                by_stage.append(branch.scores(predictions, proposals))
+        if self.training or branch is None:
+            return losses
         scores = [torch.stack(of_image).mean(dim=0) for of_image in zip(*by_stage, strict=True)]
-        branch, predictions, proposals = stages[-1]
-        return branch.detect(branch.boxes(predictions, proposals), scores, proposals)
+        return branch.detect(boxes, scores, proposals)
 
     @torch.no_grad()
     def _match_and_label_boxes(
@@ -191,16 +177,11 @@ def _copy_gt(
         image.gt_labels = objects.gt_labels[matched]
 
 
-def _check_stages(
-    heads: Sequence[nn.Module],
-    predictors: Sequence[nn.Module],
-    matchers: Sequence[Matcher],
-    branches: Sequence[BoxBranch],
-) -> None:
-    counts = [len(parts) for parts in (heads, predictors, matchers, branches)]
+def _check_stages(predictors: Sequence[nn.Module], *others: Sequence[Any]) -> None:
+    counts = [len(parts) for parts in (predictors, *others)]
     if len(set(counts)) != 1 or not counts[0]:
         raise ConfigError(
-            "a cascade needs one head, predictor, matcher and branch per stage, got "
+            "a cascade needs one predictor, head, matcher and branch per stage, got "
             f"{', '.join(map(str, counts))}: MODEL.ROI_BOX_CASCADE_HEAD.IOUS and BBOX_REG_WEIGHTS need one "
             "entry per stage (in a lazy config box_heads, box_predictors, proposal_matchers)"
         )
