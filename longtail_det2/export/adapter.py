@@ -1,4 +1,4 @@
-"""A detector as a function from one picture's pixels to plain tensors, ready to be recorded."""
+"""A detector as a function from one image's pixels to plain tensors, ready to be recorded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PACKAGES = ("detectron2", "longtail_det2")
 
 
 class ScoresOnly(nn.Module):
-    """What is left of a classification loss in an exported model: how logits become scores.
+    """Keep of a classification loss what an exported model needs: how logits become scores.
 
     Parameters and buffers of the loss are not part of it. Those that :meth:`scores` reads, if any, are
     recorded as constants.
@@ -74,14 +74,14 @@ def inference_copy(model: nn.Module) -> nn.Module:
 
 
 def detect(model: nn.Module, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Detections of one picture before they are scaled to another size.
+    """Return the detections of one image before they are scaled to another size.
 
     Args:
         model: in evaluation mode.
-        inputs: one dict with the picture (3, H, W) under "image".
+        inputs: one dict with the image (3, H, W) under "image".
 
     Returns:
-        ``boxes`` (n, 4) XYXY in pixels of the picture, ``classes`` (n,) int64, ``scores`` (n,), best first;
+        ``boxes`` (n, 4) XYXY in pixels of the image, ``classes`` (n,) int64, ``scores`` (n,), best first;
         ``masks`` (n, 1, M, M), probabilities within the box, if the detector predicts masks.
 
     Raises:
@@ -90,7 +90,7 @@ def detect(model: nn.Module, inputs: list[dict[str, Tensor]]) -> dict[str, Tenso
     inference: Any = getattr(model, "inference", None)
     if inference is not None and "do_postprocess" in inspect.signature(inference).parameters:
         found = inference(inputs, do_postprocess=False)[0]
-    else:  # the other meta-architectures scale to "height" and "width", by default those of the picture
+    else:  # the other meta-architectures scale to "height" and "width", by default those of the image
         found = model(inputs)[0]
         found = found.get("instances") if isinstance(found, dict) else found
     if not isinstance(found, Instances) or not found.has("pred_boxes"):
@@ -146,7 +146,7 @@ def recordable(nms: NMS) -> Iterator[None]:
 
 
 class _Unscaled:
-    """Stands for an autograd function that scales gradients: forward, it changes nothing."""
+    """Replace an autograd function that scales gradients: forward, it changes nothing."""
 
     @staticmethod
     def apply(values: Tensor, _scale: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Are two sets of detections of a picture the same, whatever their order?"""
+"""Are two sets of detections of an image the same, whatever their order?"""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 
 TOLERANCE = 1e-4
 """Largest difference that counts as equal: of scores, of mask probabilities, and of box coordinates as a
-share of the picture's longer side (float32 itself rounds a coordinate of 1333 pixels by 1e-4 pixels)."""
+share of the image's longer side (float32 itself rounds a coordinate of 1333 pixels by 1e-4 pixels)."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What distinguishes two sets of detections.
+    """How two sets of detections differ.
 
     Attributes:
         detections: in the first and in the second set.
         unmatched: detections without a counterpart of their class, over both sets.
         boxes: largest difference of a coordinate in pixels, over matched detections.
-        boxes_relative: the same as a share of the picture's longer side.
+        boxes_relative: the same as a share of the image's longer side.
         scores: largest difference of scores.
         masks: largest difference of mask probabilities; 0 without masks.
         at_the_cut: detections without a counterpart that are not in `unmatched`, because their score is at a
@@ -61,12 +61,12 @@ def compare_detections(
     """Match the detections of two models within a class and measures how far apart they are.
 
     Each detection of the first set, best first, takes the nearest one left in the second: nearest by the
-    larger of the score difference and the box difference relative to the picture.
+    larger of the score difference and the box difference relative to the image.
 
     Args:
         one: ``boxes`` (n, 4), ``scores`` (n,), ``classes`` (n,), perhaps ``masks`` (n, ...).
         other: the same of the other model.
-        image_size: (height, width) of the picture that the boxes are in.
+        image_size: (height, width) of the image that the boxes are in.
         cut: score up to which a detection may be missing, a number or one per class: rounding decides whether
             it is just above a threshold, or just among the best hundred.
     """

@@ -25,16 +25,16 @@ from .source import TrainedDetector, to_input
 logger = logging.getLogger(__name__)
 
 _PICTURES = 3
-"""Pictures of a test set that a model is verified on where none are given."""
+"""Images of a test set that a model is verified on where none are given."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What :func:`export_detector` made.
+    """Result of :func:`export_detector`.
 
     Attributes:
         folder: with the model, ``metadata.json`` and ``config.yaml``.
-        differences: between the exported and the eager model, by picture and size.
+        differences: between the exported and the eager model, by image and size.
     """
 
     folder: Path
@@ -49,9 +49,9 @@ def export_detector(
     pictures: Sequence[str | Path] = (),
     tolerance: float = TOLERANCE,
 ) -> Exported:
-    """Records a detector, compares it with eager PyTorch on pictures, and writes a folder, or nothing.
+    """Record a detector, compare it with eager PyTorch on images, and write a folder, or nothing.
 
-    The comparison is on each picture at the size of a test and at three quarters of it.
+    The comparison is on each image at the size of a test and at three quarters of it.
 
     Args:
         detector: see :func:`longtail_det2.export.source.load_detector`.
@@ -63,7 +63,7 @@ def export_detector(
 
     Raises:
         ConfigError: the folder exists, a package is missing, or the outputs differ.
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
     if file_format not in RECORDERS:
         raise ConfigError(f"there is no export format {file_format!r}; known: {', '.join(RECORDERS)}")
@@ -91,12 +91,12 @@ def export_detector(
 def verify(
     detector: TrainedDetector, exported: ExportedDetector, samples: dict[str, np.ndarray]
 ) -> dict[str, Difference]:
-    """Differences between an exported model and the eager one.
+    """Return the differences between an exported model and the eager one.
 
     Args:
         detector: the eager one.
         exported: the other.
-        samples: pictures (H, W, 3) uint8 by name.
+        samples: images (H, W, 3) uint8 by name.
     """
     differences = {}
     for name, picture in samples.items():
@@ -126,10 +126,10 @@ def _cut(thresholds: dict[str, Any], *scores: np.ndarray) -> np.ndarray:
 def sample_pictures(
     detector: TrainedDetector, pictures: Sequence[str | Path] = ()
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and pixels (H, W, 3) uint8 of the pictures to compare on.
+    """Iterate over names and pixels (H, W, 3) uint8 of the images to compare on.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
     from longtail_det2.data.images import read_image
 
@@ -142,7 +142,7 @@ def sample_pictures(
 
 
 def drawn_picture(height: int = 240, width: int = 320) -> np.ndarray:
-    """Rectangles and discs in colours on noise, (height, width, 3) uint8, always the same."""
+    """Draw rectangles and discs in colours on noise, (height, width, 3) uint8, always the same."""
     generator = np.random.default_rng(0)
     picture = generator.integers(90, 160, (height, width, 3), dtype=np.uint8)
     rows, columns = np.mgrid[:height, :width]
@@ -157,7 +157,7 @@ def drawn_picture(height: int = 240, width: int = 320) -> np.ndarray:
 
 
 def _test_pictures(detector: TrainedDetector) -> Iterator[Path]:
-    """Files of the first pictures of the config's test data, as far as they are on this machine."""
+    """Iterate over the first images of the config's test data, as far as they are on this machine."""
     from detectron2.data import DatasetCatalog
 
     try:

@@ -32,11 +32,11 @@ _LOSS_OPERATORS = re.compile(
 
 
 def record_torchscript(model: nn.Module, image: Tensor, path: str | Path) -> list[str]:
-    """Traces a detector and saves it; the file runs on the kind of device that the model is on.
+    """Trace a detector and save it; the file runs on the kind of device that the model is on.
 
     Args:
         model: stays as it is.
-        image: (3, H, W) float32 picture to record with; its size does not matter later.
+        image: (3, H, W) float32 image to record with; its size does not matter later.
         path: of the file.
 
     Returns:
@@ -55,7 +55,7 @@ def record_torchscript(model: nn.Module, image: Tensor, path: str | Path) -> lis
 
 
 def record_onnx(model: nn.Module, image: Tensor, path: str | Path) -> list[str]:
-    """Traces a detector, turns the graph into ONNX and saves it; height, width and detections are dynamic.
+    """Trace a detector, turn the graph into ONNX and save it; height, width and detections are dynamic.
 
     See :func:`record_torchscript`.
     """
@@ -85,7 +85,7 @@ RECORDERS = {"torchscript": record_torchscript, "onnx": record_onnx}
 
 
 def output_names(model: nn.Module, image: Tensor) -> list[str]:
-    """Outputs that a recorded model will have, in their order.
+    """Return the outputs that a recorded model will have, in their order.
 
     Raises:
         ConfigError: the model does not return detections.
@@ -95,14 +95,14 @@ def output_names(model: nn.Module, image: Tensor) -> list[str]:
 
 
 def torchscript_contents(traced: Any) -> list[str]:
-    """Names of the operators, submodule classes and tensors that a traced module is made of."""
+    """Return the names of the operators, submodule classes and tensors that a traced module is made of."""
     operators = {node.kind() for node in _all_nodes(traced.inlined_graph)}
     classes = {module.original_name for module in traced.modules()}
     return sorted(operators | classes | set(traced.state_dict()))
 
 
 def onnx_contents(model: Any) -> list[str]:
-    """Names of the operators, nodes (they bear the modules' names) and tensors of an ONNX model."""
+    """Return the names of the operators, nodes (which contain the modules' names) and tensors."""
     nodes, graphs = [], [model.graph]
     while graphs:
         graph = graphs.pop()
@@ -113,7 +113,7 @@ def onnx_contents(model: Any) -> list[str]:
 
 
 def require_onnx() -> Any:
-    """The package onnx.
+    """Import the package onnx.
 
     Raises:
         ConfigError: it is not installed.
@@ -128,7 +128,7 @@ def require_onnx() -> Any:
 
 
 def _refuse_losses(contents: Sequence[str], model: nn.Module) -> None:
-    """Raises ConfigError if a loss, its state or an operator of one is part of a recorded model."""
+    """Raise ConfigError if a loss, its state or an operator of one is part of a recorded model."""
     losses = [cls.__name__ for cls in _subclasses(ClassificationLoss)]
     wanted = re.compile("|".join([*map(re.escape, losses), _LOSS_OPERATORS.pattern]))
     state = set(model.state_dict())
@@ -143,7 +143,7 @@ def _refuse_losses(contents: Sequence[str], model: nn.Module) -> None:
 
 
 def _buffers(model: nn.Module) -> set[str]:
-    """Names of all buffers, also of those that checkpoints leave out."""
+    """Return the names of all buffers, also of those that checkpoints leave out."""
     return {name for name, _ in model.named_buffers()}
 
 

@@ -1,4 +1,4 @@
-"""What a user of an exported model must know about it, as ``metadata.json`` beside it."""
+"""Facts that users of an exported model need, as ``metadata.json`` beside it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _THRESHOLDS = {
 
 
 def describe(detector: TrainedDetector, file_format: str, outputs: Sequence[str]) -> dict[str, Any]:
-    """The metadata of an exported model.
+    """Return the metadata of an exported model.
 
     Args:
         detector: what was exported.
@@ -80,7 +80,7 @@ def describe(detector: TrainedDetector, file_format: str, outputs: Sequence[str]
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """The metadata of an exported model.
+    """Read the metadata of an exported model.
 
     Raises:
         ConfigError: the folder holds none.
@@ -122,7 +122,7 @@ def _thresholds(model: nn.Module) -> dict[str, float | int | list[float] | None]
 
 
 def _loss_names(model: nn.Module) -> list[str]:
-    """Losses whose activation makes the scores, such as SigmoidBCELoss for independent classes."""
+    """Return the losses that make the scores, such as SigmoidBCELoss for independent classes."""
     return sorted(
         {type(module).__name__ for module in model.modules() if isinstance(module, ClassificationLoss)}
     )

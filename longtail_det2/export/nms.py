@@ -65,12 +65,12 @@ class _PerClassNMS(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-        """Runs while the graph is recorded; what it computes only has to have the right type and shape."""
+        """Run while the graph is recorded; the result only has to have the right type and shape."""
         return torchvision_batched_nms(boxes, scores, classes, iou_threshold)
 
     @staticmethod
     def symbolic(g: Any, boxes: Any, scores: Any, classes: Any, iou_threshold: float) -> Any:
-        """The operators that stand for :meth:`forward` in an ONNX graph of opset 13 or later."""
+        """Return the operators that stand for :meth:`forward` in an ONNX graph of opset 13 or later."""
 
         def constant(value: Any, dtype: torch.dtype) -> Any:
             return g.op("Constant", value_t=torch.tensor(value, dtype=dtype))

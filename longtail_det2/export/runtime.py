@@ -1,4 +1,4 @@
-"""Running an exported model: a picture in, Detectron2's `Instances` out."""
+"""Running an exported model: an image in, Detectron2's `Instances` out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ExportedDetector:
     """
 
     def __init__(self, folder: str | Path, *, threads: int = 0) -> None:
-        """Loads the model.
+        """Load the model.
 
         Args:
             folder: with the model and its metadata.
@@ -43,7 +43,7 @@ class ExportedDetector:
         self._run = _RUNNERS[self.metadata["model"]["kind"]](path, threads)
 
     def detect(self, image: Tensor) -> dict[str, np.ndarray]:
-        """The raw outputs by name.
+        """Return the raw outputs by name.
 
         Args:
             image: (3, H, W) float32 as ``metadata.json`` says; any size.
@@ -51,13 +51,13 @@ class ExportedDetector:
         return dict(zip(self._names, self._run(image), strict=True))
 
     def __call__(self, picture: np.ndarray) -> Instances:
-        """Detections of a picture.
+        """Return the detections of an image.
 
         Args:
             picture: (H, W, 3) uint8, channels in the order of ``metadata["input"]["channels"]``.
 
         Returns:
-            ``pred_boxes`` in pixels of the picture, ``scores``, ``pred_classes``, perhaps ``pred_masks``.
+            ``pred_boxes`` in pixels of the image, ``scores``, ``pred_classes``, perhaps ``pred_masks``.
         """
         resize = self.metadata["input"]["resize"]
         image = to_input(picture, resize["shorter_side"], resize["longer_side_at_most"])

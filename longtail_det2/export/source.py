@@ -35,7 +35,7 @@ class TrainedDetector:
         class_ids: identifiers in index order; () if the weights do not say.
         class_names: display names; () if none are known.
         image_format: order of channels that the model wants, "BGR" or "RGB".
-        min_size, max_size: test pictures are scaled to this shorter side, but to no longer side than this.
+        min_size, max_size: test images are scaled to this shorter side, but to no longer side than this.
         test_datasets: names.
     """
 
@@ -51,7 +51,7 @@ class TrainedDetector:
     test_datasets: tuple[str, ...] = field(default_factory=tuple)
 
     def config_text(self) -> str:
-        """The config as YAML, without places of files on this machine."""
+        """Return the config as YAML, without places of files on this machine."""
         if isinstance(self.cfg, CfgNode):
             import yaml
 
@@ -62,7 +62,7 @@ class TrainedDetector:
             return config_without_paths(read_plain_yaml(path))
 
     def register_data(self) -> None:
-        """Registers the data sets that the config names, and the built-in ones.
+        """Register the data sets that the config names, and the built-in ones.
 
         Raises:
             ConfigError: an entry is malformed, or a name stands for other data already.
@@ -79,7 +79,7 @@ class TrainedDetector:
 def load_detector(
     config_file: str, weights: str | os.PathLike[str] = "", options: Sequence[str] = ()
 ) -> TrainedDetector:
-    """Builds the detector of a config and loads trained weights.
+    """Build the detector of a config and load trained weights.
 
     Args:
         config_file: a path or a name in the model zoo, YAML (.yaml) or lazy (.py).
@@ -124,7 +124,7 @@ def load_detector(
 
 
 def to_input(picture: np.ndarray, min_size: int, max_size: int) -> Tensor:
-    """Scales a picture as for a test, with Detectron2's own transform.
+    """Scale an image as for a test, with Detectron2's own transform.
 
     Args:
         picture: (H, W, 3) uint8.
@@ -141,7 +141,7 @@ def to_input(picture: np.ndarray, min_size: int, max_size: int) -> Tensor:
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    """Loads weights and insists that they are all there."""
+    """Load weights; all of them have to be there."""
     from longtail_det2.checkpoint import ClassAwareCheckpointer
 
     present = read_weights(path).tensors
