@@ -27,7 +27,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -167,33 +167,40 @@ def frequency_bins(counts: np.ndarray, thresholds: Sequence[float] | None = None
     return bins
 
 
-def compute_statistics(names: str | Sequence[str]) -> ClassStatistics:
-    """Count in registered data sets together; an image in two of them counts twice.
+def compute_statistics(
+    sources: str | AnnotationStore | Sequence[str | AnnotationStore],
+) -> ClassStatistics:
+    """Count in data sets together; an image in two of them counts twice.
 
     Args:
-        names: annotation stores or plain Detectron2 dicts, with equal class lists; the hierarchy is that of
-            the first, as in training.
+        sources: registered names, of annotation stores or of plain Detectron2 dicts, or open stores, with
+            equal class lists. The hierarchy is that of the first, as in training.
 
     Raises:
-        ConfigError: no name.
+        ConfigError: no data set.
         DataError: an unknown name, an absent store, different classes, or labels that are not classes.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    hierarchy = hierarchy_of(names)
+    sources = [sources] if isinstance(sources, (str, AnnotationStore)) else list(sources)
+    if not sources:
+        raise ConfigError("no data set is named (DATASETS.TRAIN), so there is nothing to count")
+    class_ids, hierarchy, first = (), None, ""
     num_images, images, groups = 0, 0, 0
-    objects = np.zeros((len(class_ids_of(names[0])),) * 2, dtype=np.int64)
-    for name in names:
-        image_offsets, label_offsets, labels, is_group = _columns(name)
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(objects):
-            raise DataError(f"data set {name!r} has labels that are not among its {len(objects)} classes")
+    for source in sources:
+        name = source if isinstance(source, str) else str(source.path)
+        ids, tree, (image_offsets, label_offsets, labels, is_group) = _contents(source)
+        if hierarchy is None:
+            class_ids, hierarchy, first = ids, tree, name
+            objects = np.zeros((len(ids), len(ids)), dtype=np.int64)
+        check_same_classes(class_ids, ids, first, name)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(ids):
+            raise DataError(f"data set {name!r} has labels that are not among its {len(ids)} classes")
         num_images += len(image_offsets) - 1
         images = images + rows_per_class(label_offsets[image_offsets], labels, hierarchy)
         _add_cooccurrence(objects, label_offsets, labels, ~is_group, hierarchy)
         positions, offsets = gather_rows(label_offsets, np.flatnonzero(is_group))
         groups = groups + rows_per_class(offsets, labels[positions], hierarchy)
-    instances = objects.diagonal() + groups
     known = None if hierarchy.is_flat else hierarchy
-    return ClassStatistics(class_ids_of(names[0]), num_images, images, instances, objects, None, known)
+    return ClassStatistics(class_ids, num_images, images, objects.diagonal() + groups, objects, None, known)
 
 
 def cooccurrence_rates_of(
@@ -219,24 +226,32 @@ def _statistics_if_there(names: str | Sequence[str]) -> ClassStatistics | None:
         return None
 
 
-def _columns(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Object offsets of images, label offsets of objects, labels, and whether objects are group-of."""
-    check_registered(name)
-    dataset: Any = DatasetCatalog.get(name)
-    store = getattr(dataset, "store", None)
-    if isinstance(store, AnnotationStore):
-        is_group = (store.flags & np.uint8(ObjectFlag.GROUP_OF)) != 0
-        return store.object_offsets, store.label_offsets, store.labels, is_group
+_Columns: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Object offsets of images, label offsets of objects, labels, and whether objects are group-of."""
+
+
+def _contents(source: str | AnnotationStore) -> tuple[tuple[str, ...], LabelHierarchy, _Columns]:
+    """Class ids, hierarchy and columns of a data set."""
+    dataset: Any = source
+    if isinstance(source, str):
+        check_registered(source)
+        dataset = DatasetCatalog.get(source)
+        dataset = getattr(dataset, "store", dataset)
+    if isinstance(dataset, AnnotationStore):
+        is_group = (dataset.flags & np.uint8(ObjectFlag.GROUP_OF)) != 0
+        columns = dataset.object_offsets, dataset.label_offsets, dataset.labels, is_group
+        return dataset.class_ids, dataset.hierarchy, columns
     annotations = [record.get("annotations", ()) for record in dataset]
     objects = list(itertools.chain.from_iterable(annotations))
     labels = [annotation_labels(one) for one in objects]
     is_group = [bool(one.get("iscrowd", 0) or one.get("is_group_of", False)) for one in objects]
-    return (
+    columns = (
         offsets_of(np.array([len(one) for one in annotations], dtype=np.int64)),
         offsets_of(np.array([len(one) for one in labels], dtype=np.int64)),
         np.array(list(itertools.chain.from_iterable(labels)), dtype=np.int64),
         np.array(is_group, dtype=bool),
     )
+    return class_ids_of(source), hierarchy_of(source), columns
 
 
 def _add_cooccurrence(

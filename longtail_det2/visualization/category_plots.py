@@ -1,9 +1,9 @@
-"""Pictures of category statistics: which classes concur, and how long the tail is; as PNG or SVG files."""
+"""Plots of class statistics: which classes occur together, and how long the tail is; as PNG or SVG files."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,10 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from longtail_det2.data.category_statistics import LongTail
-from longtail_det2.data.concurrent_rates import ConcurrentRates
-from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.statistics import FREQUENCY_BINS, ClassStatistics
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import atomic_path
 from longtail_det2.utils.wording import counted
-
-__all__ = [
-    "category_figure",
-    "draw_heat_map",
-    "draw_long_tail",
-    "most_concurrent",
-    "ratio_text",
-    "related_classes",
-]
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -48,46 +37,48 @@ _SETTINGS: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.hashsalt": "longtail_det2",
 }
-_GROUP_COLORS = ("#0068a8", "#b06f00", "#bb2a6b")
+_BIN_COLORS = ("#0068a8", "#b06f00", "#bb2a6b")
 """Of head, medium and tail."""
 _HEAT = LinearSegmentedColormap.from_list("rates", ["#ffffff", "#cfe3f1", "#6aaed6", "#0068a8", "#062c4a"])
 _LONGEST_NAME = 26
+_MOST_CLASSES = 40
+"""In the heat map."""
 _FEW_OBJECTS = 10.0
 _CELLS_WITH_NUMBERS = 14
 _CELLS_WITH_LINES = 100
 
 
-def related_classes(hierarchy: LabelHierarchy) -> np.ndarray:
+def related_classes(statistics: ClassStatistics) -> np.ndarray:
     """Pairs of classes that one label can imply: ancestor and descendant, or both ancestors of a class.
 
     Returns:
-        (K, K) bool, symmetric. The rates of other pairs come from co-labels and overlaps alone.
+        (K, K) bool, symmetric. The rates of other pairs come from objects with several labels alone.
     """
-    implied = hierarchy.ancestors.astype(np.float32)
-    np.fill_diagonal(implied, 1)
+    implied = np.eye(len(statistics.class_ids), dtype=np.float32)
+    if statistics.hierarchy is not None:
+        implied += statistics.hierarchy.ancestors
     return implied.T @ implied > 0
 
 
-def most_concurrent(rates: ConcurrentRates, related: np.ndarray, number: int) -> np.ndarray:
+def most_cooccurring(statistics: ClassStatistics, number: int = _MOST_CLASSES) -> np.ndarray:
     """The classes with the strongest partners, in an order that puts partners side by side.
 
-    A class counts as much as its highest rate with an unrelated class, in either direction. A rate that was
-    seen in n objects is taken as r n / (n + 10), or a class that occurs once would come first. Related
-    classes count where nothing else concurs.
+    A class counts by its highest rate with an unrelated class, in either direction. A rate of n objects is
+    taken as r n / (n + 10), or a class that occurs once would come first. Related classes count where nothing
+    else co-occurs.
 
     Args:
-        rates: of K classes.
-        related: (K, K) bool, pairs that tell nothing new.
-        number: how many classes at most.
+        statistics: of K classes.
+        number: upper bound of the classes.
 
     Returns:
         Class indices that have any rate above 0.
     """
-    trusted = rates.rates * (rates.objects / (rates.objects + _FEW_OBJECTS))[:, None]
-    if not rates.objects.any():  # rates made by hand
-        trusted = rates.rates
+    rates = statistics.rates()
+    objects = np.diagonal(statistics.cooccurrence)
+    trusted = rates * (objects / (objects + _FEW_OBJECTS))[:, None]
     both = np.maximum(trusted, trusted.T)
-    score = np.where(related, 0.0, both).max(axis=1) + 1e-6 * both.max(axis=1)
+    score = np.where(related_classes(statistics), 0.0, both).max(axis=1) + 1e-6 * both.max(axis=1)
     chosen = [int(c) for c in np.argsort(-score, kind="stable")[:number] if score[c] > 0]
     order: list[int] = []
     while chosen:
@@ -97,19 +88,20 @@ def most_concurrent(rates: ConcurrentRates, related: np.ndarray, number: int) ->
     return np.array(order, dtype=np.int64)
 
 
-def draw_heat_map(path: Path, rates: ConcurrentRates, classes: np.ndarray) -> None:
-    """Draw the rates between some classes.
+def draw_heat_map(path: Path, rates: np.ndarray, class_names: Sequence[str], classes: np.ndarray) -> None:
+    """Draw the co-occurrence rates between some classes.
 
     Args:
         path: .png or .svg file, written atomically.
-        rates: of K classes.
+        rates: (K, K) P(j | i).
+        class_names: K names.
         classes: indices of n >= 1 classes, in the order to draw.
 
     Raises:
         DataError: the file cannot be written.
     """
-    values = rates.rates[np.ix_(classes, classes)]
-    names = [_label(rates.class_names[c]) for c in classes]
+    values = rates[np.ix_(classes, classes)]
+    names = [_label(class_names[c]) for c in classes]
     side = min(max(0.25 * len(classes), 2.4), 14.0)
     with category_figure(path, side + 3.6, side + 2.4) as figure:
         axes = figure.subplots()
@@ -127,12 +119,8 @@ def draw_heat_map(path: Path, rates: ConcurrentRates, classes: np.ndarray) -> No
             axes.tick_params(which="minor", length=0)
         axes.set_xlabel("... is also of class j")
         axes.set_ylabel("an object of class i ...")
-        some = (
-            ""
-            if len(classes) == len(rates.class_ids)
-            else f", {len(classes)} of {len(rates.class_ids)} classes"
-        )
-        axes.set_title(f"Concurrent rates P(j | i){some}")
+        some = "" if len(classes) == len(rates) else f", {len(classes)} of {len(rates)} classes"
+        axes.set_title(f"Co-occurrence rates P(j | i){some}")
         if len(classes) <= _CELLS_WITH_NUMBERS:
             _write_cells(axes, shown)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, ticks=[0, 0.01, 0.1, 0.25, 0.5, 0.75, 1])
@@ -140,67 +128,66 @@ def draw_heat_map(path: Path, rates: ConcurrentRates, classes: np.ndarray) -> No
         bar.outline.set_visible(False)
 
 
-def draw_long_tail(path: Path, tail: LongTail, unit: str, annotated: np.ndarray | None = None) -> None:
-    """Draw the counts of the classes by rank, with head, medium and tail in colours.
+def draw_long_tail(path: Path, counts: np.ndarray, bins: np.ndarray) -> None:
+    """Draw the images of the classes, the most frequent first, with head, medium and tail in colours.
 
     Args:
         path: .png or .svg file, written atomically.
-        tail: what to draw.
-        unit: what was counted, such as "images".
-        annotated: (K,) counts without ancestors, drawn as a line beside; None for no line.
+        counts: (K,) images per class.
+        bins: (K,) indices into ``FREQUENCY_BINS``.
 
     Raises:
         DataError: the file cannot be written.
     """
-    order = np.argsort(-tail.counts, kind="stable")
-    heights = np.maximum(tail.counts[order], 0.5)
-    ranks = np.arange(1, len(order) + 1)
+    order = np.argsort(-counts, kind="stable")
+    heights = np.maximum(counts[order], 0.5)
+    positions, most = np.arange(1, len(order) + 1), int(counts.max(initial=0))
     with category_figure(path, 8.6, 4.4) as figure:
         axes = figure.subplots()
-        for group, (name, size, share) in enumerate(tail.group_facts()):
-            members = tail.groups[order] == group
-            if size == 0:
+        for number, name in enumerate(FREQUENCY_BINS):
+            members = bins[order] == number
+            if not members.any():
                 continue
+            share = counts[bins == number].sum() / max(int(counts.sum()), 1)
             axes.bar(
-                ranks[members],
+                positions[members],
                 heights[members],
                 width=1.0 if len(order) > 150 else 0.82,
-                color=_GROUP_COLORS[group],
+                color=_BIN_COLORS[number],
                 linewidth=0,
-                label=f"{name}: {counted(size, 'class', 'classes')}, {share:.1%}",
+                label=f"{name}: {counted(int(members.sum()), 'class', 'classes')}, {share:.1%}",
             )
         handles = axes.get_legend_handles_labels()[0]
-        if annotated is not None and not np.array_equal(annotated, tail.counts):
-            line = np.maximum(np.sort(annotated)[::-1], 0.5)
-            label = "without ancestors"
-            handles += axes.step(ranks, line, where="mid", color="#15181d", linewidth=1.3, label=label)
         axes.set_yscale("log")
-        axes.set_ylim(0.5, max(tail.most, 2) * 1.4)
+        axes.set_ylim(0.5, max(most, 2) * 1.4)
         axes.set_xlim(0.2, len(order) + 0.8)
         axes.set_axisbelow(True)
         axes.grid(True, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if tail.most < 1000 else (1,), numticks=20))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 1000 else (1,), numticks=20))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("rank of the class (below: classes of a group, and their share of the counts)")
-        axes.set_ylabel(f"{unit} (logarithmic)")
-        axes.set_title(_tail_title(tail, unit))
+        axes.set_xlabel("classes by frequency (below: classes of a bin, and their share of the counts)")
+        axes.set_ylabel("images (logarithmic)")
+        axes.set_title(f"{counted(len(counts), 'class', 'classes')}; {inequality_text(counts)}")
         figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4)
 
 
-def _tail_title(tail: LongTail, unit: str) -> str:
-    classes = counted(len(tail.counts), "class", "classes")
-    if tail.most == 0:
-        return f"{classes} without {unit}"
-    empty = f", {tail.num_empty} without {unit}" if tail.num_empty else ""
-    return f"{classes}{empty}; most frequent : rarest = {ratio_text(tail.imbalance)}, Gini {tail.gini:.2f}"
+def inequality_text(counts: np.ndarray) -> str:
+    """How unequal the counts (K,) are: largest to smallest of those above 0, and the Gini coefficient.
 
-
-def ratio_text(value: float) -> str:
-    """A ratio >= 1 as people write it: "1,419 : 1"."""
-    return f"{value:,.0f} : 1" if value >= 100 else f"{value:.3g} : 1"
+    The coefficient is sum_i sum_j |n_i - n_j| / (2 K sum_i n_i) over all classes: 0 when all are equally
+    frequent, 1 - 1/K when one class has everything.
+    """
+    ascending = np.sort(counts)
+    occurring = ascending[ascending > 0]
+    if len(occurring) == 0:
+        return "no class has images"
+    weights = 2 * np.arange(1, len(counts) + 1) - len(counts) - 1
+    gini, ratio = weights @ ascending / (len(counts) * ascending.sum()), occurring[-1] / occurring[0]
+    shown = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+    return f"most frequent : rarest = {shown} : 1, Gini {gini:.3f}"
 
 
 def _write_cells(axes: Axes, shown: np.ma.MaskedArray) -> None:
