@@ -79,7 +79,7 @@ def test_the_formula(columns):
     """With a background column, too: there nothing is weighed against it."""
     logits, labels, counts = example(columns=columns)
     for p, q in ((0.8, 2.0), (0.8, 0.0), (0.0, 2.0), (0.3, 1.0)):
-        found = seesaw_loss(logits, labels, counts, p, q)
+        found = seesaw_loss(logits, labels, counts, p, q, background=columns > 6)
         pairs = zip(logits, labels.tolist(), strict=True)
         wanted = [formula(row, label, counts, p, q, 1e-2) for row, label in pairs]
         torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-12, atol=1e-12)
@@ -89,8 +89,9 @@ def test_the_formula(columns):
 def test_without_exponents_it_is_cross_entropy(columns):
     logits, labels, counts = example(columns=columns)
     wanted = F.cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(seesaw_loss(logits, labels, counts, p=0, q=0), wanted)
-    found = multi_label_seesaw_loss(logits, one_hot(labels, columns), counts, p=0, q=0)
+    options = {"p": 0, "q": 0, "background": columns > 6}
+    torch.testing.assert_close(seesaw_loss(logits, labels, counts, **options), wanted)
+    found = multi_label_seesaw_loss(logits, one_hot(labels, columns), counts, **options)
     torch.testing.assert_close(found, wanted)
 
 
@@ -148,8 +149,11 @@ def test_nothing_to_learn_stays_attached(rows):
 def test_one_label_in_the_multi_label_form():
     for columns in (6, 7):
         logits, labels, counts = example(columns=columns)
-        found = multi_label_seesaw_loss(logits, one_hot(labels, columns), counts)
-        torch.testing.assert_close(found, seesaw_loss(logits, labels, counts), rtol=1e-12, atol=1e-12)
+        options = {"background": columns > 6}
+        found = multi_label_seesaw_loss(logits, one_hot(labels, columns), counts, **options)
+        torch.testing.assert_close(
+            found, seesaw_loss(logits, labels, counts, **options), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_several_labels_are_rivals_of_the_negatives_only():
@@ -212,7 +216,7 @@ def test_one_class():
     assert seesaw_loss(logits, labels, counts).eq(0).all()
     logits = torch.randn(2, 2, dtype=torch.float64)
     wanted = F.cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(seesaw_loss(logits, labels, counts), wanted)
+    torch.testing.assert_close(seesaw_loss(logits, labels, counts, background=True), wanted)
 
 
 def test_cuda_form_on_this_device(monkeypatch):
@@ -247,3 +251,18 @@ def test_shapes_that_do_not_fit(logits, labels, counts):
         seesaw_loss(torch.zeros(logits), torch.zeros(labels, dtype=torch.long), torch.zeros(counts))
     with pytest.raises(ValueError, match="need"):
         multi_label_seesaw_loss(torch.zeros(logits), torch.zeros(labels).char(), torch.zeros(counts))
+
+
+def test_counts_and_labels_that_would_be_misread():
+    """Counts of K - 1 classes are no background; labels beyond K are no rows without a loss."""
+    logits, labels = torch.zeros(4, 6), torch.tensor([0, 5, 6, -1])
+    for function, truth in ((seesaw_loss, labels), (multi_label_seesaw_loss, torch.zeros(4, 6).char())):
+        with pytest.raises(ValueError, match=r"need logits .*, got \(4, 6\) and \(5,\), background False"):
+            function(logits, truth, torch.zeros(5))
+        for options in ({"p": -1.0}, {"q": math.nan}, {"eps": 0.0}):
+            with pytest.raises(ValueError, match="need p >= 0"):
+                function(logits, truth, torch.zeros(6), **options)
+    assert seesaw_loss(logits, labels, torch.zeros(6))[2:].eq(0).all()
+    for bad in (7, -2):
+        with pytest.raises(ValueError, match="need labels from -1 to 6"):
+            seesaw_loss(logits, torch.full((4,), bad), torch.zeros(6))

@@ -104,9 +104,11 @@ def test_the_functions_of_rows(objectness, labels):
     counts = loss.class_counts[:5]
     if labels == "all":
         truth = torch.where((targets.classes >= 0)[:, None], targets.labels, 0)
-        losses = multi_label_seesaw_loss(logits[:, :width], truth[:, :width], counts)
+        losses = multi_label_seesaw_loss(
+            logits[:, :width], truth[:, :width], counts, background=not objectness
+        )
     else:
-        losses = seesaw_loss(logits[:, :width], targets.classes, counts)
+        losses = seesaw_loss(logits[:, :width], targets.classes, counts, background=not objectness)
     torch.testing.assert_close(found["loss_cls"], losses)
     assert set(found) == ({"loss_cls", "loss_objectness"} if objectness else {"loss_cls"})
 

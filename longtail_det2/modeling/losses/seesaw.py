@@ -116,7 +116,8 @@ class SeesawLoss(ClassificationLoss):
         """Compute ``loss_cls`` and, with `objectness`, ``loss_objectness``; see the class."""
         logits = self.checked(logits, targets)
         width = self.num_classes if self.objectness else self.num_classes + 1
-        counts, options = self.class_counts[: self.num_classes], (self.p, self.q, self.eps)
+        counts = self.class_counts[: self.num_classes]
+        options = (self.p, self.q, self.eps, not self.objectness)
         known = targets.known
         if self.labels == "most_specific":
             classes = seesaw_loss(logits[:, :width], targets.classes, counts, *options)
