@@ -96,6 +96,8 @@ def prepare_openimages(
     if not force and (store := _up_to_date(Path(output), files, options)) is not None:
         _LOGGER.info("%s is up to date: same sources and options", output)
         return store
+    # Before they are read: a file that changes meanwhile then counts as changed.
+    sources = [{"role": role, **describe_file(path)} for role, path in files]
     issues = csv_issues(on_unknown_label, skip_bad, **_IMAGE_KINDS)
     with AnnotationStoreWriter(output) as writer:
         class_ids, class_names = read_classes(classes)
@@ -127,7 +129,7 @@ def prepare_openimages(
             form="open_images",
             parents=None if hierarchy is None else tree.to_parents(),
             image_root=images,
-            sources=[{"role": role, **describe_file(path)} for role, path in files],
+            sources=sources,
             options=options,
             summary=summary | issues.counts(),
         )
