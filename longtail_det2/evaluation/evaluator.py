@@ -204,7 +204,7 @@ def build_evaluators(
     if unknown:
         raise ConfigError(f"TEST.METRICS: there is no metric {unknown[0]!r}; there are {', '.join(METRICS)}")
     metadata = MetadataCatalog.get(dataset) if dataset in MetadataCatalog.list() else None
-    if metadata is not None and metadata.get("evaluator_type") == "coco":
+    if metadata is not None and metadata.get("evaluator_type") == "coco" and not metadata.get("store_path"):
         return COCOEvaluator(
             dataset,
             tasks=tuple(tasks),

@@ -25,7 +25,7 @@ def test_register_store(store):
     assert metadata.thing_classes == list(store.class_names)
     assert metadata.class_ids == list(store.class_ids)
     assert metadata.hierarchy == store.hierarchy
-    assert metadata.store_path == str(store.path) and metadata.evaluator_type == "openimages"
+    assert metadata.store_path == str(store.path) and metadata.evaluator_type == "open_images"
     dataset = DatasetCatalog.get("tiny")
     assert isinstance(dataset, MultiLabelDataset) and len(dataset) == 5
 

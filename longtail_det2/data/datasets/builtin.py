@@ -154,9 +154,9 @@ def register_store(
     """Register an annotation store as a Detectron2 data set.
 
     `DatasetCatalog.get(name)` then gives a `MultiLabelDataset`; `MetadataCatalog.get(name)` has
-    `thing_classes` (names), `class_ids`, `hierarchy`, `store_path`, `image_root` and `evaluator_type`
-    "openimages". A store that does not exist yet may be registered: its classes are added when it is first
-    loaded. Registering the same again does nothing.
+    `thing_classes` (names), `class_ids`, `hierarchy`, `store_path`, `image_root` and `evaluator_type`, the
+    store's form: "open_images", "coco" or "lvis". A store that does not exist yet may be registered: it is
+    described when it is first loaded. Registering the same again does nothing.
 
     Args:
         name: data set name.
@@ -212,7 +212,7 @@ def _register(name: str, path: str, root: str | None, load: Callable[[], MultiLa
     metadata = MetadataCatalog.get(name)
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, load)
-        metadata.set(store_path=path, image_root=root, evaluator_type="openimages")
+        metadata.set(store_path=path, image_root=root)
         return
     known = (metadata.get("store_path"), metadata.get("image_root"))
     if known != (path, root):
@@ -323,14 +323,16 @@ def _load_coco(name: str, entry: CocoEntry) -> MultiLabelDataset:
 def _describe(name: str, store: AnnotationStore) -> None:
     metadata = MetadataCatalog.get(name)
     known = metadata.get("class_ids")
-    if known is not None and known != list(store.class_ids):
+    content = {
+        "thing_classes": list(store.class_names),
+        "hierarchy": store.hierarchy,
+        "evaluator_type": store.form,
+    }
+    if known is not None:
         check_same_classes(known, store.class_ids, f"{name!r} as it was loaded before", str(store.path))
-    content = (list(store.class_names), store.hierarchy)
-    if known is not None and content != (metadata.get("thing_classes"), metadata.get("hierarchy")):
-        raise DataError(
-            f"data set {name!r}: the names or the hierarchy of its classes changed since this process loaded "
-            "them; start again"
-        )
-    metadata.set(
-        thing_classes=list(store.class_names), class_ids=list(store.class_ids), hierarchy=store.hierarchy
-    )
+        if any(metadata.get(key) != value for key, value in content.items()):
+            raise DataError(
+                f"data set {name!r}: the names or the hierarchy of its classes, or its form, changed since "
+                "this process loaded them; start again"
+            )
+    metadata.set(class_ids=list(store.class_ids), **content)
