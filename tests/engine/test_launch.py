@@ -50,6 +50,42 @@ print(gloo_threads())
 """
 
 
+EVALUATE = """
+import json, sys
+from pathlib import Path
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from longtail_det2.engine.launch import launch
+from longtail_det2.engine.run import evaluate_model
+
+class Model(torch.nn.BatchNorm1d):
+    def forward(self, batch):
+        return [self.running_mean.tolist()]
+
+class Seen(DatasetEvaluator):
+    def reset(self):
+        self.found = []
+
+    def process(self, inputs, outputs):
+        self.found.append(outputs)
+
+    def evaluate(self):
+        comm.synchronize()
+
+def main(folder):
+    model, seen, rank = Model(1), Seen(), comm.get_rank()
+    model.running_mean.fill_(rank + 1)
+    model.register_buffer("flag", torch.tensor(rank == 0))
+    evaluate_model(model, [[{}]], seen, "any")
+    state = [seen.found, model.running_mean.item(), model.flag.item()]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(state))
+
+if __name__ == "__main__":
+    launch(main, 2, args=sys.argv[1:])
+"""
+
+
 @pytest.fixture
 def script(tmp_path):
     path = tmp_path / "note_rank.py"
@@ -94,7 +130,7 @@ def test_run_turns_errors_of_the_user_into_exit_code_2(capsys):
 
 @pytest.mark.slow
 def test_spawned_processes(script, tmp_path):
-    done = start(script, "--num-gpus", 2, "--dist-url", "auto", tmp_path)
+    done = start(script, "--num-gpus", 2, tmp_path)
     assert done.returncode == 0, done.stderr
     facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert facts == [[0, 2, 0, 2, [0, 1]], [1, 2, 1, 2, [0, 1]]]
@@ -102,7 +138,7 @@ def test_spawned_processes(script, tmp_path):
 
 @pytest.mark.slow
 def test_error_in_spawned_processes(script, tmp_path):
-    done = start(script, "--num-gpus", 2, "--dist-url", "auto", tmp_path, "fail")
+    done = start(script, "--num-gpus", 2, tmp_path, "fail")
     assert done.returncode == 2 and "error: no good" in done.stderr
 
 
@@ -128,9 +164,38 @@ def test_two_processes_train_and_evaluate(yaml_args, repository, tmp_path):
     done = start(
         repository / "scripts/train_net.py",
         *("--config-file", "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"),
-        *("--num-gpus", 2, "--dist-url", "auto"),
+        *("--num-gpus", 2),
         *options,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/model_final.pth").is_file()
     assert (tmp_path / "run/inference/mini_test/results.json").is_file()
+
+
+@pytest.mark.slow
+def test_all_processes_evaluate_what_the_checkpoint_has(tmp_path):
+    """BN's running statistics differ by process; after the evaluation each has its own again."""
+    (tmp_path / "evaluate.py").write_text(EVALUATE)
+    done = start(tmp_path / "evaluate.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    states = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert states == [[[[[1.0]]], 1.0, True], [[[[1.0]]], 2.0, False]]
+
+
+@pytest.mark.slow
+def test_two_jobs_on_one_machine_do_not_meet(script, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    jobs = []
+    for folder in folders:
+        folder.mkdir()
+        command = [sys.executable, str(script), "--num-gpus", "2", str(folder)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        jobs.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for job in jobs:
+        assert job.wait(240) == 0, job.stderr.read()
+    for folder in folders:
+        assert sorted(path.name for path in folder.iterdir()) == ["0.json", "1.json"]
+
+
+def test_processes_of_one_machine_take_a_free_port():
+    assert parse_args([]).dist_url == "auto"

@@ -63,7 +63,7 @@ def launch(script, options, how, tmp_path, config="shapes/faster_rcnn_tiny_softm
     if how == "torchrun":
         head = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script), *config]
     else:
-        head = [str(script), *config, "--num-gpus", "2", "--dist-url", "auto"]
+        head = [str(script), *config, "--num-gpus", "2"]
     begin = time.monotonic()
     done = subprocess.run(
         [sys.executable, *head, *options],
