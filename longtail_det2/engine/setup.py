@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
 from longtail_det2.data.datasets.builtin import class_ids_of, register_datasets
@@ -64,7 +64,7 @@ def setup(
         ConfigError: no data set is named, or see :func:`resolve_num_classes`.
         DataError: a data set is unknown or absent, or class statistics are of other classes.
     """
-    form = _Lazy(cfg) if isinstance(cfg, DictConfig) else _Yaml(cfg)
+    form = _Form(cfg)
     if output_dir:
         form.set("output_dir", output_dir)
     output_dir = str(form.get("output_dir"))
@@ -80,7 +80,7 @@ def setup(
     start_logging(output_dir)
     if fell_back:
         logger.warning("no CUDA device is available: using the CPU")
-    if isinstance(form, _Yaml):  # lazy configs name functions of longtail_det2.data.statistics
+    if not form.lazy:  # lazy configs name functions of longtail_det2.data.statistics
         path = _statistics_file(form.get("statistics"), train, class_ids, output_dir, eval_only)
         form.set("statistics", path)
     result = form.finished(output_dir)
@@ -129,72 +129,53 @@ def start_logging(output_dir: str) -> None:
         _handlers.extend((target, one) for one in target.handlers if one not in before)
 
 
-class _Yaml:
-    """Where a YAML config has what :func:`setup` reads and sets."""
+class _Form:
+    """Where a YAML or a lazy config has what :func:`setup` reads and sets: (YAML key, lazy key) by name."""
 
     _KEYS = {  # noqa: RUF012 - a constant
-        "output_dir": "OUTPUT_DIR",
-        "root": "DATASETS.ROOT",
-        "stores": "DATASETS.STORES",
-        "train": "DATASETS.TRAIN",
-        "test": "DATASETS.TEST",
-        "num_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
-        "device": "MODEL.DEVICE",
-        "seed": "SEED",
-        "statistics": "DATASETS.STATISTICS",
+        "output_dir": ("OUTPUT_DIR", "train.output_dir"),
+        "root": ("DATASETS.ROOT", "datasets.root"),
+        "stores": ("DATASETS.STORES", "datasets.stores"),
+        "train": ("DATASETS.TRAIN", "dataloader.train.dataset.names"),
+        "test": ("DATASETS.TEST", "dataloader.test.dataset.names"),
+        "num_classes": ("MODEL.ROI_HEADS.NUM_CLASSES", ""),
+        "device": ("MODEL.DEVICE", "train.device"),
+        "seed": ("SEED", "train.seed"),
+        "statistics": ("DATASETS.STATISTICS", ""),
     }
 
-    def __init__(self, cfg: CfgNode) -> None:
-        self._cfg = cfg.clone()
-        self._cfg.defrost()
+    def __init__(self, cfg: Any) -> None:
+        self.lazy = isinstance(cfg, DictConfig)
+        self._cfg: Any = cfg.copy() if self.lazy else cfg.clone()
+        if not self.lazy:
+            self._cfg.defrost()
+
+    def _path(self, name: str) -> list[str]:
+        if self.lazy and name == "num_classes":
+            return f"model.{num_classes_key(self._cfg.model)}".split(".")
+        return self._KEYS[name][self.lazy].split(".")
 
     def get(self, name: str) -> Any:
-        node: Any = self._cfg
-        for part in self._KEYS[name].split("."):
-            node = node[part]
+        node = self._cfg
+        for part in self._path(name):
+            node = None if node is None else node.get(part)
         return node
 
     def set(self, name: str, value: Any) -> None:
-        node: Any = self._cfg
-        *parents, last = self._KEYS[name].split(".")
+        node = self._cfg
+        *parents, last = self._path(name)
         for part in parents:
             node = node[part]
         node[last] = value
 
     def names(self, which: str) -> list[str]:
-        return list(self.get(which))
+        found = self.get(which) or ()
+        return [found] if isinstance(found, str) else [str(name) for name in found]
 
-    def finished(self, output_dir: str) -> CfgNode:
-        self._cfg.freeze()
-        vars(self._cfg)[_MARK] = output_dir
-        return self._cfg
-
-
-class _Lazy:
-    """The same for a lazy config."""
-
-    _KEYS = {  # noqa: RUF012 - a constant
-        "output_dir": "train.output_dir",
-        "root": "datasets.root",
-        "stores": "datasets.stores",
-        "device": "train.device",
-        "seed": "train.seed",
-    }
-
-    def __init__(self, cfg: DictConfig) -> None:
-        self._cfg = cfg.copy()
-        self._keys = {**self._KEYS, "num_classes": f"model.{num_classes_key(cfg.model)}"}
-
-    def get(self, name: str) -> Any:
-        return OmegaConf.select(self._cfg, self._keys[name])
-
-    def set(self, name: str, value: Any) -> None:
-        OmegaConf.update(self._cfg, self._keys[name], value, force_add=True)
-
-    def names(self, which: str) -> list[str]:
-        return lazy_dataset_names(self._cfg)[which == "test"]
-
-    def finished(self, output_dir: str) -> DictConfig:
+    def finished(self, output_dir: str) -> Any:
+        if not self.lazy:
+            self._cfg.freeze()
+            vars(self._cfg)[_MARK] = output_dir
         return self._cfg
 
 
@@ -208,8 +189,8 @@ def _seed(seed: int | None, output_dir: str, resume: bool) -> int:
     """The config's seed, else that of the run that is resumed, else a random one that all processes share."""
     if seed is not None and seed >= 0:
         return seed
-    known = read_run_record(output_dir).get("seed") if resume else None
-    return comm.all_gather(known if isinstance(known, int) else comm.shared_random_seed())[0]
+    known, drawn = read_run_record(output_dir).get("seed") if resume else None, comm.shared_random_seed()
+    return comm.all_gather(known if isinstance(known, int) else drawn)[0]
 
 
 def resolve_num_classes(train: Sequence[str], test: Sequence[str], num_classes: int) -> tuple[str, ...]:
@@ -270,14 +251,8 @@ def available_device(device: str) -> str:
 
 def lazy_dataset_names(cfg: DictConfig) -> tuple[list[str], list[str]]:
     """Return the names of the training and test data sets of a lazy config."""
-
-    def names(key: str) -> list[str]:
-        found: Any = OmegaConf.select(cfg, key)
-        if found is None:
-            return []
-        return [found] if isinstance(found, str) else [str(name) for name in found]
-
-    return names("dataloader.train.dataset.names"), names("dataloader.test.dataset.names")
+    form = _Form(cfg)
+    return form.names("train"), form.names("test")
 
 
 def _check_equal_classes(name: str, ids: tuple[str, ...], other: str, other_ids: tuple[str, ...]) -> None:
