@@ -19,6 +19,7 @@ LOSSES = [
     "SoftmaxCrossEntropyLoss",
     "SigmoidBCELoss",
     "SigmoidFocalLoss",
+    "ConcurrentSoftmaxLoss",
     "SeesawLoss",
 ]
 
