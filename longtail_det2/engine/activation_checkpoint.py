@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def checkpoint_activations(model: nn.Module, prefixes: Sequence[str]) -> list[str]:
-    """Makes parts of a model keep no activations in training but compute them again for the gradient.
+    """Make parts of a model recompute their activations for the gradient instead of keeping them.
 
     Each part is one segment: the smaller the parts, the less memory. Names of parameters do not change.
 

@@ -33,17 +33,17 @@ class ClassGradients(HookBase):
 
         positive_j = sum_r max(-dL/dz_rj, 0)    negative_j = sum_r max(dL/dz_rj, 0)
 
-    In softmax, sigmoid and Seesaw losses the first sum is over the regions that bear class j and the second
-    over those that do not, with no look at the labels. Of several processes the main one sums, over its own
-    regions; checkpoints keep the sums. Gradients are as the loss gives them, before clipping; under mixed
-    precision the scale of each step is in them, which leaves the ratio of the two sums as it is.
+    In softmax, sigmoid and Seesaw losses the first sum is over the regions with class j and the second over
+    those without. Labels are not used. Only rank 0 accumulates, over its own proposals; checkpoints keep the
+    sums. Gradients are those of the loss before clipping; under mixed precision they contain the scale of
+    each step, which does not change the ratio of the two sums.
 
     The file: {"class_ids": [...], "iterations": n, "predictors": {name: {"positive": [...], "negative":
     [...]}}}, one predictor, or one for each stage of a cascade.
     """
 
     def __init__(self, model: nn.Module, class_ids: Sequence[str], output_dir: str) -> None:
-        """Begins to listen to the classifiers of a model.
+        """Listen to the classifiers of a model.
 
         Args:
             model: before it is wrapped for distributed training.
@@ -66,7 +66,7 @@ class ClassGradients(HookBase):
             )
 
     def add(self, name: str, gradient: Tensor) -> None:
-        """Takes the gradient (R, L) of a predictor's logits into its sums; L may exceed K."""
+        """Add the gradient (R, L) of a predictor's logits to its sums; L may exceed K."""
         of_classes = gradient.detach()[:, : len(self._class_ids)].double()
         if self._sums[name].device != of_classes.device:
             self._sums[name] = self._sums[name].to(of_classes.device)
@@ -74,17 +74,17 @@ class ClassGradients(HookBase):
         self._sums[name][1] += of_classes.clamp(min=0).sum(dim=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums so far."""
+        """Return the sums so far."""
         return {"sums": {name: sums.tolist() for name, sums in self._sums.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes on with sums that were saved."""
+        """Continue with saved sums."""
         for name, sums in state_dict["sums"].items():
             if name in self._sums:
                 self._sums[name].copy_(torch.tensor(sums, dtype=torch.float64))
 
     def after_step(self) -> None:
-        """Writes the file after the last step."""
+        """Write the file after the last step."""
         if self.trainer.iter + 1 < self.trainer.max_iter or not comm.is_main_process():
             return
         predictors = {
@@ -104,7 +104,7 @@ class ClassGradients(HookBase):
 
 
 class _Listener:
-    """Asks for the gradient of what a classifier returns in training."""
+    """Hook the gradient of a classifier's output in training."""
 
     def __init__(self, log: ClassGradients, name: str) -> None:
         self._log, self._name = log, name

@@ -1,4 +1,4 @@
-r"""Linear layers of directions instead of lengths: a cosine similarity times a temperature.
+r"""Cosine-normalized linear layers: a cosine similarity times a temperature.
 
 Long-tail classifiers grow longer weight vectors for frequent classes, which then win by length alone; here
 both features and weights have length 1. Wang et al. 2021 (Seesaw loss) use both layers with a temperature
@@ -19,17 +19,17 @@ from .elementwise import at_least_float32
 
 
 def normalize(values: Tensor, dims: int | tuple[int, ...], power: float = 1.0, eps: float = 1e-6) -> Tensor:
-    """Values by their length: x / (|x|^power + eps), with |x| the Euclidean length along `dims`.
+    """Divide values by their length: x / (|x|^power + eps), with |x| the Euclidean length along `dims`.
 
     Args:
         values: any floating type.
-        dims: dimensions that the length is of.
+        dims: dimensions of the length.
         power: 1 gives length 1 (nearly, for `eps`), 0.5 the square root of the length.
         eps: added to the divisor, positive.
 
     Returns:
-        The shape of `values`, at least float32. Where x is zero so is the result, and its gradient, 1 / eps
-        of what comes in, is finite for any power: the length has no gradient there.
+        The shape of `values`, at least float32. Where x is zero so is the result, and its gradient (1 / eps
+        times the incoming one) is finite for any power.
     """
     values = at_least_float32(values)
     with torch.autocast(values.device.type, enabled=False):
@@ -40,9 +40,9 @@ def normalize(values: Tensor, dims: int | tuple[int, ...], power: float = 1.0, e
 
 
 class NormalizedLinear(nn.Linear):
-    """A linear layer of normalised features and weights; see the module.
+    """Linear layer of normalized features and weights; see the module.
 
-    Under autocast the lengths are of float32 and the product is of autocast's type.
+    Under autocast the lengths are float32 and the product has autocast's type.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class NormalizedLinear(nn.Linear):
         power: float = 1.0,
         eps: float = 1e-6,
     ) -> None:
-        """Makes the layer: weights N(0, 0.01), bias 0.
+        """Make the layer: weights N(0, 0.01), bias 0.
 
         Args:
             in_features: number of features.
@@ -68,13 +68,13 @@ class NormalizedLinear(nn.Linear):
         super().__init__(in_features, out_features, bias)
 
     def reset_parameters(self) -> None:
-        """See the constructor."""
+        """Set weights to N(0, 0.01) and the bias to 0."""
         nn.init.normal_(self.weight, std=0.01)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         weight = normalize(self.weight, 1, self.power, self.eps)
         return F.linear(self.temperature * normalize(input, -1, self.power, self.eps), weight, self.bias)
 
@@ -84,10 +84,10 @@ class NormalizedLinear(nn.Linear):
 
 
 class NormalizedConv2d(nn.Conv2d):
-    """A convolution of features that are normalised at each pixel, and of normalised weights.
+    """Convolution of features normalized per pixel and of normalized weights.
 
-    A 1 x 1 convolution is :class:`NormalizedLinear` at each pixel. A larger kernel's weights are normalised
-    over the input channels, at each position of the kernel by itself, or over the whole kernel.
+    A 1 x 1 convolution is :class:`NormalizedLinear` per pixel. The weights of a larger kernel are normalized
+    over the input channels, per position of the kernel, or over the whole kernel.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class NormalizedConv2d(nn.Conv2d):
         norm_over_kernel: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Makes the layer: weights N(0, 0.01), bias 0.
+        """Make the layer: weights N(0, 0.01), bias 0.
 
         Args:
             args: of :class:`torch.nn.Conv2d`.
             temperature: tau.
             power: of the lengths, see :func:`normalize`.
             eps: see :func:`normalize`.
-            norm_over_kernel: the weights' lengths are those of whole kernels.
+            norm_over_kernel: normalize weights over the whole kernel.
             kwargs: of :class:`torch.nn.Conv2d`.
         """
         self.temperature, self.power, self.eps = temperature, power, eps
@@ -114,13 +114,13 @@ class NormalizedConv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
 
     def reset_parameters(self) -> None:
-        """See the constructor."""
+        """Set weights to N(0, 0.01) and the bias to 0."""
         nn.init.normal_(self.weight, std=0.01)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, in, H, W) to (N, out, H', W')."""
+        """Map (N, in, H, W) to (N, out, H', W')."""
         weight = normalize(self.weight, (1, 2, 3) if self.norm_over_kernel else 1, self.power, self.eps)
         features = self.temperature * normalize(input, 1, self.power, self.eps)
         return self._conv_forward(features, weight, self.bias)

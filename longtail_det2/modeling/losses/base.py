@@ -92,8 +92,8 @@ class ClassificationLoss(nn.Module, ABC):
     def background(self, logits: Tensor) -> dict[str, Tensor]:
         """Compute the losses per row as if every row were background; keys and values as `unreduced`.
 
-        Dense heads call this for all anchors, so a loss for dense heads overrides it without an (R, K) label
-        matrix, which the default makes.
+        Dense heads call this for all anchors. The default makes an (R, K) label matrix; a loss for dense
+        heads overrides it without one, and a subclass that changes `unreduced` changes this as well.
         """
         rows = torch.full((len(logits),), self.num_classes, device=logits.device)
         return self.unreduced(logits, MultiLabelTargets.from_classes(rows, self.num_classes))
@@ -104,7 +104,7 @@ class ClassificationLoss(nn.Module, ABC):
         Args:
             prior: probability of foreground before training: a scalar (the score of every class for sigmoid
                 losses, shared equally among the classes for softmax losses), or (K,) measured per class.
-                None: the loss' default for RoI heads.
+                None: the loss's default for RoI heads.
 
         Returns:
             (L,), or None to leave the layer's own initialization.

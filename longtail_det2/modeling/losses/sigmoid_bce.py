@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longtail_det2.data.statistics import ClassStatistics
+from longtail_det2.layers import focal_loss
 from longtail_det2.structures.multi_label import IGNORED, POSITIVE, MultiLabelTargets
 
 from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, class_priors
@@ -45,6 +46,7 @@ class SigmoidBCELoss(ClassificationLoss):
         super().__init__(num_classes, num_classes)
         class_priors(prior_prob, num_classes, shared=False)
         self.prior_prob = prior_prob
+        self.alpha, self.gamma = -1.0, 0.0  # as a focal loss
 
     @classmethod
     def from_config(
@@ -63,13 +65,13 @@ class SigmoidBCELoss(ClassificationLoss):
     def unreduced(self, logits: Tensor, targets: MultiLabelTargets) -> dict[str, Tensor]:
         """Compute ``loss_cls``; see the class."""
         logits, labels = self.checked(logits, targets), targets.labels[:, :-1]
-        positive, weight = (labels == POSITIVE).to(logits.dtype), (labels != IGNORED).to(logits.dtype)
-        losses = F.binary_cross_entropy_with_logits(logits, positive, weight, reduction="none")
-        return {"loss_cls": losses.sum(dim=1)}
+        losses = focal_loss(logits, labels == POSITIVE, self.alpha, self.gamma)
+        return {"loss_cls": losses.masked_fill(labels == IGNORED, 0).sum(dim=1)}
 
     def background(self, logits: Tensor) -> dict[str, Tensor]:
         """Compute ``loss_cls`` of rows that are all background."""
-        return {"loss_cls": F.softplus(self.checked(logits)).sum(dim=1)}
+        sums = focal_loss(self.checked(logits), None, -1, self.gamma).sum(dim=1)
+        return {"loss_cls": sums if self.alpha < 0 else (1.0 - self.alpha) * sums}
 
     def bias(self, prior: float | Tensor | None = None) -> Tensor:
         """log(p / (1 - p)) for the prior p of every class; None takes `prior_prob`."""

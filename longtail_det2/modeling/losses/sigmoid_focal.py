@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from torch import Tensor
 
 from longtail_det2.data.statistics import ClassStatistics
-from longtail_det2.layers import focal_loss
-from longtail_det2.structures.multi_label import IGNORED, POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
 from .base import CLASSIFICATION_LOSS_REGISTRY
@@ -64,17 +61,6 @@ class SigmoidFocalLoss(SigmoidBCELoss):
             "gamma": keys.FOCAL_LOSS_GAMMA,
             "prior_prob": keys.PRIOR_PROB,
         }
-
-    def unreduced(self, logits: Tensor, targets: MultiLabelTargets) -> dict[str, Tensor]:
-        """Compute ``loss_cls``; see the class."""
-        logits, labels = self.checked(logits, targets), targets.labels[:, :-1]
-        losses = focal_loss(logits, labels == POSITIVE, self.alpha, self.gamma)
-        return {"loss_cls": losses.masked_fill(labels == IGNORED, 0).sum(dim=1)}
-
-    def background(self, logits: Tensor) -> dict[str, Tensor]:
-        """Compute ``loss_cls`` of rows that are all background."""
-        sums = focal_loss(self.checked(logits), None, -1, self.gamma).sum(dim=1)
-        return {"loss_cls": sums if self.alpha < 0 else (1.0 - self.alpha) * sums}
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

@@ -24,7 +24,7 @@ def build_classifier(name: str = "Linear", temperature: float = 20.0) -> MakeLay
 
     Args:
         name: "Linear" or "NormalizedLinear".
-        temperature: of the normalised layer.
+        temperature: of the normalized layer.
 
     Raises:
         ConfigError: another name, or a temperature that is not positive.
@@ -41,7 +41,7 @@ def build_mask_predictor(name: str = "Conv2d", temperature: float = 20.0) -> Mak
 
     Args:
         name: "Conv2d" or "NormalizedConv2d".
-        temperature: of the normalised layer.
+        temperature: of the normalized layer.
 
     Raises:
         ConfigError: another name, or a temperature that is not positive.
