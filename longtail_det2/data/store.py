@@ -402,12 +402,10 @@ def _groups(header: Mapping[str, Any]) -> set[str]:
 def _header_problem(header: Mapping[str, Any]) -> str:
     if header.get("form") not in FORMS:
         return f"form {header.get('form')!r} is none of {', '.join(FORMS)}"
-    kinds = {"counts": dict, "sources": list, "options": dict, "summary": dict}
-    for key, kind in kinds.items():
+    for key, kind in (("counts", dict), ("sources", list), ("options", dict), ("summary", dict)):
         if not isinstance(header.get(key), kind):
             return f"{key!r} is no {'list' if kind is list else 'object'}"
-    tables = {column.rows for column in columns_of(_groups(header)).values()}
-    for table in sorted({*tables, "classes"}):
+    for table in sorted({"classes", *(column.rows for column in columns_of(_groups(header)).values())}):
         count = header["counts"].get(table)
         if type(count) is not int or count < 0:
             return f"the number of {table} is {count!r}"
@@ -419,20 +417,21 @@ def _header_problem(header: Mapping[str, Any]) -> str:
 
 def _classes_problem(classes: Mapping[str, Any], num_classes: int) -> str:
     for key in ("ids", "names"):
-        value = classes.get(key)
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        if not _are_texts(classes.get(key)):
             return f"{key!r} is no list of texts"
-        if len(value) != num_classes:
-            return f"{len(value)} {key} for {num_classes} classes"
+        if len(classes[key]) != num_classes:
+            return f"{len(classes[key])} {key} for {num_classes} classes"
     if len(set(classes["ids"])) != num_classes:
         return "an id occurs twice"
-    parents = classes.get("hierarchy")
-    links = parents.values() if isinstance(parents, dict) else [] if parents is None else [None]
-    if not all(isinstance(above, list) and all(isinstance(one, str) for one in above) for above in links):
+    parents, frequency = classes.get("hierarchy"), classes.get("frequency")
+    if parents is not None and not (isinstance(parents, dict) and all(map(_are_texts, parents.values()))):
         return "the hierarchy is no object of lists of ids"
-    frequency = classes.get("frequency")
     problem = "" if frequency is None else frequency_problem(frequency, num_classes)
     return f"frequency {problem}" if problem else ""
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _map_column(path: Path, name: str, column: Column, counts: Mapping[str, int]) -> np.ndarray:

@@ -148,14 +148,10 @@ COLUMNS = {
     "image_label_offsets": Column("image_label_offsets", _int64, "images", _offsets, target="image_labels"),
     "image_label": Column("image_labels", "class", "image_labels", _class),
     "image_label_status": Column("image_label_status", "|u1", "image_labels", _status),
-    "polygon_offsets": Column(
-        "polygon_offsets", _int64, "objects", _offsets, target="polygons", group="masks"
-    ),
-    "vertex_offsets": Column(
-        "vertex_offsets", _int64, "polygons", _triangle, target="vertices", group="masks"
-    ),
-    "vertex": Column("vertices", "<f4", "vertices", _vertices, width=(2,), group="masks"),
-    "run_offsets": Column("run_offsets", _int64, "objects", _offsets, target="run_bytes", group="masks"),
+    "polygon_offsets": Column("polygon_offsets", _int64, "objects", _offsets, (), "polygons", "masks"),
+    "vertex_offsets": Column("vertex_offsets", _int64, "polygons", _triangle, (), "vertices", "masks"),
+    "vertex": Column("vertices", "<f4", "vertices", _vertices, (2,), group="masks"),
+    "run_offsets": Column("run_offsets", _int64, "objects", _offsets, (), "run_bytes", "masks"),
     "run": Column("runs", "|u1", "run_bytes", _run, group="masks"),
     "area": Column("areas", "<f8", "objects", _areas, group="areas"),
 }

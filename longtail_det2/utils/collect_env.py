@@ -1,8 +1,7 @@
 """Report of the environment, to be pasted into questions: `python -m longtail_det2.utils.collect_env`.
 
-Versions, whether Detectron2's and our compiled parts are there, CUDA, and under "Problems" what is wrong and
-what to do about it. `--check` prints the problems only. The exit status is 1 when something essential does
-not work.
+Versions, whether Detectron2's compiled parts are there, CUDA, and under "Problems" what is wrong and what to
+do about it. `--check` prints the problems only. The exit status is 1 when something essential does not work.
 """
 
 from __future__ import annotations
@@ -123,10 +122,6 @@ def collect_environment() -> EnvironmentReport:
 
     report = EnvironmentReport()
     report.add("longtail_det2", __version__)
-    compiled = importlib.util.find_spec("longtail_det2._C")
-    report.add(
-        "longtail_det2 compiled operators", compiled.origin if compiled else "not built (PyTorch forms serve)"
-    )
     report.add("Python", f"{platform.python_version()} at {sys.executable}")
     report.add("platform", f"{platform.platform()}, {os.cpu_count()} cores")
     _torch(report)

@@ -11,8 +11,16 @@ import textwrap
 import numpy as np
 import pytest
 
-from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter, ObjectFlag, write_store
+from longtail_det2.data.store import (
+    AnnotationStore,
+    AnnotationStoreWriter,
+    ObjectFlag,
+    open_if_current,
+    write_store,
+)
+from longtail_det2.utils import io
 from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.io import describe_file
 
 CLASSES = ["/m/vehicle", "/m/car", "/m/dog", "/m/unused"]
 
@@ -206,6 +214,30 @@ def test_replaces_a_store_but_nothing_else(tmp_path):
     (tmp_path / "photos" / "a.jpg").write_text("x")
     with pytest.raises(DataError, match="is no annotation store"):
         write(tmp_path / "photos")
+
+
+def test_contents_of_sources_are_compared_once(tmp_path, monkeypatch):
+    file = tmp_path / "boxes.csv"
+    file.write_text("content")
+    write(
+        tmp_path / "store",
+        header={"sources": [{"role": "boxes", **describe_file(file)}], "options": {"a": 1}},
+    )
+
+    def current(options=None, files=(("boxes", file),)):
+        return open_if_current(tmp_path / "store", files, {"a": 1} if options is None else options)
+
+    hashed = []
+    monkeypatch.setattr(io, "describe_file", lambda path: hashed.append(path) or describe_file(path))
+    assert current() is not None and hashed == []
+    os.utime(file, (1, 1))  # as after a copy
+    assert current() is not None and hashed == [file]
+    assert current() is not None and hashed == [file]
+    assert current({"a": 2}) is None and current(files=()) is None
+    assert current(files=(("classes", file),)) is None
+    file.write_text("CONTENT")
+    assert current() is None
+    assert open_if_current(tmp_path / "nothing", (), {}) is None
 
 
 def test_killed_writer_leaves_nothing_that_opens_and_is_cleaned_up(tmp_path):
