@@ -39,8 +39,8 @@ def get_cfg() -> CfgNode:
     # The mask head of MODEL.MASK_ON; Detectron2's own learns masks of an object's most specific label only.
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MultiLabelMaskHead"
     # "UniformTrainingSampler", "RepeatFactorTrainingSampler" (see DATALOADER.REPEAT_THRESHOLD),
-    # "ClassAwareTrainingSampler", "SoftBalanceTrainingSampler" (see SOFT_BALANCE) or "StagedTrainingSampler"
-    # (see STAGES). Detectron2's name "TrainingSampler" means the uniform one.
+    # "ClassAwareTrainingSampler", "SoftBalanceTrainingSampler" (see SOFT_BALANCE) or "PhasedTrainingSampler"
+    # (see PHASES). Detectron2's name "TrainingSampler" means the uniform one.
     cfg.DATALOADER.SAMPLER_TRAIN = "UniformTrainingSampler"
     return cfg
 
@@ -106,10 +106,10 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # Whether an image of a class is also one of the class's ancestors. False: labels count as annotated, and
     # an inner class that is seldom annotated itself counts as rare.
     cfg.DATALOADER.SOFT_BALANCE.ANCESTORS = False
-    # Samplers one after the other in one run, for "StagedTrainingSampler": [sampler, iterations] each, or
+    # Samplers one after the other in one run, for "PhasedTrainingSampler": [sampler, iterations] each, or
     # [sampler, iterations, {option: value}]; together SOLVER.MAX_ITER iterations. Natural, then balanced:
     # such as [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler", 90000, {"lambda_": 0.5}]].
-    cfg.DATALOADER.STAGES = ()
+    cfg.DATALOADER.PHASES = ()
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
@@ -231,12 +231,12 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate that WarmupCosineLR ends at (the meaning it has in newer Detectron2).
     cfg.SOLVER.BASE_LR_END = 0.0
-    # What the learning rate does at each stage of DATALOADER.STAGES. "none": one schedule over the whole run.
-    # "with_warmup" or "without_warmup": the schedule begins anew and is as long as the stage; STEPS count
-    # from the stage's beginning and may be one list for each stage.
-    cfg.SOLVER.STAGE_RESTART = "none"
-    # With a restart: the learning rate of each stage in units of that of the stage before.
-    cfg.SOLVER.STAGE_FACTOR = 1.0
+    # What the learning rate does at each phase of DATALOADER.PHASES. "none": one schedule over the whole run.
+    # "with_warmup" or "without_warmup": the schedule begins anew and is as long as the phase; STEPS count
+    # from the beginning of the phase and may be one list per phase.
+    cfg.SOLVER.PHASE_RESTART = "none"
+    # With a restart: the learning rate of each phase in units of that of the phase before.
+    cfg.SOLVER.PHASE_FACTOR = 1.0
     # Only so many checkpoints are kept, the newest, and the final one; 0: all. With 1 there is none to fall
     # back on when it is damaged.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from longtail_det2 import model_zoo
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
-from longtail_det2.data.samplers import parse_stages
+from longtail_det2.data.samplers import parse_phases
 from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.engine.solver import (
     build_lr_multiplier,
@@ -191,7 +191,7 @@ def test_twins_read_the_same_data(name):
     assert (test.dataset.names,) == tuple(cfg.DATASETS.TEST) == (lazy.dataloader.evaluator.dataset,)
     assert train.dataset.filter_empty == cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     assert train.sampler == cfg.DATALOADER.SAMPLER_TRAIN
-    assert parse(train.get("stages", ())) == parse(cfg.DATALOADER.STAGES)
+    assert parse(train.get("phases", ())) == parse(cfg.DATALOADER.PHASES)
     if train.sampler == "SoftBalanceTrainingSampler":
         assert train.sampler_options["lambda_"] == cfg.DATALOADER.SOFT_BALANCE.LAMBDA
     if train.sampler == "RepeatFactorTrainingSampler":
@@ -214,7 +214,7 @@ def test_twins_read_the_same_data(name):
 
 
 def parse(stages):
-    return parse_stages(OmegaConf.to_container(OmegaConf.create(list(stages)))) if len(stages) else ()
+    return parse_phases(OmegaConf.to_container(OmegaConf.create(list(stages)))) if len(stages) else ()
 
 
 def attributes(augmentation):

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import load_dataset
 from longtail_det2.data.datasets.dataset import ConcatMultiLabelDataset, MultiLabelDataset
-from longtail_det2.data.samplers import TrainingSampler, make_sampler, sampler_class, stages_of_run
+from longtail_det2.data.samplers import TrainingSampler, make_sampler, phases_of_run, sampler_class
 from longtail_det2.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -98,11 +98,11 @@ def build_sampler(
 
     Raises:
         ConfigError: unknown name, no sampler class, an option that the sampler does not take, or phases for
-            another sampler than `StagedTrainingSampler`.
+            another sampler than `PhasedTrainingSampler`.
     """
     if isinstance(sampler, CfgNode):
         chosen = sampler_class(sampler.DATALOADER.SAMPLER_TRAIN)
-        stages_of_run(chosen, sampler.DATALOADER.STAGES)
+        phases_of_run(chosen, sampler.DATALOADER.PHASES)
         return make_sampler(
             chosen, dataset, seed=seed, start=start, **{**chosen.options_from_config(sampler), **options}
         )
@@ -120,7 +120,7 @@ def build_train_loader(
     seed: int | None = None,
     start: int = 0,
     sampler_options: Mapping[str, Any] | None = None,
-    stages: Sequence[Any] = (),
+    phases: Sequence[Any] = (),
 ) -> DataLoader[Any]:
     """Infinite loader of training batches, each a list of mapped images.
 
@@ -138,12 +138,12 @@ def build_train_loader(
         seed: non-negative; None draws one that all ranks share.
         start: images drawn before, over all ranks (iterations x total batch size), for a sampler made here.
         sampler_options: further arguments of `build_sampler`, such as {"threshold": 0.001} of repeat factors.
-        stages: of the sampler "StagedTrainingSampler", each [sampler, iterations] or [sampler, iterations,
+        phases: of the sampler "PhasedTrainingSampler", each [sampler, iterations] or [sampler, iterations,
             options].
 
     Raises:
         ConfigError: the batch does not divide by the number of ranks, options are given for a sampler that is
-            already made, or stages for another one than "StagedTrainingSampler".
+            already made, or phases for another one than "PhasedTrainingSampler".
     """
     world_size = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world_size:
@@ -156,12 +156,12 @@ def build_train_loader(
         dataset = DatasetFromList(dataset, copy=False)
     if isinstance(sampler, (str, type)):
         options = dict(sampler_options or {})
-        if stages_of_run(sampler, stages):
-            options |= {"stages": stages, "batch_size": total_batch_size}
+        if phases_of_run(sampler, phases):
+            options |= {"phases": phases, "batch_size": total_batch_size}
         sampler = build_sampler(sampler, dataset, seed=seed, start=start, **options)
-    elif start or sampler_options or len(stages):
+    elif start or sampler_options or len(phases):
         raise ConfigError(
-            "start, sampler_options or stages is given, but the sampler is already made: pass them to the "
+            "start, sampler_options or phases is given, but the sampler is already made: pass them to the "
             "sampler"
         )
     batch_size = total_batch_size // world_size

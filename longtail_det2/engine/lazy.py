@@ -15,7 +15,7 @@ from torch import nn
 
 from longtail_det2.config_files import load_lazy
 from longtail_det2.data.datasets.builtin import class_ids_of
-from longtail_det2.data.samplers import stages_of_run
+from longtail_det2.data.samplers import phases_of_run
 from longtail_det2.utils.errors import ConfigError
 
 from .build import build_lazy_model
@@ -62,7 +62,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
 def build_parts(cfg: DictConfig) -> Parts:
     """Return what the config describes; it comes from :func:`longtail_det2.engine.setup.setup`."""
     data, train, max_iter = cfg.dataloader.train, cfg.train, int(cfg.train.max_iter)
-    phases = stages_of_run(data.get("sampler"), data.get("stages", ()), max_iter)
+    phases = phases_of_run(data.get("sampler"), data.get("phases", ()), max_iter)
     model = build_lazy_model(cfg)
     cfg.optimizer.model = model
     optimizer = _made(cfg.optimizer)

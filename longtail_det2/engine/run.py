@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer, PeriodicCheckpoints
-from longtail_det2.data.samplers import Stage
+from longtail_det2.data.samplers import Phase
 from longtail_det2.utils.errors import ConfigError
 
 from .activation_checkpoint import checkpoint_activations
@@ -70,7 +70,7 @@ class Parts:
     seed: int
     weights: str = ""
     reset_weights: Sequence[str] = ()
-    phases: Sequence[Stage] = ()
+    phases: Sequence[Phase] = ()
     activation_checkpoint: Sequence[str] = ()
     log_class_gradients: bool = False
     mixed_precision: bool = False

@@ -1,4 +1,4 @@
-"""What a run draws: which stage it is in, and how often it drew images of each class."""
+"""What a run draws: which phase it is in, and how often it drew images of each class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 from longtail_det2.data.build import TrainingStream
 from longtail_det2.data.datasets.dataset import labels_per_image
-from longtail_det2.data.samplers import ClassIndex, Stage, TrainingSampler
+from longtail_det2.data.samplers import ClassIndex, Phase, TrainingSampler
 from longtail_det2.utils.io import write_json
 
 logger = logging.getLogger(__name__)
@@ -25,32 +25,32 @@ SAMPLED_CLASSES_FILE = "sampled_classes.json"
 
 
 class SamplingLog(HookBase):
-    """Logs the stages and, at the end of each, how often images of each class were drawn.
+    """Logs the phases and, at the end of each, how often images of each class were drawn.
 
     Frequencies are not counted while training but computed from the sampler, which is a function of (seed,
     ids drawn): they are of all ranks, the same after any number of restarts, and cost the main process some
-    seconds for each stage. With more than one stage, metrics.json has the scalar "stage" (1, 2, ...).
+    seconds for each phase. With more than one phase, metrics.json has the scalar "phase" (1, 2, ...).
 
     Images that a mapper rejects count as drawn; what took their place does not. In a run with one sampler and
     DATALOADER.ASPECT_RATIO_GROUPING, so do images that wait for a partner when training ends, less than a
     batch on each process.
     """
 
-    def __init__(self, output_dir: str, stages: Sequence[Stage], max_iter: int, batch_size: int) -> None:
+    def __init__(self, output_dir: str, phases: Sequence[Phase], max_iter: int, batch_size: int) -> None:
         """Registered in all processes; it writes in the main one.
 
         Args:
             output_dir: folder of the run.
-            stages: () for a run with one sampler.
+            phases: () for a run with one sampler.
             max_iter: iterations of the run.
             batch_size: images of an iteration over all ranks.
         """
-        lengths = [stage.iterations for stage in stages] or [max_iter]
-        self._names = [str(stage) for stage in stages] or ["the training data"]
+        lengths = [phase.iterations for phase in phases] or [max_iter]
+        self._names = [str(phase) for phase in phases] or ["the training data"]
         self._bounds = [0, *accumulate(lengths)]
         self._output_dir, self._batch_size = output_dir, batch_size
         self._drawn: tuple[Any, TrainingSampler] | None = None
-        self._stage = -1
+        self._phase = -1
         self._found: list[dict[str, Any]] = []
 
     def watch(self, loader: Iterable[Any]) -> Iterable[Any]:
@@ -64,38 +64,38 @@ class SamplingLog(HookBase):
                 self._names = [repr(one) for one in parts]
         else:
             logger.info("no class frequencies are written: the training data come from a loader of one's own")
-        self._log_stage()
+        self._log_phase()
         return loader
 
     def before_step(self) -> None:
-        """A line in the log where a stage begins, and the scalar."""
+        """A line in the log where a phase begins, and the scalar."""
         if len(self._names) == 1:
             return
-        stage = self._stage_of(self.trainer.iter)
-        if self._stage >= 0 and stage != self._stage:  # the first stage is logged with the loader
-            self._log_stage()
-        self.trainer.storage.put_scalar("stage", stage + 1, smoothing_hint=False)
+        phase = self._phase_of(self.trainer.iter)
+        if self._phase >= 0 and phase != self._phase:  # the first phase is logged with the loader
+            self._log_phase()
+        self.trainer.storage.put_scalar("phase", phase + 1, smoothing_hint=False)
 
     def after_step(self) -> None:
-        """Writes the frequencies at the end of a stage."""
+        """Writes the frequencies at the end of a phase."""
         if self.trainer.iter + 1 in self._bounds and comm.is_main_process():
             self._write(self.trainer.iter + 1)
 
-    def _stage_of(self, iteration: int) -> int:
+    def _phase_of(self, iteration: int) -> int:
         return min(bisect_right(self._bounds, iteration), len(self._names)) - 1
 
-    def _log_stage(self) -> None:
-        self._stage = stage = self._stage_of(getattr(self.trainer, "iter", 0))
+    def _log_phase(self) -> None:
+        self._phase = phase = self._phase_of(getattr(self.trainer, "iter", 0))
         if len(self._names) == 1:
             return
         logger.info(
-            "Stage %d of %d, iterations %d to %d: %s",
-            *(stage + 1, len(self._names), self._bounds[stage], self._bounds[stage + 1] - 1),
-            self._names[stage],
+            "Phase %d of %d, iterations %d to %d: %s",
+            *(phase + 1, len(self._names), self._bounds[phase], self._bounds[phase + 1] - 1),
+            self._names[phase],
         )
 
     def _write(self, done: int) -> None:
-        """Adds the stages that are over by now to the file."""
+        """Adds the phases that are over by now to the file."""
         if self._drawn is None:
             return
         dataset, sampler = self._drawn
@@ -107,7 +107,7 @@ class SamplingLog(HookBase):
             images = sampler.draw_counts(begin * self._batch_size, end * self._batch_size, len(dataset))
             self._found.append(
                 {
-                    "stage": number + 1,
+                    "phase": number + 1,
                     "sampler": self._names[number],
                     "first_iteration": begin,
                     "iterations": end - begin,
@@ -118,7 +118,7 @@ class SamplingLog(HookBase):
             )
         logger.info("%s", describe(self._found[-1], names, index.counts))
         path = os.path.join(self._output_dir, SAMPLED_CLASSES_FILE)
-        content = {"class_ids": names, "images_by_class": index.counts.tolist(), "stages": self._found}
+        content = {"class_ids": names, "images_by_class": index.counts.tolist(), "phases": self._found}
         try:
             write_json(path, content)
         except OSError as error:  # training goes on
@@ -140,19 +140,19 @@ def draws_by_class(index: ClassIndex, draws: np.ndarray) -> np.ndarray:
     return np.diff(sums[index.offsets])
 
 
-def describe(stage: dict[str, Any], names: Sequence[str], images_by_class: np.ndarray) -> str:
-    """One line about the frequencies of a stage.
+def describe(phase: dict[str, Any], names: Sequence[str], images_by_class: np.ndarray) -> str:
+    """One line about the frequencies of a phase.
 
     Args:
-        stage: an entry of the file.
+        phase: an entry of the file.
         names: of the classes.
         images_by_class: (C,) images of the data set with the class.
     """
-    drawn = np.array(stage["drawn_by_class"])
+    drawn = np.array(phase["drawn_by_class"])
     occurring = np.flatnonzero(images_by_class)
     line = (
-        f"Drawn in {stage['iterations']} iterations by {stage['sampler']}: {stage['images_drawn']} images, "
-        f"{stage['distinct_images']} different ones"
+        f"Drawn in {phase['iterations']} iterations by {phase['sampler']}: {phase['images_drawn']} images, "
+        f"{phase['distinct_images']} different ones"
     )
     if len(occurring) == 0 or not drawn.any():
         return line

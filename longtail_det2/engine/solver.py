@@ -16,7 +16,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamSc
 from torch import nn
 from torch.optim import Optimizer
 
-from longtail_det2.data.samplers import Stage, parse_stages
+from longtail_det2.data.samplers import Phase, parse_phases
 from longtail_det2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -131,9 +131,9 @@ def lr_arguments(cfg: CfgNode) -> dict[str, Any]:
         "warmup_iters": cfg.SOLVER.WARMUP_ITERS,
         "warmup_factor": cfg.SOLVER.WARMUP_FACTOR,
         "warmup_method": cfg.SOLVER.WARMUP_METHOD,
-        "stages": cfg.DATALOADER.STAGES,
-        "stage_restart": cfg.SOLVER.STAGE_RESTART,
-        "stage_factor": cfg.SOLVER.STAGE_FACTOR,
+        "phases": cfg.DATALOADER.PHASES,
+        "phase_restart": cfg.SOLVER.PHASE_RESTART,
+        "phase_factor": cfg.SOLVER.PHASE_FACTOR,
     }
 
 
@@ -147,9 +147,9 @@ def build_lr_multiplier(
     warmup_iters: int = 1000,
     warmup_factor: float = 0.001,
     warmup_method: str = "linear",
-    stages: Sequence[Any] = (),
-    stage_restart: str = "none",
-    stage_factor: float = 1.0,
+    phases: Sequence[Any] = (),
+    phase_restart: str = "none",
+    phase_factor: float = 1.0,
 ) -> ParamScheduler:
     """Learning rate over training, in units of the base rate.
 
@@ -159,20 +159,20 @@ def build_lr_multiplier(
         name: "WarmupMultiStepLR" or "WarmupCosineLR", Detectron2's names.
         max_iter: iterations of the whole training, > 0.
         steps: where the multi-step schedule multiplies by `gamma`; those at or beyond `max_iter` have no
-            effect. With a restart they count from a stage's beginning and may be one list for each stage.
+            effect. With a restart they count from a phase's beginning and may be one list for each phase.
         gamma: see `steps`.
         end_factor: what the cosine schedule ends at.
         warmup_iters: iterations of the warm-up; cut at `max_iter`.
         warmup_factor: what the warm-up starts from, in units of the schedule's first value.
         warmup_method: "linear" or "constant".
-        stages: of the samplers, see :func:`longtail_det2.data.samplers.parse_stages`.
-        stage_restart: "none" has one schedule over the whole training. "with_warmup" and "without_warmup"
-            begin it anew at each stage, as long as the stage is; the first stage has its warm-up in any case.
-        stage_factor: with a restart, the learning rate of stage s = 0, 1, ... is multiplied by
-            stage_factor ** s; positive.
+        phases: of the samplers, see :func:`longtail_det2.data.samplers.parse_phases`.
+        phase_restart: "none" has one schedule over the whole training. "with_warmup" and "without_warmup"
+            begin it anew at each phase, as long as the phase is; the first phase has its warm-up in any case.
+        phase_factor: with a restart, the learning rate of phase s = 0, 1, ... is multiplied by
+            phase_factor ** s; positive.
 
     Raises:
-        ConfigError: unknown `name`, `max_iter` not positive, `steps` not positive and increasing, or stages
+        ConfigError: unknown `name`, `max_iter` not positive, `steps` not positive and increasing, or phases
             that do not fit `max_iter`, `steps` or a restart.
     """
     if max_iter < 1:
@@ -191,45 +191,45 @@ def build_lr_multiplier(
         "warmup_factor": warmup_factor,
         "warmup_method": warmup_method,
     }
-    per_stage = any(isinstance(step, Sequence) for step in steps)
-    if stage_restart == "none":
-        if stage_factor != 1.0 or per_stage:
+    per_phase = any(isinstance(step, Sequence) for step in steps)
+    if phase_restart == "none":
+        if phase_factor != 1.0 or per_phase:
             raise ConfigError(
-                "SOLVER.STAGE_FACTOR, or a list of SOLVER.STEPS for each stage, needs stages whose schedule "
-                "begins anew: set SOLVER.STAGE_RESTART to 'with_warmup' or 'without_warmup'"
+                "SOLVER.PHASE_FACTOR, or a list of SOLVER.STEPS for each phase, needs phases whose schedule "
+                "begins anew: set SOLVER.PHASE_RESTART to 'with_warmup' or 'without_warmup'"
             )
         return _build_schedule(max_iter=max_iter, steps=steps, warmup_iters=warmup_iters, **shape)
-    parsed = _stages_to_restart(stages, max_iter, stage_restart, stage_factor)
-    if per_stage and len(steps) != len(parsed):
+    parsed = _phases_to_restart(phases, max_iter, phase_restart, phase_factor)
+    if per_phase and len(steps) != len(parsed):
         raise ConfigError(
-            f"SOLVER.STEPS has lists for {len(steps)} of {len(parsed)} stages (DATALOADER.STAGES): give one "
-            "for each stage, or one list of numbers for all"
+            f"SOLVER.STEPS has lists for {len(steps)} of {len(parsed)} phases (DATALOADER.PHASES): give one "
+            "for each phase, or one list of numbers for all"
         )
     schedules = [
         _build_schedule(
-            max_iter=stage.iterations,
-            steps=steps[number] if per_stage else steps,
-            warmup_iters=warmup_iters if number == 0 or stage_restart == "with_warmup" else 0,
+            max_iter=phase.iterations,
+            steps=steps[number] if per_phase else steps,
+            warmup_iters=warmup_iters if number == 0 or phase_restart == "with_warmup" else 0,
             **shape,
         )
-        for number, stage in enumerate(parsed)
+        for number, phase in enumerate(parsed)
     ]
-    factors = [stage_factor**number for number in range(len(parsed))]
-    return StagedParamScheduler(schedules, [stage.iterations for stage in parsed], factors)
+    factors = [phase_factor**number for number in range(len(parsed))]
+    return PhasedParamScheduler(schedules, [phase.iterations for phase in parsed], factors)
 
 
-class StagedParamScheduler(ParamScheduler):
-    """Schedules one after the other, each over the iterations of its stage."""
+class PhasedParamScheduler(ParamScheduler):
+    """Schedules one after the other, each over the iterations of its phase."""
 
     def __init__(
         self, schedules: Sequence[ParamScheduler], iterations: Sequence[int], factors: Sequence[float]
     ) -> None:
-        """For at least one stage.
+        """For at least one phase.
 
         Args:
-            schedules: one a stage, from 0 at its beginning to 1 at its end.
-            iterations: of each stage, positive.
-            factors: what a stage's schedule is multiplied by.
+            schedules: one a phase, from 0 at its beginning to 1 at its end.
+            iterations: of each phase, positive.
+            factors: what a phase's schedule is multiplied by.
         """
         self._schedules, self._factors = list(schedules), list(factors)
         self._iterations = list(iterations)
@@ -238,32 +238,32 @@ class StagedParamScheduler(ParamScheduler):
 
     def __call__(self, where: float) -> float:
         """The value at a point of the whole training, in [0, 1]."""
-        # Which iteration that is, as a stage begins at a whole one and `where` may be the least bit below it.
+        # Which iteration that is, as a phase begins at a whole one and `where` may be the least bit below it.
         iteration = round(where * self._total)
-        stage = bisect_right(self._begins, iteration) - 1
-        within = (iteration - self._begins[stage]) / self._iterations[stage]
-        return self._factors[stage] * self._schedules[stage](within)
+        phase = bisect_right(self._begins, iteration) - 1
+        within = (iteration - self._begins[phase]) / self._iterations[phase]
+        return self._factors[phase] * self._schedules[phase](within)
 
 
-def _stages_to_restart(
-    stages: Sequence[Any], max_iter: int, restart: str, factor: float
-) -> tuple[Stage, ...]:
-    """The stages of a schedule that begins anew; see :func:`build_lr_multiplier`."""
+def _phases_to_restart(
+    phases: Sequence[Any], max_iter: int, restart: str, factor: float
+) -> tuple[Phase, ...]:
+    """The phases of a schedule that begins anew; see :func:`build_lr_multiplier`."""
     if restart not in ("with_warmup", "without_warmup"):
         raise ConfigError(
-            f"SOLVER.STAGE_RESTART (lr_multiplier.stage_restart) is {restart!r}; known: 'none', "
+            f"SOLVER.PHASE_RESTART (lr_multiplier.phase_restart) is {restart!r}; known: 'none', "
             "'with_warmup', 'without_warmup'"
         )
-    if not len(stages):
+    if not len(phases):
         raise ConfigError(
-            f"SOLVER.STAGE_RESTART (lr_multiplier.stage_restart) is {restart!r}, but there are no stages at "
-            "which the schedule could begin anew: DATALOADER.STAGES (dataloader.train.stages) is empty"
+            f"SOLVER.PHASE_RESTART (lr_multiplier.phase_restart) is {restart!r}, but there are no phases at "
+            "which the schedule could begin anew: DATALOADER.PHASES (dataloader.train.phases) is empty"
         )
     if not factor > 0:
         raise ConfigError(
-            f"SOLVER.STAGE_FACTOR (lr_multiplier.stage_factor) is {factor}; it must be positive"
+            f"SOLVER.PHASE_FACTOR (lr_multiplier.phase_factor) is {factor}; it must be positive"
         )
-    return parse_stages(stages, max_iter)
+    return parse_phases(phases, max_iter)
 
 
 def _build_schedule(
@@ -277,7 +277,7 @@ def _build_schedule(
     warmup_factor: float,
     warmup_method: str,
 ) -> ParamScheduler:
-    """One schedule without stages; see :func:`build_lr_multiplier`."""
+    """One schedule without phases; see :func:`build_lr_multiplier`."""
     if name == "WarmupMultiStepLR":
         if list(steps) != sorted(set(steps)) or any(step < 1 for step in steps):
             raise ConfigError(f"SOLVER.STEPS is {list(steps)}; the steps must be positive and increase")

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from longtail_det2.config_files import load_cfg
 from longtail_det2.data.build import build_test_loader_from_config, build_train_loader_from_config
 from longtail_det2.data.datasets.builtin import class_ids_of
-from longtail_det2.data.samplers import stages_of_run
+from longtail_det2.data.samplers import phases_of_run
 from longtail_det2.data.statistics import read_statistics
 from longtail_det2.evaluation import build_evaluators
 from longtail_det2.utils.errors import ConfigError
@@ -57,7 +57,7 @@ class Trainer(Run):
         if cfg.TEST.PRECISE_BN.ENABLED:
             raise ConfigError("TEST.PRECISE_BN.ENABLED is not supported: set it to False")
         max_iter = cfg.SOLVER.MAX_ITER
-        phases = stages_of_run(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.STAGES, max_iter)
+        phases = phases_of_run(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.PHASES, max_iter)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         # What is wrong with an evaluation shows now, not when it is due.

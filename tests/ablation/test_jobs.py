@@ -125,7 +125,7 @@ def test_lazy_overrides_survive_the_command_line():
         "train.channels_last": False,
         "model.backbone.stage_channels": [4, 8, 8],
         "datasets.stores": ["a=b/c", "d=e f"],
-        "+dataloader.train.stages": [["A", 5], ["B", 7, {"lambda_": 0.5}]],
+        "+dataloader.train.phases": [["A", 5], ["B", 7, {"lambda_": 0.5}]],
         "optimizer.clip_value": None,
         "+train.new": 1.5,
     }
@@ -133,7 +133,7 @@ def test_lazy_overrides_survive_the_command_line():
     assert cfg.train.output_dir == values["train.output_dir"]
     assert cfg.train.max_iter == 7 and cfg.train.channels_last is False and cfg.train.new == 1.5
     assert list(cfg.model.backbone.stage_channels) == [4, 8, 8]
-    assert cfg.dataloader.train.stages == [["A", 5], ["B", 7, {"lambda_": 0.5}]]
+    assert cfg.dataloader.train.phases == [["A", 5], ["B", 7, {"lambda_": 0.5}]]
     assert list(cfg.datasets.stores) == ["a=b/c", "d=e f"] and cfg.optimizer.clip_value is None
 
 

@@ -12,9 +12,9 @@ from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_im
 from longtail_det2.data.samplers import (
     ClassAwareTrainingSampler,
     ClassIndex,
+    PhasedTrainingSampler,
     RepeatFactorTrainingSampler,
     SoftBalanceTrainingSampler,
-    StagedTrainingSampler,
     TrainingSampler,
     UniformTrainingSampler,
     make_sampler,
@@ -60,22 +60,11 @@ def test_streams_are_those_of_committed_results():
         (SoftBalanceTrainingSampler(index, 3), "003300003303"),
         (SoftBalanceTrainingSampler(index, 3, lambda_=1.5), "300003033333"),
         (
-            StagedTrainingSampler.from_dataset(records, seed=3, stages=hybrid, batch_size=3),
+            PhasedTrainingSampler.from_dataset(records, seed=3, phases=hybrid, batch_size=3),
             "421301233110301410331",
         ),
     ):
         assert take(sampler, len(expected)) == [int(one) for one in expected]
-
-
-@SAMPLERS
-def test_replacements_have_the_probabilities_of_the_stream(make):
-    sampler, count = make(), 4000
-    drawn = [sampler.replacement(position, 0) for position in range(count)]
-    assert drawn == [make(start=5).replacement(position, 0) for position in range(count)]
-    assert drawn[:50] != [sampler.replacement(position, 1) for position in range(50)]
-    size = max(drawn) + 1
-    share = np.bincount(take(make(), 20_000), minlength=size) / 20_000
-    assert np.bincount(drawn, minlength=size) / count == pytest.approx(share, abs=0.04)
 
 
 @SAMPLERS

@@ -23,7 +23,7 @@ def is_like_another(name):
 
 
 NAMES = [name for name in model_zoo.list_configs() if not is_like_another(name)]
-STAGES = [["UniformTrainingSampler", ITERATIONS - 8], ["SoftBalanceTrainingSampler", 8, {"lambda_": 0.7}]]
+PHASES = [["UniformTrainingSampler", ITERATIONS - 8], ["SoftBalanceTrainingSampler", 8, {"lambda_": 0.7}]]
 
 
 def is_large(name):
@@ -40,7 +40,7 @@ def yaml_options(name, pictures, run):
         *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(run)),
     ]
     if "hybrid" in name:
-        options += ["DATALOADER.STAGES", str(STAGES)]
+        options += ["DATALOADER.PHASES", str(PHASES)]
     if is_large(name):  # frozen normalisation without trained weights diverges
         options += ["MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"]
         # Masks of hundreds of regions take a minute.
@@ -68,8 +68,8 @@ def lazy_options(name, pictures, run):
         f"train.output_dir={run}",
     ]
     if "hybrid" in name:
-        stages = str(STAGES).replace("'lambda_'", "lambda_")  # in Hydra's syntax keys have no quotes
-        options.append(f"dataloader.train.stages={stages}")
+        phases = str(PHASES).replace("'lambda_'", "lambda_")  # in Hydra's syntax keys have no quotes
+        options.append(f"dataloader.train.phases={phases}")
     if is_large(name):
         options += [
             "model.backbone.bottom_up.stem.norm=BN",

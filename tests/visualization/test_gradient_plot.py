@@ -28,7 +28,7 @@ def make_run(path, ids=("a", "b", "c"), predictors=1, slope=1.0):
         "predictors": {f"head.{i}": sums for i in range(predictors)},
     }
     (path / "class_gradients.json").write_text(json.dumps(content))
-    sampled = {"class_ids": ids, "images_by_class": [3, 50, 0], "stages": []}
+    sampled = {"class_ids": ids, "images_by_class": [3, 50, 0], "phases": []}
     (path / "sampled_classes.json").write_text(json.dumps(sampled))
     return path
 

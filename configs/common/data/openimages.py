@@ -26,7 +26,7 @@ dataloader.train = L(build_train_loader)(
         recompute_boxes=False,
     ),
     sampler="UniformTrainingSampler",
-    stages=[],  # of "StagedTrainingSampler": [sampler, iterations] or [sampler, iterations, {option: value}]
+    phases=[],  # of "PhasedTrainingSampler": [sampler, iterations] or [sampler, iterations, {option: value}]
     total_batch_size=64,
     aspect_ratio_grouping=True,
     num_workers=4,

@@ -8,28 +8,28 @@ from longtail_det2.data.samplers.base import (
     sampler_class,
 )
 from longtail_det2.data.samplers.class_index import ClassIndex
+from longtail_det2.data.samplers.phased import Phase, PhasedTrainingSampler, parse_phases, phases_of_run
 from longtail_det2.data.samplers.repeat_factor import RepeatFactorTrainingSampler, repeat_factors
 from longtail_det2.data.samplers.soft_balance import (
     ClassAwareTrainingSampler,
     SoftBalanceTrainingSampler,
     soft_balance_probabilities,
 )
-from longtail_det2.data.samplers.staged import Stage, StagedTrainingSampler, parse_stages, stages_of_run
 
 __all__ = [
     "SAMPLER_REGISTRY",
     "ClassAwareTrainingSampler",
     "ClassIndex",
+    "Phase",
+    "PhasedTrainingSampler",
     "RepeatFactorTrainingSampler",
     "SoftBalanceTrainingSampler",
-    "Stage",
-    "StagedTrainingSampler",
     "TrainingSampler",
     "UniformTrainingSampler",
     "make_sampler",
-    "parse_stages",
+    "parse_phases",
+    "phases_of_run",
     "repeat_factors",
     "sampler_class",
     "soft_balance_probabilities",
-    "stages_of_run",
 ]

@@ -45,7 +45,7 @@ class TrainingSampler(Sampler[int], ABC):
         seed: equal on all ranks.
         start: ids drawn before, over all ranks (iterations x total batch size).
         rank, world_size: slice of the stream that this process takes.
-        boundaries: positions of the stream at which a stage ends, ascending; no batch crosses them.
+        boundaries: positions of the stream at which a phase ends, ascending; no batch crosses them.
     """
 
     boundaries: tuple[int, ...] = ()
@@ -110,20 +110,6 @@ class TrainingSampler(Sampler[int], ABC):
             begin += size
             epoch += 1
         return epoch, begin
-
-    def replacement(self, position: int, attempt: int) -> int:
-        """An image instead of the one at a position of the stream, such as one that a mapper rejected.
-
-        It is a random element of the same epoch, so images keep the sampler's probabilities.
-
-        Args:
-            position: of the rejected image.
-            attempt: 0, 1, ... gives other images; the result is a function of (seed, position, attempt).
-        """
-        indices = self.epoch_indices(self.locate(position)[0])
-        # The spawn key keeps these numbers apart from those of epochs, augmentations, steps and stages.
-        sequence = np.random.SeedSequence((self.seed, position, attempt), spawn_key=(4,))
-        return int(indices[np.random.default_rng(sequence).integers(len(indices))])
 
     def draw_counts(self, begin: int, end: int, num_images: int) -> np.ndarray:
         """How often each image is drawn between two positions of the stream, over all ranks.
@@ -230,7 +216,7 @@ def sampler_class(sampler: str | type[TrainingSampler]) -> type[TrainingSampler]
         if name not in SAMPLER_REGISTRY:
             known = ", ".join(sorted(known for known, _ in SAMPLER_REGISTRY))
             raise ConfigError(
-                f"unknown training sampler {sampler!r} (DATALOADER.SAMPLER_TRAIN, DATALOADER.STAGES); known "
+                f"unknown training sampler {sampler!r} (DATALOADER.SAMPLER_TRAIN, DATALOADER.PHASES); known "
                 f"are {known}. Register your own with @SAMPLER_REGISTRY.register()"
             )
         sampler = SAMPLER_REGISTRY.get(name)

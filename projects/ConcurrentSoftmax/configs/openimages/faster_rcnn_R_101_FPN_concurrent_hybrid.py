@@ -1,7 +1,7 @@
 from .faster_rcnn_R_101_FPN_concurrent import dataloader, datasets, lr_multiplier, model, optimizer, train
 
-dataloader.train.sampler = "StagedTrainingSampler"
-dataloader.train.stages = [
+dataloader.train.sampler = "PhasedTrainingSampler"
+dataloader.train.phases = [
     ["UniformTrainingSampler", 217880],
     ["SoftBalanceTrainingSampler", 108940, {"lambda_": 0.7}],
 ]

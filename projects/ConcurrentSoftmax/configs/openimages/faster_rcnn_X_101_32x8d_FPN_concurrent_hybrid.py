@@ -7,8 +7,8 @@ from .faster_rcnn_X_101_32x8d_FPN_concurrent import (
     train,
 )
 
-dataloader.train.sampler = "StagedTrainingSampler"
-dataloader.train.stages = [
+dataloader.train.sampler = "PhasedTrainingSampler"
+dataloader.train.phases = [
     ["UniformTrainingSampler", 217880],
     ["SoftBalanceTrainingSampler", 108940, {"lambda_": 0.7}],
 ]

@@ -1,7 +1,7 @@
 from .faster_rcnn_tiny_concurrent_shapes import dataloader, datasets, lr_multiplier, model, optimizer, train
 
-dataloader.train.sampler = "StagedTrainingSampler"
-dataloader.train.stages = [
+dataloader.train.sampler = "PhasedTrainingSampler"
+dataloader.train.phases = [
     ["UniformTrainingSampler", 1000],
     ["SoftBalanceTrainingSampler", 500, {"lambda_": 0.7}],
 ]

@@ -1,4 +1,4 @@
-"""The learning rate over the stages of a run."""
+"""The learning rate over the phases of a run."""
 
 import math
 
@@ -14,7 +14,7 @@ from longtail_det2.config_files import load_cfg
 from longtail_det2.engine.solver import build_lr_multiplier, build_lr_scheduler, lr_arguments
 from longtail_det2.utils.errors import ConfigError
 
-STAGES = [["UniformTrainingSampler", 60], ["SoftBalanceTrainingSampler", 40]]
+PHASES = [["UniformTrainingSampler", 60], ["SoftBalanceTrainingSampler", 40]]
 WARMUP = {"warmup_iters": 5, "warmup_factor": 0.1}
 
 
@@ -33,36 +33,36 @@ def rates(max_iter=100, **options):
 
 
 @pytest.mark.parametrize("name", ["WarmupCosineLR", "WarmupMultiStepLR"])
-def test_without_restart_stages_change_nothing(name):
+def test_without_restart_phases_change_nothing(name):
     options = {"name": name, "steps": [70, 90]}
-    assert rates(**options, stages=STAGES) == rates(**options)
+    assert rates(**options, phases=PHASES) == rates(**options)
 
 
 @pytest.mark.parametrize("name", ["WarmupCosineLR", "WarmupMultiStepLR"])
-def test_a_restart_is_the_schedule_of_a_run_as_long_as_the_stage(name):
+def test_a_restart_is_the_schedule_of_a_run_as_long_as_the_phase(name):
     options = {"name": name, "steps": [20, 30], "end_factor": 0.05}
-    found = rates(**options, stages=STAGES, stage_restart="with_warmup", stage_factor=0.5)
+    found = rates(**options, phases=PHASES, phase_restart="with_warmup", phase_factor=0.5)
     assert found[:60] == rates(60, **options)
     assert found[60:] == [0.5 * rate for rate in rates(40, **options)]
-    found = rates(**options, stages=STAGES, stage_restart="without_warmup")
+    found = rates(**options, phases=PHASES, phase_restart="without_warmup")
     assert found[:60] == rates(60, **options)
     assert found[60:] == rates(40, **options, warmup_iters=0)
     assert found[60] == 1.0 != found[0]
 
 
 def test_values_of_a_restarted_schedule():
-    found = rates(steps=[20, 30], stages=STAGES, stage_restart="with_warmup", stage_factor=0.2)
+    found = rates(steps=[20, 30], phases=PHASES, phase_restart="with_warmup", phase_factor=0.2)
     assert [found[i] for i in (0, 5, 19, 20, 29, 30, 59)] == pytest.approx([0.1, 1, 1, 0.1, 0.1, 0.01, 0.01])
     assert [found[60 + i] for i in (0, 5, 19, 20, 30, 39)] == pytest.approx(
         [0.02, 0.2, 0.2, 0.02, 0.002, 0.002]
     )
-    cosine = rates(name="WarmupCosineLR", stages=STAGES, stage_restart="without_warmup")
+    cosine = rates(name="WarmupCosineLR", phases=PHASES, phase_restart="without_warmup")
     assert cosine[59] < 0.01 and cosine[60] == 1.0
     assert cosine[80] == pytest.approx(0.5) and cosine[30] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
 
 
-def test_steps_of_each_stage():
-    options = {"stages": STAGES, "stage_restart": "with_warmup"}
+def test_steps_of_each_phase():
+    options = {"phases": PHASES, "phase_restart": "with_warmup"}
     found = rates(steps=[[50], [10, 30]], **options)
     assert found[:60] == rates(60, steps=[50]) and found[60:] == rates(40, steps=[10, 30])
     found = rates(steps=[[], [10]], **options)
@@ -72,8 +72,8 @@ def test_steps_of_each_stage():
 @pytest.mark.parametrize("lengths", [(7, 3), (1, 1, 1), (33, 33, 34), (89999, 3), (12345, 54321, 22222)])
 def test_boundaries_of_any_length_fall_on_their_iteration(lengths):
     """The scheduler hands over iteration / max_iter, which may be the least bit below a boundary."""
-    stages = [["UniformTrainingSampler", length] for length in lengths]
-    options = {"stages": stages, "stage_restart": "without_warmup", "stage_factor": 0.5}
+    phases = [["UniformTrainingSampler", length] for length in lengths]
+    options = {"phases": phases, "phase_restart": "without_warmup", "phase_factor": 0.5}
     total = sum(lengths)
     multiplier = build_lr_multiplier(max_iter=total, warmup_iters=0, **options)
     found = [multiplier(iteration / total) for iteration in range(total + 1)]
@@ -81,18 +81,18 @@ def test_boundaries_of_any_length_fall_on_their_iteration(lengths):
     assert found == [*expected, expected[-1]]
 
 
-def test_stages_shorter_than_warmup_and_steps():
-    stages = [["UniformTrainingSampler", 97], ["UniformTrainingSampler", 3]]
+def test_phases_shorter_than_warmup_and_steps():
+    phases = [["UniformTrainingSampler", 97], ["UniformTrainingSampler", 3]]
     for name in ("WarmupCosineLR", "WarmupMultiStepLR"):
-        found = rates(name=name, steps=[20], stages=stages, stage_restart="with_warmup", warmup_iters=50)
+        found = rates(name=name, steps=[20], phases=phases, phase_restart="with_warmup", warmup_iters=50)
         assert all(0 <= rate <= 1 for rate in found) and found[97] == pytest.approx(0.1)
 
 
-def test_the_scheduler_resumes_inside_a_stage():
+def test_the_scheduler_resumes_inside_a_phase():
     cfg = get_cfg()
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 100, (10, 30), 5
-    cfg.DATALOADER.STAGES, cfg.SOLVER.STAGE_RESTART, cfg.SOLVER.STAGE_FACTOR = (
-        tuple(STAGES),
+    cfg.DATALOADER.PHASES, cfg.SOLVER.PHASE_RESTART, cfg.SOLVER.PHASE_FACTOR = (
+        tuple(PHASES),
         "with_warmup",
         0.1,
     )
@@ -123,69 +123,69 @@ def test_the_scheduler_resumes_inside_a_stage():
 def test_yaml_and_lazy_build_the_same_schedule(tmp_path):
     path = tmp_path / "hybrid.yaml"
     path.write_text(
-        "SOLVER: {MAX_ITER: 100, WARMUP_ITERS: 5, STEPS: [[50], [10, 30]], STAGE_RESTART: without_warmup,\n"
-        "  STAGE_FACTOR: 0.1, LR_SCHEDULER_NAME: WarmupMultiStepLR}\n"
+        "SOLVER: {MAX_ITER: 100, WARMUP_ITERS: 5, STEPS: [[50], [10, 30]], PHASE_RESTART: without_warmup,\n"
+        "  PHASE_FACTOR: 0.1, LR_SCHEDULER_NAME: WarmupMultiStepLR}\n"
         "DATALOADER:\n"
-        "  SAMPLER_TRAIN: StagedTrainingSampler\n"
-        "  STAGES:\n"
+        "  SAMPLER_TRAIN: PhasedTrainingSampler\n"
+        "  PHASES:\n"
         "    - [UniformTrainingSampler, 60]\n"
         "    - [SoftBalanceTrainingSampler, 40, {lambda_: 0.5}]\n"
     )
     ours = build_lr_multiplier(**lr_arguments(load_cfg(path)))
     lazy = model_zoo.get_config("openimages/faster_rcnn_R_50_FPN_OpenImages.py")
     lazy.train.max_iter = 100
-    lazy.dataloader.train.sampler = "StagedTrainingSampler"
-    lazy.dataloader.train.stages = [STAGES[0], [*STAGES[1], {"lambda_": 0.5}]]
-    lazy.lr_multiplier.update(steps=[[50], [10, 30]], stage_restart="without_warmup", stage_factor=0.1)
+    lazy.dataloader.train.sampler = "PhasedTrainingSampler"
+    lazy.dataloader.train.phases = [PHASES[0], [*PHASES[1], {"lambda_": 0.5}]]
+    lazy.lr_multiplier.update(steps=[[50], [10, 30]], phase_restart="without_warmup", phase_factor=0.1)
     lazy.lr_multiplier.update(warmup_iters=5, warmup_factor=0.001)
-    theirs = instantiate(lazy.lr_multiplier)  # takes the stages of the data loader
+    theirs = instantiate(lazy.lr_multiplier)  # takes the phases of the data loader
     assert [ours(i / 100) for i in range(100)] == [theirs(i / 100) for i in range(100)]
     assert ours(0.7) == pytest.approx(0.1 * 0.1)
-    del lazy.dataloader.train.stages  # a loader of one's own has none
-    lazy.lr_multiplier.update(steps=[50], stage_restart="none", stage_factor=1.0)
+    del lazy.dataloader.train.phases  # a loader of one's own has none
+    lazy.lr_multiplier.update(steps=[50], phase_restart="none", phase_factor=1.0)
     assert instantiate(lazy.lr_multiplier)(0.7) == pytest.approx(0.1)
-    assert OmegaConf.select(lazy, "lr_multiplier.stages") == []
+    assert OmegaConf.select(lazy, "lr_multiplier.phases") == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (
-            {"stages": STAGES, "stage_restart": "yes"},
-            "SOLVER.STAGE_RESTART (lr_multiplier.stage_restart) is 'yes'; known: 'none', 'with_warmup', "
+            {"phases": PHASES, "phase_restart": "yes"},
+            "SOLVER.PHASE_RESTART (lr_multiplier.phase_restart) is 'yes'; known: 'none', 'with_warmup', "
             "'without_warmup'",
         ),
         (
-            {"stage_restart": "with_warmup"},
-            "SOLVER.STAGE_RESTART (lr_multiplier.stage_restart) is 'with_warmup', but there are no stages at "
-            "which the schedule could begin anew: DATALOADER.STAGES (dataloader.train.stages) is empty",
+            {"phase_restart": "with_warmup"},
+            "SOLVER.PHASE_RESTART (lr_multiplier.phase_restart) is 'with_warmup', but there are no phases at "
+            "which the schedule could begin anew: DATALOADER.PHASES (dataloader.train.phases) is empty",
         ),
         (
-            {"stages": STAGES, "stage_restart": "with_warmup", "stage_factor": 0.0},
-            "SOLVER.STAGE_FACTOR (lr_multiplier.stage_factor) is 0.0; it must be positive",
+            {"phases": PHASES, "phase_restart": "with_warmup", "phase_factor": 0.0},
+            "SOLVER.PHASE_FACTOR (lr_multiplier.phase_factor) is 0.0; it must be positive",
         ),
         (
-            {"stages": STAGES, "stage_factor": 0.1},
-            "SOLVER.STAGE_FACTOR, or a list of SOLVER.STEPS for each stage, needs stages whose schedule "
-            "begins anew: set SOLVER.STAGE_RESTART to 'with_warmup' or 'without_warmup'",
+            {"phases": PHASES, "phase_factor": 0.1},
+            "SOLVER.PHASE_FACTOR, or a list of SOLVER.STEPS for each phase, needs phases whose schedule "
+            "begins anew: set SOLVER.PHASE_RESTART to 'with_warmup' or 'without_warmup'",
         ),
         (
-            {"stages": STAGES, "steps": [[10], [10]]},
-            "SOLVER.STAGE_FACTOR, or a list of SOLVER.STEPS for each stage, needs stages whose schedule "
-            "begins anew: set SOLVER.STAGE_RESTART to 'with_warmup' or 'without_warmup'",
+            {"phases": PHASES, "steps": [[10], [10]]},
+            "SOLVER.PHASE_FACTOR, or a list of SOLVER.STEPS for each phase, needs phases whose schedule "
+            "begins anew: set SOLVER.PHASE_RESTART to 'with_warmup' or 'without_warmup'",
         ),
         (
-            {"stages": STAGES, "steps": [[10]], "stage_restart": "with_warmup"},
-            "SOLVER.STEPS has lists for 1 of 2 stages (DATALOADER.STAGES): give one for each stage, or one "
+            {"phases": PHASES, "steps": [[10]], "phase_restart": "with_warmup"},
+            "SOLVER.STEPS has lists for 1 of 2 phases (DATALOADER.PHASES): give one for each phase, or one "
             "list of numbers for all",
         ),
         (
-            {"stages": STAGES, "steps": [[20, 10], []], "stage_restart": "with_warmup"},
+            {"phases": PHASES, "steps": [[20, 10], []], "phase_restart": "with_warmup"},
             "SOLVER.STEPS is [20, 10]; the steps must be positive and increase",
         ),
         (
-            {"stages": STAGES[:1], "stage_restart": "with_warmup"},
-            "DATALOADER.STAGES (dataloader.train.stages): the stages last 60 iterations, but SOLVER.MAX_ITER "
+            {"phases": PHASES[:1], "phase_restart": "with_warmup"},
+            "DATALOADER.PHASES (dataloader.train.phases): the phases last 60 iterations, but SOLVER.MAX_ITER "
             "(train.max_iter) is 100; both must be the same",
         ),
     ],

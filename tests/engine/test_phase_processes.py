@@ -1,4 +1,4 @@
-"""Stages with two processes of two workers each: who draws what, and a kill inside the second stage."""
+"""Phases with two processes of two workers each: who draws what, and a kill inside the second phase."""
 
 import importlib.util
 import itertools
@@ -11,11 +11,11 @@ import pytest
 from rank_processes import SECONDS, finish, kill, start_ranks
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.samplers import StagedTrainingSampler
+from longtail_det2.data.samplers import PhasedTrainingSampler
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
 
 pytestmark = pytest.mark.slow
-STAGES = [["UniformTrainingSampler", 11], ["SoftBalanceTrainingSampler", 9, {"lambda_": 0.5}]]
+PHASES = [["UniformTrainingSampler", 11], ["SoftBalanceTrainingSampler", 9, {"lambda_": 0.5}]]
 BATCH = 8
 STARTS = [0, 3, 10, 11, 12, 17]
 """Iterations done before, around the boundary too."""
@@ -28,7 +28,7 @@ from longtail_det2.data.build import build_train_loader
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.engine.launch import launch
 
-STAGES, BATCH, STARTS = {stages!r}, {batch!r}, {starts!r}
+PHASES, BATCH, STARTS = {phases!r}, {batch!r}, {starts!r}
 
 def mapper(record):
     return record["image_id"], record["width"] > record["height"], np.random.random()
@@ -39,7 +39,7 @@ def draw(store, output):
     for grouping in (False, True):
         for start in STARTS:
             loader = build_train_loader(
-                MultiLabelDataset(store), mapper=mapper, sampler="StagedTrainingSampler", stages=STAGES,
+                MultiLabelDataset(store), mapper=mapper, sampler="PhasedTrainingSampler", phases=PHASES,
                 total_batch_size=BATCH, aspect_ratio_grouping=grouping, num_workers=2, seed=4,
                 start=start * BATCH,
             )
@@ -64,12 +64,12 @@ def shaped_store(tmp_path, store_maker):
 
 def test_two_ranks_with_two_workers(shaped_store, tmp_path):
     script = tmp_path / "draw.py"
-    script.write_text(DRAW.format(stages=STAGES, batch=BATCH, starts=STARTS))
+    script.write_text(DRAW.format(phases=PHASES, batch=BATCH, starts=STARTS))
     log = tmp_path / "output.txt"
     finish(start_ranks([script, shaped_store, tmp_path], log), log)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     dataset = MultiLabelDataset(shaped_store)
-    sampler = StagedTrainingSampler.from_dataset(dataset, seed=4, stages=STAGES, batch_size=BATCH)
+    sampler = PhasedTrainingSampler.from_dataset(dataset, seed=4, phases=PHASES, batch_size=BATCH)
     stream = [dataset[index]["image_id"] for index in itertools.islice(sampler, 20 * BATCH)]
     for grouping in (False, True):
         whole = [found[f"{grouping} 0"] for found in ranks]
@@ -84,7 +84,7 @@ def test_two_ranks_with_two_workers(shaped_store, tmp_path):
                 assert [one[0] for batch in whole[rank] for one in batch] == stream[rank::2]
         else:
             last = {number % 20 for number, flag in enumerate(mixed) if flag}
-            assert last and last <= {10, 19}  # the last batches of the stages
+            assert last and last <= {10, 19}  # the last batches of the phases
     randoms = {one[2] for found in ranks for batch in found["False 0"] for one in batch}
     assert len(randoms) == 20 * BATCH  # no two draws share their random numbers
 
@@ -100,13 +100,13 @@ def check_resume(repository):
     del sys.modules["check_resume"]
 
 
-def test_killed_inside_the_second_stage(check_resume, yaml_args, repository, tmp_path):
+def test_killed_inside_the_second_phase(check_resume, yaml_args, repository, tmp_path):
     """Two processes of two workers, SIGKILL, resumed: all is equal to the bit, frequencies included."""
-    stages = "(('UniformTrainingSampler', 8), ('SoftBalanceTrainingSampler', 20, {'lambda_': 0.5}))"
+    phases = "(('UniformTrainingSampler', 8), ('SoftBalanceTrainingSampler', 20, {'lambda_': 0.5}))"
 
     def command(run, workers, *flags):
-        options = ("DATALOADER.SAMPLER_TRAIN", "StagedTrainingSampler", "DATALOADER.STAGES", stages)
-        options += ("SOLVER.STAGE_RESTART", "with_warmup", "SOLVER.STAGE_FACTOR", "0.3", "SEED", "2")
+        options = ("DATALOADER.SAMPLER_TRAIN", "PhasedTrainingSampler", "DATALOADER.PHASES", phases)
+        options += ("SOLVER.PHASE_RESTART", "with_warmup", "SOLVER.PHASE_FACTOR", "0.3", "SEED", "2")
         options += ("SOLVER.IMS_PER_BATCH", "4", "SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.BASE_LR", "0.002")
         options += ("DATALOADER.ASPECT_RATIO_GROUPING", "True", "DATALOADER.NUM_WORKERS", str(workers))
         args = yaml_args(*options, "DATASETS.TEST", "()", "OUTPUT_DIR", str(run), max_iter=28)
@@ -117,7 +117,7 @@ def test_killed_inside_the_second_stage(check_resume, yaml_args, repository, tmp
     finish(start_ranks(command(whole, 0), log), log)
     processes = start_ranks(command(killed, 2), log)
     end = time.monotonic() + SECONDS
-    while not (killed / "model_0000011.pth").is_file():  # four iterations into the second stage
+    while not (killed / "model_0000011.pth").is_file():  # four iterations into the second phase
         assert all(process.poll() is None for process in processes) and time.monotonic() < end
         time.sleep(0.01)
     kill(processes)
@@ -125,7 +125,7 @@ def test_killed_inside_the_second_stage(check_resume, yaml_args, repository, tmp
     finish(start_ranks(command(killed, 2, "--resume"), log), log)
     assert check_resume.compare(whole, killed) == []
     assert (whole / SAMPLED_CLASSES_FILE).read_text() == (killed / SAMPLED_CLASSES_FILE).read_text()
-    stages = json.loads((whole / SAMPLED_CLASSES_FILE).read_text())["stages"]
-    assert [stage["images_drawn"] for stage in stages] == [32, 80]  # over both processes
+    phases = json.loads((whole / SAMPLED_CLASSES_FILE).read_text())["phases"]
+    assert [phase["images_drawn"] for phase in phases] == [32, 80]  # over both processes
     lines = [json.loads(line) for line in (killed / "metrics.json").read_text().splitlines()]
-    assert {line["iteration"]: line["stage"] for line in lines if "stage" in line} == {19: 2, 27: 2}
+    assert {line["iteration"]: line["phase"] for line in lines if "phase" in line} == {19: 2, 27: 2}

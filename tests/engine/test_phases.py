@@ -1,4 +1,4 @@
-"""Training in stages: natural, then soft-balance sampling, in one run and in two; what the run writes."""
+"""Training in phases: natural, then soft-balance sampling, in one run and in two; what the run writes."""
 
 import json
 import logging
@@ -12,9 +12,9 @@ from detectron2.engine.train_loop import TrainerBase
 from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
 from longtail_det2.data.samplers import (
     ClassIndex,
+    Phase,
+    PhasedTrainingSampler,
     SoftBalanceTrainingSampler,
-    Stage,
-    StagedTrainingSampler,
     UniformTrainingSampler,
 )
 from longtail_det2.engine import lazy, trainer
@@ -23,18 +23,18 @@ from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE, SamplingLog,
 from longtail_det2.utils.errors import ConfigError
 
 YAML = [
-    *("DATALOADER.SAMPLER_TRAIN", "StagedTrainingSampler", "SEED", "5", "SOLVER.BASE_LR", "0.001"),
+    *("DATALOADER.SAMPLER_TRAIN", "PhasedTrainingSampler", "SEED", "5", "SOLVER.BASE_LR", "0.001"),
     *(
-        "DATALOADER.STAGES",
+        "DATALOADER.PHASES",
         "(('UniformTrainingSampler', 3), ('SoftBalanceTrainingSampler', 4, {'lambda_': 0.5}))",
     ),
-    *("SOLVER.STAGE_RESTART", "with_warmup", "SOLVER.STAGE_FACTOR", "0.5", "SOLVER.CHECKPOINT_PERIOD", "1"),
+    *("SOLVER.PHASE_RESTART", "with_warmup", "SOLVER.PHASE_FACTOR", "0.5", "SOLVER.CHECKPOINT_PERIOD", "1"),
 ]
 LAZY = [
-    "dataloader.train.sampler=StagedTrainingSampler",
-    "dataloader.train.stages=[[UniformTrainingSampler,3],[SoftBalanceTrainingSampler,4,{lambda_:0.5}]]",
-    "lr_multiplier.stage_restart=with_warmup",
-    "lr_multiplier.stage_factor=0.5",
+    "dataloader.train.sampler=PhasedTrainingSampler",
+    "dataloader.train.phases=[[UniformTrainingSampler,3],[SoftBalanceTrainingSampler,4,{lambda_:0.5}]]",
+    "lr_multiplier.phase_restart=with_warmup",
+    "lr_multiplier.phase_factor=0.5",
     "lr_multiplier.end_factor=0.06",
     "train.seed=5",
     "train.checkpointer.period=1",
@@ -83,23 +83,23 @@ def assert_equal_runs(one, two):
     assert (one / SAMPLED_CLASSES_FILE).read_text() == (two / SAMPLED_CLASSES_FILE).read_text()
 
 
-def test_a_staged_run_logs_its_stages_and_rates(yaml_run, tmp_path):
+def test_a_phased_run_logs_its_phases_and_rates(yaml_run, tmp_path):
     yaml_run()
     lines = [line for line in metrics(tmp_path / "run") if "total_loss" in line]
-    assert [line["stage"] for line in lines] == [1, 1, 1, 2, 2, 2, 2]
+    assert [line["phase"] for line in lines] == [1, 1, 1, 2, 2, 2, 2]
     text = (tmp_path / "run/log.txt").read_text()
-    first = text.index("Stage 1 of 2, iterations 0 to 2: UniformTrainingSampler")
+    first = text.index("Phase 1 of 2, iterations 0 to 2: UniformTrainingSampler")
     drawn = text.index("Drawn in 3 iterations by UniformTrainingSampler: 6 images, ")
-    second = text.index("Stage 2 of 2, iterations 3 to 6: SoftBalanceTrainingSampler(lambda_=0.5)")
+    second = text.index("Phase 2 of 2, iterations 3 to 6: SoftBalanceTrainingSampler(lambda_=0.5)")
     end = text.index("Drawn in 4 iterations by SoftBalanceTrainingSampler(lambda_=0.5): 8 images, ")
-    assert first < drawn < second < end and text.count("Stage ") == 2
+    assert first < drawn < second < end and text.count("Phase ") == 2
     # Cosines over three and over four iterations to 6 % (BASE_LR_END), each with one iteration of warm-up.
     cosine = [0.06 + 0.94 * 0.5 * (1 + math.cos(math.pi * x)) for x in (1 / 3, 2 / 3, 1 / 4, 2 / 4, 3 / 4)]
     expected = [0.02, *cosine[:2], 0.5 * 0.02, *(0.5 * value for value in cosine[2:])]
     assert [line["lr"] for line in lines] == pytest.approx([0.001 * value for value in expected])
 
 
-def test_lazy_and_yaml_staged_training_are_the_same(yaml_run, lazy_run, tmp_path):
+def test_lazy_and_yaml_phased_training_are_the_same(yaml_run, lazy_run, tmp_path):
     yaml_run()
     (tmp_path / "run").rename(tmp_path / "yaml")
     lazy_run()
@@ -107,7 +107,7 @@ def test_lazy_and_yaml_staged_training_are_the_same(yaml_run, lazy_run, tmp_path
 
 
 @pytest.mark.parametrize("form", ["yaml", "lazy"])
-def test_resume_inside_the_second_stage_is_exact(yaml_run, lazy_run, tmp_path, form):
+def test_resume_inside_the_second_phase_is_exact(yaml_run, lazy_run, tmp_path, form):
     start, key = (yaml_run, "OUTPUT_DIR ") if form == "yaml" else (lazy_run, "train.output_dir=")
     start()
     whole = tmp_path / "run"
@@ -121,12 +121,12 @@ def test_resume_inside_the_second_stage_is_exact(yaml_run, lazy_run, tmp_path, f
         assert_equal_runs(whole, resumed)
         log = (resumed / "log.txt").read_text()
         assert f"Continuing at iteration {done}" in log
-        assert log.count("Stage 1 of 2") == (done < 3) and log.count("Stage 2 of 2") == 1
+        assert log.count("Phase 1 of 2") == (done < 3) and log.count("Phase 2 of 2") == 1
 
 
-def test_the_first_stage_is_a_natural_run(yaml_run, yaml_args, tmp_path):
+def test_the_first_phase_is_a_natural_run(yaml_run, yaml_args, tmp_path):
     """The hybrid and the natural run it is compared with have the same first iterations."""
-    yaml_run("SOLVER.STAGE_RESTART", "none", "SOLVER.STAGE_FACTOR", "1.0")
+    yaml_run("SOLVER.PHASE_RESTART", "none", "SOLVER.PHASE_FACTOR", "1.0")
     checkpoint = torch.load(tmp_path / "run/model_0000002.pth", weights_only=True)["model"]
     (tmp_path / "run").rename(tmp_path / "hybrid")
     options = ["SEED", "5", "SOLVER.BASE_LR", "0.001", "SOLVER.CHECKPOINT_PERIOD", "1"]
@@ -154,7 +154,7 @@ def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, lazy_args, tm
     lines = [line for line in metrics(tmp_path / "tuned") if "total_loss" in line]
     assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
     found = json.loads((tmp_path / "tuned" / SAMPLED_CLASSES_FILE).read_text())
-    assert [stage["sampler"] for stage in found["stages"]] == ["SoftBalanceTrainingSampler(lambda_=0.5)"]
+    assert [phase["sampler"] for phase in found["phases"]] == ["SoftBalanceTrainingSampler(lambda_=0.5)"]
     lazy_options = [
         f"train.init_checkpoint={weights}",
         "dataloader.train.sampler=SoftBalanceTrainingSampler",
@@ -191,23 +191,23 @@ def test_frequencies_are_those_of_the_images_that_training_saw(yaml_args, tmp_pa
     assert found["images_by_class"] == [2, 2, 2, 1]
     seen = [record for record in seen if "mini_test" not in record["file_name"]]
     assert len(seen) == 14
-    for stage, part in zip(found["stages"], (seen[:6], seen[6:]), strict=True):
+    for phase, part in zip(found["phases"], (seen[:6], seen[6:]), strict=True):
         counts = np.zeros(4, int)
         for record in part:
             counts[sorted({c for one in record["annotations"] for c in one["category_ids"]})] += 1
-        assert stage["drawn_by_class"] == counts.tolist()
-        assert stage["images_drawn"] == len(part)
-        assert stage["distinct_images"] == len({record["image_id"] for record in part})
-    assert [stage["first_iteration"] for stage in found["stages"]] == [0, 3]
+        assert phase["drawn_by_class"] == counts.tolist()
+        assert phase["images_drawn"] == len(part)
+        assert phase["distinct_images"] == len({record["image_id"] for record in part})
+    assert [phase["first_iteration"] for phase in found["phases"]] == [0, 3]
 
 
-def test_runs_without_stages_write_their_frequencies_too(yaml_args, tmp_path):
+def test_runs_without_phases_write_their_frequencies_too(yaml_args, tmp_path):
     trainer.main(yaml_args("SEED", "5", max_iter=2))
     found = json.loads((tmp_path / "run" / SAMPLED_CLASSES_FILE).read_text())
-    assert [(one["stage"], one["iterations"], one["images_drawn"]) for one in found["stages"]] == [(1, 2, 4)]
+    assert [(one["phase"], one["iterations"], one["images_drawn"]) for one in found["phases"]] == [(1, 2, 4)]
     text = (tmp_path / "run/log.txt").read_text()
-    assert "Drawn in 2 iterations by UniformTrainingSampler" in text and "Stage 1" not in text
-    assert not any("stage" in line for line in metrics(tmp_path / "run"))
+    assert "Drawn in 2 iterations by UniformTrainingSampler" in text and "Phase 1" not in text
+    assert not any("phase" in line for line in metrics(tmp_path / "run"))
 
 
 class Loop(TrainerBase):
@@ -224,14 +224,14 @@ class Loop(TrainerBase):
 
 
 def test_a_loader_of_ones_own(tmp_path, caplog):
-    log = SamplingLog(str(tmp_path), [Stage("UniformTrainingSampler", 2), Stage("Own", 2)], 4, 8)
+    log = SamplingLog(str(tmp_path), [Phase("UniformTrainingSampler", 2), Phase("Own", 2)], 4, 8)
     with caplog.at_level(logging.INFO, "longtail_det2"):
         Loop(log, [[]]).train(0, 4)
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("longtail_det2")]
     assert messages == [
         "no class frequencies are written: the training data come from a loader of one's own",
-        "Stage 1 of 2, iterations 0 to 1: UniformTrainingSampler",
-        "Stage 2 of 2, iterations 2 to 3: Own",
+        "Phase 1 of 2, iterations 0 to 1: UniformTrainingSampler",
+        "Phase 2 of 2, iterations 2 to 3: Own",
     ]
     assert not list(tmp_path.iterdir())
 
@@ -275,7 +275,7 @@ def test_frequencies_of_a_long_tail_follow_the_sampler():
     labels = np.repeat([0, 1, 2], [900, 90, 10])
     index = ClassIndex.build(np.arange(1001), labels)
     parts = [UniformTrainingSampler(1000, 0), SoftBalanceTrainingSampler(index, 0, lambda_=1.0)]
-    sampler = StagedTrainingSampler(parts, [9000, 9000], 0)
+    sampler = PhasedTrainingSampler(parts, [9000, 9000], 0)
     natural = draws_by_class(index, sampler.draw_counts(0, 9000, 1000))
     balanced = draws_by_class(index, sampler.draw_counts(9000, 18000, 1000))
     assert natural.tolist() == [8100, 810, 90]
@@ -288,35 +288,35 @@ def fails(main, args, capsys):
     return written[written.index("error: ") :].strip()
 
 
-def test_stages_that_do_not_cover_the_iterations(yaml_args, lazy_args, capsys, monkeypatch):
+def test_phases_that_do_not_cover_the_iterations(yaml_args, lazy_args, capsys, monkeypatch):
     monkeypatch.setattr(trainer.Trainer, "build_model", lambda cfg: pytest.fail("a model was built before"))
     expected = (
-        "error: DATALOADER.STAGES (dataloader.train.stages): the stages last 3 + 4 = 7 iterations, but "
+        "error: DATALOADER.PHASES (dataloader.train.phases): the phases last 3 + 4 = 7 iterations, but "
         "SOLVER.MAX_ITER (train.max_iter) is 9; both must be the same"
     )
     assert fails(trainer.main, yaml_args(*YAML, max_iter=9), capsys) == expected
     assert fails(lazy.main, lazy_args(*LAZY, max_iter=9), capsys) == expected
 
 
-def test_stage_mistakes_in_configs(yaml_args, lazy_args, capsys):
+def test_phase_mistakes_in_configs(yaml_args, lazy_args, capsys):
     without = ["DATALOADER.SAMPLER_TRAIN", "UniformTrainingSampler"]
     message = fails(trainer.main, yaml_args(*YAML, *without, max_iter=7), capsys)
-    assert "to train in stages set it to 'StagedTrainingSampler'" in message
+    assert "to train in phases set it to 'PhasedTrainingSampler'" in message
     message = fails(lazy.main, lazy_args(*LAZY, "dataloader.train.sampler=UniformTrainingSampler"), capsys)
-    assert "to train in stages set it to 'StagedTrainingSampler'" in message
-    own = ["DATALOADER.STAGES", "(('Uniform', 7),)"]
+    assert "to train in phases set it to 'PhasedTrainingSampler'" in message
+    own = ["DATALOADER.PHASES", "(('Uniform', 7),)"]
     assert "unknown training sampler 'Uniform'" in fails(trainer.main, yaml_args(*YAML, *own), capsys)
-    bad = ["DATALOADER.STAGES", "(('UniformTrainingSampler', 3), ('SoftBalanceTrainingSampler', 4))"]
+    bad = ["DATALOADER.PHASES", "(('UniformTrainingSampler', 3), ('SoftBalanceTrainingSampler', 4))"]
     bad += ["DATALOADER.SOFT_BALANCE.LAMBDA", "2.5"]
     message = fails(trainer.main, yaml_args(*YAML, *bad, max_iter=7), capsys)
     assert message.startswith(
         "error: DATALOADER.SOFT_BALANCE.LAMBDA (lambda_) is 2.5; it must be a number from 0"
     )
-    restart = ["SOLVER.STAGE_RESTART", "with_warmup"]
+    restart = ["SOLVER.PHASE_RESTART", "with_warmup"]
     message = fails(trainer.main, yaml_args(*restart), capsys)
-    assert "there are no stages at which the schedule could begin anew" in message
-    message = fails(lazy.main, lazy_args("lr_multiplier.stage_restart=with_warmup"), capsys)
-    assert "there are no stages at which the schedule could begin anew" in message
+    assert "there are no phases at which the schedule could begin anew" in message
+    message = fails(lazy.main, lazy_args("lr_multiplier.phase_restart=with_warmup"), capsys)
+    assert "there are no phases at which the schedule could begin anew" in message
 
 
 def test_labels_of_a_store_and_of_its_dataset_agree(pictures):

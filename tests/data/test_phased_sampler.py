@@ -1,4 +1,4 @@
-"""Several samplers in one run: the joined stream, where a stage ends, batches there, and bad stage lists."""
+"""Several samplers in one run: the joined stream, where a phase ends, batches there, and bad phase lists."""
 
 import itertools
 import logging
@@ -16,23 +16,23 @@ from longtail_det2.data.build import (
 )
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.samplers import (
+    Phase,
+    PhasedTrainingSampler,
     SoftBalanceTrainingSampler,
-    Stage,
-    StagedTrainingSampler,
     UniformTrainingSampler,
-    parse_stages,
-    stages_of_run,
+    parse_phases,
+    phases_of_run,
 )
 from longtail_det2.utils.errors import ConfigError, DataError
 
-STAGES = [
+PHASES = [
     ["UniformTrainingSampler", 30],
     ["RepeatFactorTrainingSampler", 50, {"threshold": 0.4}],
     ["SoftBalanceTrainingSampler", 40, {"lambda_": 0.5}],
 ]
 BATCH = 8
 ENDS = [240, 640]
-"""Images after which STAGES go on."""
+"""Images after which PHASES go on."""
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def dataset(store):
 
 @pytest.fixture
 def make(dataset):
-    def make(stages=STAGES, **options):
-        return StagedTrainingSampler.from_dataset(
-            dataset, **{"seed": 3, "stages": stages, "batch_size": BATCH, **options}
+    def make(phases=PHASES, **options):
+        return PhasedTrainingSampler.from_dataset(
+            dataset, **{"seed": 3, "phases": phases, "batch_size": BATCH, **options}
         )
 
     return make
@@ -76,13 +76,13 @@ def shape(record):
 
 
 def test_the_stream_is_that_of_each_sampler_in_turn(make):
-    staged = make()
-    assert staged.boundaries == (*ENDS, 960)
-    parts = [take(sampler, count) for sampler, count in zip(staged.samplers, (240, 400, 700), strict=True)]
-    assert take(staged, 1340) == list(
+    phased = make()
+    assert phased.boundaries == (*ENDS, 960)
+    parts = [take(sampler, count) for sampler, count in zip(phased.samplers, (240, 400, 700), strict=True)]
+    assert take(phased, 1340) == list(
         itertools.chain.from_iterable(parts)
     )  # the last one goes on without end
-    assert 240 % len(set(parts[0]))  # the stage does not end with an epoch
+    assert 240 % len(set(parts[0]))  # the phase does not end with an epoch
 
 
 def test_start_and_ranks_anywhere(make):
@@ -97,16 +97,16 @@ def test_start_and_ranks_anywhere(make):
 
 
 def test_epochs_are_counted_through(make):
-    staged = make()
-    stream, position = take(staged, 70_000), 0
+    phased = make()
+    stream, position = take(phased, 70_000), 0
     for epoch in range(6):
-        size = staged.epoch_size(epoch)
-        indices = staged.epoch_indices(epoch)
+        size = phased.epoch_size(epoch)
+        indices = phased.epoch_indices(epoch)
         assert len(indices) == size and indices.dtype == np.int32
         assert indices[: 70_000 - position].tolist() == stream[position : position + size]
-        assert staged.locate(position) == staged.locate(position + size - 1) == (epoch, position)
+        assert phased.locate(position) == phased.locate(position + size - 1) == (epoch, position)
         position += size
-    assert position > 65_536  # into the last stage
+    assert position > 65_536  # into the last phase
 
 
 def test_counted_draws_over_boundaries(make, dataset):
@@ -118,7 +118,7 @@ def test_counted_draws_over_boundaries(make, dataset):
         )
 
 
-def test_the_first_stage_is_a_run_with_that_sampler_alone(make, dataset):
+def test_the_first_phase_is_a_run_with_that_sampler_alone(make, dataset):
     alone = build_sampler("UniformTrainingSampler", dataset, seed=3)
     assert take(make(), 240) == take(alone, 240)
 
@@ -130,19 +130,19 @@ def test_a_sampler_that_is_used_twice_does_not_repeat_itself(make):
     assert take(make([["UniformTrainingSampler", 30]] * 2, seed=4), 480) != stream
 
 
-def test_seeds_of_stages_do_not_depend_on_their_lengths(make):
-    longer = make([["UniformTrainingSampler", 31], *STAGES[1:]])
+def test_seeds_of_phases_do_not_depend_on_their_lengths(make):
+    longer = make([["UniformTrainingSampler", 31], *PHASES[1:]])
     assert take(longer, 600)[248:] == take(make(), 592)[240:]
 
 
 def batches(dataset, count, mapper=shape, **options):
-    options = {"sampler": "StagedTrainingSampler", "stages": STAGES, "seed": 3, **options}
+    options = {"sampler": "PhasedTrainingSampler", "phases": PHASES, "seed": 3, **options}
     loader = build_train_loader(dataset, mapper=mapper, total_batch_size=BATCH, **options)
     return list(itertools.islice(loader, count))
 
 
 @pytest.mark.parametrize("grouping", [False, True])
-def test_each_stage_has_its_images_in_its_own_iterations(dataset, make, grouping):
+def test_each_phase_has_its_images_in_its_own_iterations(dataset, make, grouping):
     stream = [dataset[index]["image_id"] for index in take(make(), 960)]
     found = batches(dataset, 120, aspect_ratio_grouping=grouping)
     assert all(len(batch) == BATCH for batch in found)
@@ -152,7 +152,7 @@ def test_each_stage_has_its_images_in_its_own_iterations(dataset, make, grouping
         assert drawn == sorted(stream[begin * BATCH : end * BATCH])
     mixed = [number for number, batch in enumerate(found) if len({wide for _, wide in batch}) == 2]
     if grouping:
-        assert set(mixed) <= {29, 79, 119}  # the last batch of a stage takes what has no partner
+        assert set(mixed) <= {29, 79, 119}  # the last batch of a phase takes what has no partner
         assert mixed, "the data of this test should need it"
     else:
         assert len(mixed) > 50 and list(itertools.chain.from_iterable(ids)) == stream
@@ -160,14 +160,14 @@ def test_each_stage_has_its_images_in_its_own_iterations(dataset, make, grouping
 
 @pytest.mark.parametrize("grouping", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_in_any_stage(dataset, grouping, workers):
+def test_resume_in_any_phase(dataset, grouping, workers):
     whole = batches(dataset, 100, aspect_ratio_grouping=grouping)
     for done in (0, 1, 29, 30, 31, 79, 80, 81, 95):
         options = {"aspect_ratio_grouping": grouping, "num_workers": workers, "start": done * BATCH}
         assert batches(dataset, min(5, 100 - done), **options) == whole[done : done + 5]
 
 
-def test_ranks_group_by_themselves_and_keep_to_the_stages(dataset, make):
+def test_ranks_group_by_themselves_and_keep_to_the_phases(dataset, make):
     per_rank = []
     for rank in range(2):
         stream = TrainingStream(dataset, shape, make(rank=rank, world_size=2), BATCH // 2, 3, True)
@@ -181,11 +181,11 @@ def test_ranks_group_by_themselves_and_keep_to_the_stages(dataset, make):
         assert sorted(draws) == list(range(begin * BATCH, end * BATCH))
 
 
-def test_empty_images_come_in_the_natural_stage_only(store):
+def test_empty_images_come_in_the_natural_phase_only(store):
     """Soft-balance draws through classes, and an image without objects has none."""
     everything = MultiLabelDataset(store)
-    stages = [["UniformTrainingSampler", 40], ["SoftBalanceTrainingSampler", 40]]
-    found = batches(everything, 80, lambda record: len(record["annotations"]), stages=stages)
+    phases = [["UniformTrainingSampler", 40], ["SoftBalanceTrainingSampler", 40]]
+    found = batches(everything, 80, lambda record: len(record["annotations"]), phases=phases)
     empty = [sum(count == 0 for count in batch) for batch in found]
     assert sum(empty[:40]) > 40 and sum(empty[40:]) == 0
 
@@ -194,126 +194,126 @@ def test_from_a_config(dataset, caplog):
     cfg = get_cfg()
     cfg.SOLVER.IMS_PER_BATCH, cfg.SEED = BATCH, 3
     cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.REPEAT_THRESHOLD = 0, 0.4
-    cfg.DATALOADER.SAMPLER_TRAIN = "StagedTrainingSampler"
+    cfg.DATALOADER.SAMPLER_TRAIN = "PhasedTrainingSampler"
     cfg.DATALOADER.SOFT_BALANCE.LAMBDA = 0.5
-    # Options of a stage come before those of other keys; a stage without any takes these.
-    cfg.DATALOADER.STAGES = (STAGES[0], STAGES[1][:2], [*STAGES[2][:2], {"ancestors": False}])
+    # Options of a phase come before those of other keys; a phase without any takes these.
+    cfg.DATALOADER.PHASES = (PHASES[0], PHASES[1][:2], [*PHASES[2][:2], {"ancestors": False}])
     with caplog.at_level(logging.INFO, "longtail_det2"):
         loader = build_train_loader_from_config(cfg, 29 * BATCH, mapper=shape, dataset=dataset)
     expected = batches(dataset, 55)[29:]
     assert list(itertools.islice(loader, 26)) == expected
-    assert "sampled by StagedTrainingSampler(UniformTrainingSampler, RepeatFactor" in caplog.text
+    assert "sampled by PhasedTrainingSampler(UniformTrainingSampler, RepeatFactor" in caplog.text
     assert "SoftBalanceTrainingSampler(lambda_=0.5))" in caplog.text
 
 
-def test_stages_of_a_lazy_config():
-    node = OmegaConf.create({"stages": STAGES}).stages
-    parsed = parse_stages(node, 120)
-    assert parsed == parse_stages(STAGES) and parse_stages(parsed) == parsed
-    assert [str(stage) for stage in parsed] == [name for name, *_ in STAGES]
+def test_phases_of_a_lazy_config():
+    node = OmegaConf.create({"phases": PHASES}).phases
+    parsed = parse_phases(node, 120)
+    assert parsed == parse_phases(PHASES) and parse_phases(parsed) == parsed
+    assert [str(phase) for phase in parsed] == [name for name, *_ in PHASES]
     assert parsed[2].options == {"lambda_": 0.5} and type(parsed[2].options) is dict
-    own = parse_stages([[UniformTrainingSampler, 2], Stage(SoftBalanceTrainingSampler, 3)], 5)
-    assert [str(stage) for stage in own] == ["UniformTrainingSampler", "SoftBalanceTrainingSampler"]
+    own = parse_phases([[UniformTrainingSampler, 2], Phase(SoftBalanceTrainingSampler, 3)], 5)
+    assert [str(phase) for phase in own] == ["UniformTrainingSampler", "SoftBalanceTrainingSampler"]
 
 
-KEY = "DATALOADER.STAGES (dataloader.train.stages)"
+KEY = "DATALOADER.PHASES (dataloader.train.phases)"
 U = "UniformTrainingSampler"
 
 
 @pytest.mark.parametrize(
-    ("stages", "message"),
+    ("phases", "message"),
     [
         (
             ((U, 90), ("SoftBalanceTrainingSampler", 80)),
-            f"{KEY}: the stages last 90 + 80 = 170 iterations, but SOLVER.MAX_ITER (train.max_iter) is 180; "
+            f"{KEY}: the phases last 90 + 80 = 170 iterations, but SOLVER.MAX_ITER (train.max_iter) is 180; "
             "both must be the same",
         ),
         (
             ((U, 190),),
-            f"{KEY}: the stages last 190 iterations, but SOLVER.MAX_ITER (train.max_iter) is 180; both must "
+            f"{KEY}: the phases last 190 iterations, but SOLVER.MAX_ITER (train.max_iter) is 180; both must "
             "be the same",
         ),
-        ((), f'{KEY} is (); it must be a list of stages, each such as ["UniformTrainingSampler", 90000]'),
+        ((), f'{KEY} is (); it must be a list of phases, each such as ["UniformTrainingSampler", 90000]'),
         (
             (U, 180),
-            f"{KEY}: stage 1 is 'UniformTrainingSampler'; a stage is a sampler and its iterations, "
+            f"{KEY}: phase 1 is 'UniformTrainingSampler'; a phase is a sampler and its iterations, "
             '["UniformTrainingSampler", 90000], and may have the sampler\'s options as a third entry',
         ),
         (
             ((U, 90), (U,)),
-            f"{KEY}: stage 2 is ('UniformTrainingSampler',); a stage is a sampler and its iterations, "
+            f"{KEY}: phase 2 is ('UniformTrainingSampler',); a phase is a sampler and its iterations, "
             '["UniformTrainingSampler", 90000], and may have the sampler\'s options as a third entry',
         ),
-        (((U, 0), (U, 180)), f"{KEY}: stage 1 has 0 iterations; it must be a whole number, at least 1"),
-        (((U, 90.0), (U, 90)), f"{KEY}: stage 1 has 90.0 iterations; it must be a whole number, at least 1"),
-        (((U, True), (U, 179)), f"{KEY}: stage 1 has True iterations; it must be a whole number, at least 1"),
+        (((U, 0), (U, 180)), f"{KEY}: phase 1 has 0 iterations; it must be a whole number, at least 1"),
+        (((U, 90.0), (U, 90)), f"{KEY}: phase 1 has 90.0 iterations; it must be a whole number, at least 1"),
+        (((U, True), (U, 179)), f"{KEY}: phase 1 has True iterations; it must be a whole number, at least 1"),
         (
             ((U, 180, 0.5),),
-            f'{KEY}: the options of stage 1 are 0.5; they are a mapping such as {{"lambda_": 0.5}}',
+            f'{KEY}: the options of phase 1 are 0.5; they are a mapping such as {{"lambda_": 0.5}}',
         ),
         (
-            (("StagedTrainingSampler", 180),),
-            f"{KEY}: stage 1 is StagedTrainingSampler itself; name a single sampler",
+            (("PhasedTrainingSampler", 180),),
+            f"{KEY}: phase 1 is PhasedTrainingSampler itself; name a single sampler",
         ),
     ],
 )
-def test_bad_stage_lists(stages, message):
+def test_bad_phase_lists(phases, message):
     with pytest.raises(ConfigError) as caught:
-        stages_of_run("StagedTrainingSampler", stages, 180)
+        phases_of_run("PhasedTrainingSampler", phases, 180)
     assert str(caught.value) == message
 
 
-def test_unknown_sampler_in_a_stage():
+def test_unknown_sampler_in_a_phase():
     with pytest.raises(ConfigError, match=r"unknown training sampler 'Nope'.*known are ClassAwareTraining"):
-        parse_stages([["Nope", 3]])
+        parse_phases([["Nope", 3]])
     with pytest.raises(ConfigError, match="3 is not a subclass"):
-        parse_stages([[3, 3]])
+        parse_phases([[3, 3]])
 
 
-def test_stages_and_sampler_must_fit(dataset):
-    assert stages_of_run("UniformTrainingSampler", ()) == stages_of_run({"a": "node"}, []) == ()
+def test_phases_and_sampler_must_fit(dataset):
+    assert phases_of_run("UniformTrainingSampler", ()) == phases_of_run({"a": "node"}, []) == ()
     with pytest.raises(ConfigError) as caught:
-        stages_of_run("UniformTrainingSampler", STAGES, 120)
+        phases_of_run("UniformTrainingSampler", PHASES, 120)
     assert str(caught.value) == (
         f"{KEY} is set, but the sampler (DATALOADER.SAMPLER_TRAIN, dataloader.train.sampler) is "
-        "'UniformTrainingSampler': to train in stages set it to 'StagedTrainingSampler', else make the "
-        "stages empty"
+        "'UniformTrainingSampler': to train in phases set it to 'PhasedTrainingSampler', else make the "
+        "phases empty"
     )
     cfg = get_cfg()
-    cfg.DATALOADER.STAGES = tuple(STAGES)
+    cfg.DATALOADER.PHASES = tuple(PHASES)
     with pytest.raises(ConfigError, match="is set, but the sampler"):
         build_sampler(cfg, dataset, seed=0)
-    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.STAGES = "StagedTrainingSampler", ()
-    with pytest.raises(ConfigError, match="it must be a list of stages"):
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.PHASES = "PhasedTrainingSampler", ()
+    with pytest.raises(ConfigError, match="it must be a list of phases"):
         build_sampler(cfg, dataset, seed=0)
-    with pytest.raises(ConfigError, match="stages is given, but the sampler is already made"):
+    with pytest.raises(ConfigError, match="phases is given, but the sampler is already made"):
         batches(dataset, 1, sampler=UniformTrainingSampler(3, 0))
-    with pytest.raises(ConfigError, match="StagedTrainingSampler has no option 'lambda_'"):
+    with pytest.raises(ConfigError, match="PhasedTrainingSampler has no option 'lambda_'"):
         batches(dataset, 1, sampler_options={"lambda_": 0.5})
 
 
-def test_errors_of_the_stages_samplers_come_at_once(dataset, make_store, picture):
-    """When the loader is built, not where the stage begins."""
+def test_errors_of_the_phases_samplers_come_at_once(dataset, make_store, picture):
+    """When the loader is built, not where the phase begins."""
     with pytest.raises(ConfigError, match=r"LAMBDA \(lambda_\) is 3"):
         batches(
             dataset,
             1,
-            stages=[["UniformTrainingSampler", 9], ["SoftBalanceTrainingSampler", 9, {"lambda_": 3}]],
+            phases=[["UniformTrainingSampler", 9], ["SoftBalanceTrainingSampler", 9, {"lambda_": 3}]],
         )
     with pytest.raises(ConfigError, match="SoftBalanceTrainingSampler has no option 'lam'"):
-        batches(dataset, 1, stages=[["SoftBalanceTrainingSampler", 9, {"lam": 1}]])
+        batches(dataset, 1, phases=[["SoftBalanceTrainingSampler", 9, {"lam": 1}]])
     bare = MultiLabelDataset(make_store([picture("a", 8, 8)]))
     with pytest.raises(DataError, match="SoftBalanceTrainingSampler needs objects"):
-        batches(bare, 1, stages=[["UniformTrainingSampler", 9], ["SoftBalanceTrainingSampler", 9]])
+        batches(bare, 1, phases=[["UniformTrainingSampler", 9], ["SoftBalanceTrainingSampler", 9]])
 
 
 def test_batch_size_of_the_sampler_and_of_the_loader(dataset, make):
     with pytest.raises(ConfigError) as caught:
         TrainingStream(dataset, image_id, make(), 9, 0)
     assert str(caught.value) == (
-        "a phase of StagedTrainingSampler(UniformTrainingSampler, RepeatFactorTrainingSampler, "
+        "a phase of PhasedTrainingSampler(UniformTrainingSampler, RepeatFactorTrainingSampler, "
         "SoftBalanceTrainingSampler(lambda_=0.5)) ends after 240 images, which is no multiple of the total "
         "batch size 9: make the sampler for this batch size"
     )
     with pytest.raises(ConfigError, match=r"2 samplers with the lengths \[3\]"):
-        StagedTrainingSampler([UniformTrainingSampler(3, 0)] * 2, [3], 0)
+        PhasedTrainingSampler([UniformTrainingSampler(3, 0)] * 2, [3], 0)

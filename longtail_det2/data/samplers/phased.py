@@ -18,13 +18,13 @@ from typing_extensions import Self
 from longtail_det2.data.samplers.base import SAMPLER_REGISTRY, TrainingSampler, make_sampler, sampler_class
 from longtail_det2.utils.errors import ConfigError
 
-_KEY = "DATALOADER.STAGES (dataloader.train.stages)"
+_KEY = "DATALOADER.PHASES (dataloader.train.phases)"
 _EXAMPLE = '["UniformTrainingSampler", 90000]'
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of a run.
+class Phase:
+    """One phase of a run.
 
     Attributes:
         sampler: a name in `SAMPLER_REGISTRY`, or a class.
@@ -40,70 +40,70 @@ class Stage:
         return self.sampler if isinstance(self.sampler, str) else self.sampler.__name__
 
 
-def parse_stages(stages: Sequence[Any], max_iter: int | None = None) -> tuple[Stage, ...]:
-    """Stages as configs write them: [sampler, iterations] each, or [sampler, iterations, options].
+def parse_phases(phases: Sequence[Any], max_iter: int | None = None) -> tuple[Phase, ...]:
+    """Phases as configs write them: [sampler, iterations] each, or [sampler, iterations, options].
 
     Args:
-        stages: at least one; such as [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler",
-            90000, {"lambda_": 0.5}]]. Finished `Stage`s are taken as they are.
-        max_iter: iterations of the whole training, which the stages must add up to; None checks nothing.
+        phases: at least one; such as [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler",
+            90000, {"lambda_": 0.5}]]. Finished `Phase`s are taken as they are.
+        max_iter: iterations of the whole training, which the phases must add up to; None checks nothing.
 
     Raises:
         ConfigError: an entry is not of that form, a sampler is unknown, or the sum is another.
     """
-    if isinstance(stages, str) or not isinstance(stages, Sequence) or len(stages) == 0:
-        raise ConfigError(f"{_KEY} is {stages!r}; it must be a list of stages, each such as {_EXAMPLE}")
-    parsed = tuple(_parse_stage(number, entry) for number, entry in enumerate(stages, 1))
-    total = sum(stage.iterations for stage in parsed)
+    if isinstance(phases, str) or not isinstance(phases, Sequence) or len(phases) == 0:
+        raise ConfigError(f"{_KEY} is {phases!r}; it must be a list of phases, each such as {_EXAMPLE}")
+    parsed = tuple(_parse_phase(number, entry) for number, entry in enumerate(phases, 1))
+    total = sum(phase.iterations for phase in parsed)
     if max_iter is not None and total != max_iter:
-        terms = " + ".join(str(stage.iterations) for stage in parsed)
+        terms = " + ".join(str(phase.iterations) for phase in parsed)
         raise ConfigError(
-            f"{_KEY}: the stages last {terms}{f' = {total}' if len(parsed) > 1 else ''} iterations, but "
+            f"{_KEY}: the phases last {terms}{f' = {total}' if len(parsed) > 1 else ''} iterations, but "
             f"SOLVER.MAX_ITER (train.max_iter) is {max_iter}; both must be the same"
         )
     return parsed
 
 
-def stages_of_run(sampler: Any, stages: Sequence[Any], max_iter: int | None = None) -> tuple[Stage, ...]:
-    """The stages of a run, checked against its sampler.
+def phases_of_run(sampler: Any, phases: Sequence[Any], max_iter: int | None = None) -> tuple[Phase, ...]:
+    """The phases of a run, checked against its sampler.
 
     Args:
         sampler: DATALOADER.SAMPLER_TRAIN, or what a lazy config has in its place.
-        stages: see `parse_stages`; empty for a run with one sampler.
-        max_iter: see `parse_stages`.
+        phases: see `parse_phases`; empty for a run with one sampler.
+        max_iter: see `parse_phases`.
 
     Returns:
         () for a run with one sampler.
 
     Raises:
-        ConfigError: see `parse_stages`; or stages are given and the sampler does not follow them, or it needs
+        ConfigError: see `parse_phases`; or phases are given and the sampler does not follow them, or it needs
             some and there are none.
     """
-    staged = isinstance(sampler, (str, type)) and sampler_class(sampler) is StagedTrainingSampler
-    if staged:
-        return parse_stages(stages, max_iter)
-    if len(stages):
+    phased = isinstance(sampler, (str, type)) and sampler_class(sampler) is PhasedTrainingSampler
+    if phased:
+        return parse_phases(phases, max_iter)
+    if len(phases):
         raise ConfigError(
             f"{_KEY} is set, but the sampler (DATALOADER.SAMPLER_TRAIN, dataloader.train.sampler) is "
-            f"{sampler!r}: to train in stages set it to 'StagedTrainingSampler', else make the stages empty"
+            f"{sampler!r}: to train in phases set it to 'PhasedTrainingSampler', else make the phases empty"
         )
     return ()
 
 
 @SAMPLER_REGISTRY.register()
-class StagedTrainingSampler(TrainingSampler):
+class PhasedTrainingSampler(TrainingSampler):
     """The streams of several samplers, each up to its length; the last one goes on without end.
 
-    A function of (seed, ids drawn) like all samplers: a boundary is a position of the stream. The first stage
+    A function of (seed, ids drawn) like all samplers: a boundary is a position of the stream. The first phase
     has the seed of the run, so it equals a run with that sampler alone; later ones have seeds made from it,
     as a sampler that is used twice should not repeat itself.
 
-    With DATALOADER.ASPECT_RATIO_GROUPING, the images that wait for a partner at the end of a stage form its
+    With DATALOADER.ASPECT_RATIO_GROUPING, the images that wait for a partner at the end of a phase form its
     last batch together, whatever their shapes (on each process one batch, or none): no image reaches over a
     boundary.
 
     Attributes:
-        samplers: one a stage; their own `start`, `rank` and `world_size` have no effect.
+        samplers: one a phase; their own `start`, `rank` and `world_size` have no effect.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class StagedTrainingSampler(TrainingSampler):
 
         Args:
             samplers: at least one.
-            lengths: images of each stage over all ranks, positive.
+            lengths: images of each phase over all ranks, positive.
             seed: see `TrainingSampler`.
             start: see `TrainingSampler`.
             **ranks: `rank` and `world_size` of `TrainingSampler`.
@@ -129,18 +129,18 @@ class StagedTrainingSampler(TrainingSampler):
         super().__init__(seed=seed, start=start, **ranks)
         if not samplers or len(samplers) != len(lengths) or min(lengths) < 1:
             raise ConfigError(
-                f"StagedTrainingSampler: {len(samplers)} samplers with the lengths {list(lengths)}; it needs "
+                f"PhasedTrainingSampler: {len(samplers)} samplers with the lengths {list(lengths)}; it needs "
                 "at least one sampler and for each a positive number of images"
             )
         self.samplers = tuple(samplers)
-        self.boundaries = tuple(accumulate(lengths))  # with that of the last stage, which ends its batches
+        self.boundaries = tuple(accumulate(lengths))  # with that of the last phase, which ends its batches
         self._begins = (0, *self.boundaries[:-1])
-        # Epochs are counted through; the last of a stage is cut at the boundary.
+        # Epochs are counted through; the last of a phase is cut at the boundary.
         last = [sampler.locate(length - 1) for sampler, length in zip(samplers, lengths[:-1], strict=False)]
         self._first_epochs = (0, *accumulate(epoch + 1 for epoch, _ in last))
         self._cut_sizes = {
-            self._first_epochs[stage] + epoch: lengths[stage] - begin
-            for stage, (epoch, begin) in enumerate(last)
+            self._first_epochs[phase] + epoch: lengths[phase] - begin
+            for phase, (epoch, begin) in enumerate(last)
         }
 
     @classmethod
@@ -150,95 +150,95 @@ class StagedTrainingSampler(TrainingSampler):
         *,
         seed: int,
         start: int = 0,
-        stages: Sequence[Any] = (),
+        phases: Sequence[Any] = (),
         batch_size: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> Self:
-        """Make the samplers of all stages.
+        """Make the samplers of all phases.
 
         Args:
-            dataset: what to sample from, the same in all stages.
+            dataset: what to sample from, the same in all phases.
             seed: of the run.
             start: see `TrainingSampler`.
-            stages: see `parse_stages`.
+            phases: see `parse_phases`.
             batch_size: images of an iteration over all ranks.
             rank: see `TrainingSampler`.
             world_size: see `TrainingSampler`.
 
         Raises:
-            ConfigError: see `parse_stages` and the samplers.
+            ConfigError: see `parse_phases` and the samplers.
         """
-        parsed = parse_stages(stages)
+        parsed = parse_phases(phases)
         samplers = [
-            make_sampler(stage.sampler, dataset, seed=_stage_seed(seed, number), **stage.options)
-            for number, stage in enumerate(parsed)
+            make_sampler(phase.sampler, dataset, seed=_phase_seed(seed, number), **phase.options)
+            for number, phase in enumerate(parsed)
         ]
-        lengths = [stage.iterations * batch_size for stage in parsed]
+        lengths = [phase.iterations * batch_size for phase in parsed]
         return cls(samplers, lengths, seed, start, rank=rank, world_size=world_size)
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
-        """DATALOADER.STAGES, where a stage's own options come before those of other keys."""
-        stages = [
-            Stage(
-                stage.sampler,
-                stage.iterations,
-                {**sampler_class(stage.sampler).options_from_config(cfg), **stage.options},
+        """DATALOADER.PHASES, where a phase's own options come before those of other keys."""
+        phases = [
+            Phase(
+                phase.sampler,
+                phase.iterations,
+                {**sampler_class(phase.sampler).options_from_config(cfg), **phase.options},
             )
-            for stage in stages_of_run(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.STAGES)
+            for phase in phases_of_run(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.PHASES)
         ]
-        return {"stages": stages, "batch_size": cfg.SOLVER.IMS_PER_BATCH}
+        return {"phases": phases, "batch_size": cfg.SOLVER.IMS_PER_BATCH}
 
     def epoch_size(self, epoch: int) -> int:
         """See `TrainingSampler.epoch_size`."""
         if epoch in self._cut_sizes:
             return self._cut_sizes[epoch]
-        stage = bisect_right(self._first_epochs, epoch) - 1
-        return self.samplers[stage].epoch_size(epoch - self._first_epochs[stage])
+        phase = bisect_right(self._first_epochs, epoch) - 1
+        return self.samplers[phase].epoch_size(epoch - self._first_epochs[phase])
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         """See `TrainingSampler.epoch_indices`."""
-        stage = bisect_right(self._first_epochs, epoch) - 1
-        return self.samplers[stage].epoch_indices(epoch - self._first_epochs[stage])[
+        phase = bisect_right(self._first_epochs, epoch) - 1
+        return self.samplers[phase].epoch_indices(epoch - self._first_epochs[phase])[
             : self._cut_sizes.get(epoch)
         ]
 
     def locate(self, position: int) -> tuple[int, int]:
         """See `TrainingSampler.locate`."""
-        stage = bisect_right(self._begins, position) - 1
-        epoch, begin = self.samplers[stage].locate(position - self._begins[stage])
-        return self._first_epochs[stage] + epoch, self._begins[stage] + begin
+        phase = bisect_right(self._begins, position) - 1
+        epoch, begin = self.samplers[phase].locate(position - self._begins[phase])
+        return self._first_epochs[phase] + epoch, self._begins[phase] + begin
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.samplers))})"
 
 
-def _parse_stage(number: int, entry: Any) -> Stage:
-    if isinstance(entry, Stage):
+def _parse_phase(number: int, entry: Any) -> Phase:
+    if isinstance(entry, Phase):
         return entry
     if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) not in (2, 3):
         raise ConfigError(
-            f"{_KEY}: stage {number} is {entry!r}; a stage is a sampler and its iterations, {_EXAMPLE}, and "
+            f"{_KEY}: phase {number} is {entry!r}; a phase is a sampler and its iterations, {_EXAMPLE}, and "
             "may have the sampler's options as a third entry"
         )
     sampler, iterations, options = entry[0], entry[1], entry[2] if len(entry) == 3 else {}
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ConfigError(
-            f"{_KEY}: stage {number} has {iterations!r} iterations; it must be a whole number, at least 1"
+            f"{_KEY}: phase {number} has {iterations!r} iterations; it must be a whole number, at least 1"
         )
     if not isinstance(options, Mapping):
         raise ConfigError(
-            f"{_KEY}: the options of stage {number} are {options!r}; they are a mapping such as "
+            f"{_KEY}: the options of phase {number} are {options!r}; they are a mapping such as "
             '{"lambda_": 0.5}'
         )
-    if sampler_class(sampler) is StagedTrainingSampler:
-        raise ConfigError(f"{_KEY}: stage {number} is StagedTrainingSampler itself; name a single sampler")
-    return Stage(sampler, iterations, {str(key): value for key, value in options.items()})
+    if sampler_class(sampler) is PhasedTrainingSampler:
+        raise ConfigError(f"{_KEY}: phase {number} is PhasedTrainingSampler itself; name a single sampler")
+    return Phase(sampler, iterations, {str(key): value for key, value in options.items()})
 
 
-def _stage_seed(seed: int, stage: int) -> int:
-    if stage == 0:
+def _phase_seed(seed: int, phase: int) -> int:
+    if phase == 0:
         return seed
     # The spawn key keeps these numbers apart from those of epochs, augmentations and training steps.
-    return int(np.random.SeedSequence((seed, stage), spawn_key=(3,)).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed, phase), spawn_key=(3,)).generate_state(1)[0])
