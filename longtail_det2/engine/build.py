@@ -46,7 +46,7 @@ _KEYS_OF_PARTS: dict[str, tuple[str, type[nn.Module], str, tuple[str, ...]]] = {
     "MODEL.ROI_MASK_HEAD": (
         "roi_heads.mask_head",
         MultiLabelMaskHead,
-        "MODEL.MASK_ON to True and MODEL.ROI_MASK_HEAD.NAME to MultiLabelMaskHead",
+        "MODEL.ROI_MASK_HEAD.NAME to MultiLabelMaskHead",
         ("PREDICTOR", "TEMPERATURE"),
     ),
 }
@@ -99,6 +99,8 @@ def check_keys_used(cfg: CfgNode, model: nn.Module) -> None:
     defaults = get_cfg()
     for node, (part, reader, remedy, names) in _KEYS_OF_PARTS.items():
         module = _part(model, part)
+        if module is None and node == "MODEL.ROI_MASK_HEAD":  # MODEL.MASK_ON is False
+            continue
         found = [one for one in module.modules() if isinstance(one, reader)] if module else []
         for name in names:
             value = _value(cfg, f"{node}.{name}")

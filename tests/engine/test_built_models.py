@@ -56,7 +56,9 @@ def test_keys_of_other_parts():
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "NormalizedRPN"
     build_model(cfg)
     cfg = load_cfg(FASTER, [*TINY, "MODEL.ROI_MASK_HEAD.PREDICTOR", "NormalizedConv2d"])
-    with pytest.raises(ConfigError, match=r"it has no roi_heads.mask_head. Set MODEL.MASK_ON to True"):
+    build_model(cfg)  # without masks
+    cfg.MODEL.MASK_ON, cfg.MODEL.ROI_MASK_HEAD.NAME = True, "MaskRCNNConvUpsampleHead"
+    with pytest.raises(ConfigError, match=r"MaskRCNNConvUpsampleHead. Set MODEL.ROI_MASK_HEAD.NAME to Multi"):
         build_model(cfg)
 
 

@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from detectron2.config import LazyCall
 from detectron2.config import get_cfg as detectron2_cfg
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from longtail_det2.engine.build import build_model
+from longtail_det2 import model_zoo
+from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.modeling.roi_heads import BOX_BRANCH_REGISTRY, BoxBranch, with_suffix
 from longtail_det2.utils.errors import ConfigError
 
@@ -78,6 +80,25 @@ def test_a_method_brings_its_branch(cfg, batch):
     with torch.no_grad():
         assert len(model.eval()(batch)[0]["instances"]) > 0
     assert any("box_branch" in name and "sibling" in name for name in model.state_dict())
+
+
+class Doubled(BoxBranch):
+    def losses(self, predictions, proposals):
+        return {name: 2 * value for name, value in super().losses(predictions, proposals).items()}
+
+
+@pytest.mark.parametrize(("name", "stages"), [("faster_rcnn", 1), ("cascade_rcnn", 3)])
+def test_lazy_configs_hand_branches_in(batch, name, stages):
+    cfg = model_zoo.get_config(f"shapes/{name}_tiny_softmax_shapes.py")
+    cfg.train.device, cfg.model.roi_heads.num_classes = "cpu", 4
+    torch.manual_seed(0)
+    before = run(build_lazy_model(cfg), batch)
+    branches = [LazyCall(Doubled)() for _ in range(stages)]
+    cfg.model.roi_heads.update({"box_branch": branches[0]} if stages == 1 else {"box_branches": branches})
+    torch.manual_seed(0)
+    after = run(build_lazy_model(cfg), batch)
+    for key, value in after.items():
+        torch.testing.assert_close(value, (1 if "rpn" in key else 2) * before[key])
 
 
 def test_a_replaced_part_is_used(cfg, batch):

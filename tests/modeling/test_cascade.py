@@ -4,7 +4,8 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from longtail_det2.engine.build import build_model
+from longtail_det2 import model_zoo
+from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.modeling.roi_heads import MultiLabelCascadeROIHeads
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
@@ -129,6 +130,26 @@ def test_bad_keys_are_named(cascade_cfg, options, message):
     cascade_cfg.merge_from_list(options)
     with pytest.raises(ConfigError, match=message):
         build_model(cascade_cfg)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda heads: heads.box_heads.pop(), "got 3, 2, 3, 2"),
+        (lambda heads: heads.box_predictors[1].update(cls_agnostic_bbox_reg=False), "cls_agnostic_bbox_reg"),
+        (
+            lambda heads: heads.update(proposal_matcher=heads.proposal_matchers[1]),
+            r"with 0.5.*\[0.6\]",
+        ),
+    ],
+)
+def test_lazy_configs_are_checked_alike(change, message):
+    cfg = model_zoo.get_config("shapes/cascade_rcnn_tiny_softmax_shapes.py")
+    cfg.train.device, cfg.model.roi_heads.num_classes = "cpu", 4
+    build_lazy_model(cfg)
+    change(cfg.model.roi_heads)
+    with pytest.raises(ConfigError, match=message):
+        build_lazy_model(cfg)
 
 
 def test_one_class(cascade_cfg, batch):
