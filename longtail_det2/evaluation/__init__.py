@@ -12,7 +12,6 @@ from longtail_det2.evaluation.openimages_metric import (
     GroundTruth,
     OpenImagesResult,
     evaluate_detections,
-    expand_detections,
     expand_ground_truth,
 )
 
@@ -26,7 +25,6 @@ __all__ = [
     "StoreEvaluator",
     "build_evaluators",
     "evaluate_detections",
-    "expand_detections",
     "expand_ground_truth",
 ]
 

@@ -38,7 +38,7 @@ Task = Literal["bbox", "segm"]
 
 AREAS = ("all", "small", "medium", "large")
 """Names of the area ranges of `AveragePrecision.ap`."""
-_PAIRS_AT_ONCE = {"bbox": 1 << 20, "segm": 1 << 17}
+_PAIRS_AT_ONCE = {"bbox": 1 << 18, "segm": 1 << 17}
 """Detections and objects matched together: classes are processed in batches of about this many."""
 
 logger = logging.getLogger(__name__)
@@ -343,7 +343,8 @@ def _precision(
     objects = gt.object[pairs]
     box = found.boxes_xywh(rows)
     area = box[:, 2] * box[:, 3]
-    masks, gt_masks = None, None
+    masks: list[Any] | None = None
+    gt_masks: list[Any] | None = None
     if task == "segm":
         masks, gt_masks = found.masks(rows), gt.masks(objects)
         area = np.asarray(hotcoco.mask.area(masks), dtype=np.float64).reshape(-1)

@@ -6,9 +6,9 @@ import json
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -28,35 +28,13 @@ from longtail_det2.utils.io import atomic_writer
 
 logger = logging.getLogger(__name__)
 
-METRICS = {"open_images": OpenImagesMetric, "coco": COCOMetric, "lvis": LVISMetric}
+Metric = OpenImagesMetric | COCOMetric | LVISMetric
+METRICS: dict[str, Callable[..., Metric]] = {
+    "open_images": OpenImagesMetric,
+    "coco": COCOMetric,
+    "lvis": LVISMetric,
+}
 """Classes of metrics by the names that TEST.METRICS knows."""
-
-
-class Metric(Protocol):
-    """A function of detections and one ground truth."""
-
-    name: str
-
-    def check(self, store: AnnotationStore) -> None:
-        """Raise ConfigError where the store cannot be evaluated by this metric."""
-        ...
-
-    def measure(
-        self,
-        gt: StoreGroundTruth,
-        found: DetectionColumns,
-        bins: Mapping[str, np.ndarray],
-        counts: np.ndarray | None,
-    ) -> MetricResult:
-        """Evaluate.
-
-        Args:
-            gt: what there is.
-            found: what was detected.
-            bins: class indices by name: "leaves", and "head", "medium", "tail" if counts are known.
-            counts: (K,) training images of each class.
-        """
-        ...
 
 
 class StoreEvaluator(DatasetEvaluator):
@@ -322,12 +300,14 @@ def write_instances(path: Path, gt: StoreGroundTruth, found: DetectionColumns) -
     """
     store = gt.store
     classes = [json.dumps(_file_id(name)) for name in store.class_ids]
+    seen: list[bytes] = store.image_ids[found.seen].tolist()
+    offsets: list[int] = found.offsets.tolist()
     separator = ""
     with atomic_writer(path) as stream:
         stream.write("[")
         for place in np.argsort(gt.image_rank[found.seen]).tolist():
-            rows = np.arange(found.offsets[place], found.offsets[place + 1])
-            name = json.dumps(_file_id(store.image_ids[found.seen[place]].decode()))
+            rows = np.arange(offsets[place], offsets[place + 1])
+            name = json.dumps(_file_id(seen[place].decode()))
             masks = found.masks(rows) if found.has_masks else [None] * len(rows)
             columns = (
                 found.cls[rows].tolist(),

@@ -143,7 +143,7 @@ class _Targets:
 
 
 @dataclass(frozen=True)
-class TruthOfClasses:
+class ClassesGroundTruth:
     """Ground truth of a range of classes."""
 
     num_images: int
@@ -153,21 +153,21 @@ class TruthOfClasses:
 
     @classmethod
     def select(
-        cls, truth: GroundTruth, classes: range, num_images: int, options: MatchOptions
-    ) -> TruthOfClasses:
+        cls, gt: GroundTruth, classes: range, num_images: int, options: MatchOptions
+    ) -> ClassesGroundTruth:
         """Picks the boxes and verified pairs of `classes`, a contiguous range."""
-        rows = np.flatnonzero((truth.cls >= classes.start) & (truth.cls < classes.stop))
-        key = truth.cls[rows].astype(np.int64) * num_images + truth.image[rows]
-        group_of = truth.group_of[rows].astype(bool)
+        rows = np.flatnonzero((gt.cls >= classes.start) & (gt.cls < classes.stop))
+        key = gt.cls[rows].astype(np.int64) * num_images + gt.image[rows]
+        group_of = gt.group_of[rows].astype(bool)
         verified = None
         if options.verified_filter:
             keys = [key]
             if options.use_image_labels:
-                inside = (truth.label_cls >= classes.start) & (truth.label_cls < classes.stop)
-                label_cls = truth.label_cls[inside].astype(np.int64)
-                keys.append(label_cls * num_images + truth.label_image[inside])
+                inside = (gt.label_cls >= classes.start) & (gt.label_cls < classes.stop)
+                label_cls = gt.label_cls[inside].astype(np.int64)
+                keys.append(label_cls * num_images + gt.label_image[inside])
             verified = np.sort(np.concatenate(keys))  # repeats are harmless, and np.unique is slow
-        box = truth.box[rows]
+        box = gt.box[rows]
         return cls(
             num_images, _Targets.select(key, box, ~group_of), _Targets.select(key, box, group_of), verified
         )
@@ -189,7 +189,7 @@ class KeptDetections:
         rows: np.ndarray,
         classes: np.ndarray,
         annotated: np.ndarray,
-        truth: TruthOfClasses,
+        gt: ClassesGroundTruth,
         options: MatchOptions,
         counts: dict[str, int],
     ) -> KeptDetections:
@@ -200,7 +200,7 @@ class KeptDetections:
             rows: (n,) those of the classes at hand; a row may occur for several classes.
             classes: (n,) class for which each row counts.
             annotated: (number of images,) bool.
-            truth: ground truth of the same classes.
+            gt: ground truth of the same classes.
             options: options of the metric.
             counts: changed in place.
         """
@@ -213,8 +213,8 @@ class KeptDetections:
         box = detections.box[rows]
         valid = (box[:, 0] < box[:, 2]) & (box[:, 1] < box[:, 3])
         counts["inverted"] += len(rows) - int(valid.sum())
-        key = classes.astype(np.int64) * truth.num_images + image
-        known = valid if truth.verified is None else valid & np.isin(key, truth.verified)
+        key = classes.astype(np.int64) * gt.num_images + image
+        known = valid if gt.verified is None else valid & np.isin(key, gt.verified)
         counts["class_not_verified"] += int(valid.sum()) - int(known.sum())
         key, box = key[known], box[known].astype(np.float64)
         score = detections.score[rows[known]].astype(np.float64)
@@ -242,16 +242,16 @@ def _by_content(key: np.ndarray, score: np.ndarray, box: np.ndarray) -> np.ndarr
 
 
 def match_detections(
-    kept: KeptDetections, truth: TruthOfClasses, options: MatchOptions, counts: dict[str, int]
+    kept: KeptDetections, gt: ClassesGroundTruth, options: MatchOptions, counts: dict[str, int]
 ) -> np.ndarray:
     """Rules 5 to 7: (n,) weight of each detection; NaN marks those that were absorbed and do not count."""
     weights = np.zeros(len(kept.key))
-    chosen = _best_target(kept.key, kept.box, truth.single, options.iou_threshold, by_detection_area=False)
+    chosen = _best_target(kept.key, kept.box, gt.single, options.iou_threshold, by_detection_area=False)
     # Detections of a pair stand in score order, so the first one that chose a box is the one that gets it.
     weights[_first_of_each(chosen)] = 1.0
     rest = np.flatnonzero(weights == 0)
     group = _best_target(
-        kept.key[rest], kept.box[rest], truth.group, options.iou_threshold, by_detection_area=True
+        kept.key[rest], kept.box[rest], gt.group, options.iou_threshold, by_detection_area=True
     )
     absorbed = rest[group >= 0]
     best = rest[_first_of_each(group)]

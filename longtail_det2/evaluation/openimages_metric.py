@@ -1,7 +1,7 @@
 """The Open Images detection-challenge metric (2019) on plain arrays.
 
 Shape glossary: G ground-truth boxes, L image-level labels, D detections, K classes, T target boxes (single or
-group-of) of the (image, class) pairs at hand. Boxes are XYXY in any unit that is the same for truth and
+group-of) of the (image, class) pairs at hand. Boxes are XYXY in any unit that is the same for gt and
 detections (Open Images: normalised to [0, 1]). A "pair" is one class in one image.
 
 The rules, in the order in which they apply (docs/openimages_metric.md says where they are from):
@@ -43,11 +43,11 @@ from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth
 from longtail_det2.evaluation.openimages_matching import (
     COUNT_NAMES,
+    ClassesGroundTruth,
     Detections,
     GroundTruth,
     KeptDetections,
     MatchOptions,
-    TruthOfClasses,
     match_detections,
 )
 from longtail_det2.utils.errors import DataError
@@ -62,7 +62,6 @@ __all__ = [
     "OpenImagesResult",
     "average_precision",
     "evaluate_detections",
-    "expand_detections",
     "expand_ground_truth",
 ]
 
@@ -152,37 +151,28 @@ class OpenImagesMetric:
         return MetricResult({"bbox": means}, {**classes, "num_gt": result.num_gt}, facts)
 
 
-def expand_ground_truth(truth: GroundTruth, hierarchy: LabelHierarchy) -> GroundTruth:
+def expand_ground_truth(gt: GroundTruth, hierarchy: LabelHierarchy) -> GroundTruth:
     """The official expansion of annotations.
 
     Every box is repeated for each proper ancestor of its class. "Present" labels are repeated for each
     ancestor, "absent" ones for each descendant. Nothing is de-duplicated: a box annotated both as child and
     as parent becomes two equal boxes of the parent, of which only one can be found.
     """
-    rows, classes = hierarchy.expand(np.arange(len(truth)), truth.cls)
-    present = np.flatnonzero(truth.label_present)
-    absent = np.flatnonzero(~truth.label_present.astype(bool))
-    up_rows, up_classes = hierarchy.expand(present, truth.label_cls[present])
-    down_rows, down_classes = hierarchy.expand(absent, truth.label_cls[absent], up=False)
+    rows, classes = hierarchy.expand(np.arange(len(gt)), gt.cls)
+    present = np.flatnonzero(gt.label_present)
+    absent = np.flatnonzero(~gt.label_present.astype(bool))
+    up_rows, up_classes = hierarchy.expand(present, gt.label_cls[present])
+    down_rows, down_classes = hierarchy.expand(absent, gt.label_cls[absent], up=False)
     label_rows = np.concatenate([up_rows, down_rows])
     return GroundTruth(
-        image=truth.image[rows],
+        image=gt.image[rows],
         cls=classes,
-        box=truth.box[rows],
-        group_of=truth.group_of[rows],
-        label_image=truth.label_image[label_rows],
+        box=gt.box[rows],
+        group_of=gt.group_of[rows],
+        label_image=gt.label_image[label_rows],
         label_cls=np.concatenate([up_classes, down_classes]),
-        label_present=truth.label_present[label_rows],
+        label_present=gt.label_present[label_rows],
     )
-
-
-def expand_detections(detections: Detections, hierarchy: LabelHierarchy) -> Detections:
-    """Repeats every detection for each proper ancestor of its class.
-
-    `evaluate_detections(..., prediction_hierarchy=hierarchy)` does the same without holding the copies.
-    """
-    rows, classes = hierarchy.expand(np.arange(len(detections)), detections.cls)
-    return Detections(detections.image[rows], classes, detections.score[rows], detections.box[rows])
 
 
 def evaluate_detections(
@@ -228,9 +218,9 @@ def evaluate_detections(
     ap = np.full(num_classes, np.nan)
     counts: dict[str, int] = dict.fromkeys(COUNT_NAMES, 0)
     for classes, rows, row_classes in _class_batches(detections, num_classes, prediction_hierarchy):
-        truth = TruthOfClasses.select(ground_truth, classes, len(annotated), options)
-        kept = KeptDetections.select(detections, rows, row_classes, annotated, truth, options, counts)
-        weights = match_detections(kept, truth, options, counts)
+        gt = ClassesGroundTruth.select(ground_truth, classes, len(annotated), options)
+        kept = KeptDetections.select(detections, rows, row_classes, annotated, gt, options, counts)
+        weights = match_detections(kept, gt, options, counts)
         _fill_ap(ap, num_gt, classes, kept, weights)
     return OpenImagesResult(
         metric=_metric_name(options),
@@ -269,17 +259,17 @@ def _metric_name(options: MatchOptions) -> str:
     return f"{family}_Precision/mAP@{options.iou_threshold:g}IOU"
 
 
-def _check_values(truth: GroundTruth, detections: Detections, num_classes: int) -> None:
-    named = {"ground truth": truth.cls, "image-level labels": truth.label_cls, "detections": detections.cls}
+def _check_values(gt: GroundTruth, detections: Detections, num_classes: int) -> None:
+    named = {"ground truth": gt.cls, "image-level labels": gt.label_cls, "detections": detections.cls}
     for name, cls in named.items():
         if len(cls) and not (int(cls.min()) >= 0 and int(cls.max()) < num_classes):
             wrong = int(cls.min()) if cls.min() < 0 else int(cls.max())
             raise DataError(f"{name}: class index {wrong} is outside [0, {num_classes})")
-    for name, image in (("ground truth", truth.image), ("image-level labels", truth.label_image)):
+    for name, image in (("ground truth", gt.image), ("image-level labels", gt.label_image)):
         if len(image) and image.min() < 0:
             raise DataError(f"{name}: image index {int(image.min())} is negative")
     columns = (
-        ("ground truth", "box", truth.box),
+        ("ground truth", "box", gt.box),
         ("detections", "box", detections.box),
         ("detections", "score", detections.score),
     )
@@ -287,15 +277,15 @@ def _check_values(truth: GroundTruth, detections: Detections, num_classes: int) 
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
             raise DataError(f"{name}: {column} of row {row} is not finite: {values[row]}")
-    inverted = (truth.box[:, 0] > truth.box[:, 2]) | (truth.box[:, 1] > truth.box[:, 3])
+    inverted = (gt.box[:, 0] > gt.box[:, 2]) | (gt.box[:, 1] > gt.box[:, 3])
     if inverted.any():
         row = int(np.argmax(inverted))
-        raise DataError(f"ground truth: box of row {row} has min > max: {truth.box[row]}")
+        raise DataError(f"ground truth: box of row {row} has min > max: {gt.box[row]}")
 
 
-def _annotated_images(truth: GroundTruth, options: MatchOptions) -> np.ndarray:
+def _annotated_images(gt: GroundTruth, options: MatchOptions) -> np.ndarray:
     """(number of images,) bool: images with at least one annotation row."""
-    images = [truth.image, truth.label_image] if options.use_image_labels else [truth.image]
+    images = [gt.image, gt.label_image] if options.use_image_labels else [gt.image]
     annotated = np.zeros(max((int(i.max()) + 1 for i in images if len(i)), default=0), dtype=bool)
     for image in images:
         annotated[image] = True

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-TARGET_CPU_SECONDS = 37.3
-TARGET_PEAK_GB = 2.14
+TARGET_CPU_SECONDS = 13.8
+TARGET_PEAK_GB = 1.4
 SIDE = 640
 
 

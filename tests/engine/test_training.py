@@ -8,6 +8,7 @@ import torch
 
 from longtail_det2.engine import lazy, trainer
 from longtail_det2.engine.training_step import ResumableLoader
+from longtail_det2.evaluation import StoreEvaluator
 
 
 def losses(folder):
@@ -33,6 +34,23 @@ def test_lazy_trains_and_evaluates(lazy_args, tmp_path, loss):
     run = tmp_path / "run"
     assert (run / "model_final.pth").is_file() and (run / "inference/mini_test/predictions.csv").is_file()
     assert math.isfinite(losses(run)[2])
+
+
+@pytest.mark.parametrize("front", ["yaml", "lazy"])
+def test_evaluators_are_built_once(yaml_args, lazy_args, monkeypatch, front):
+    """Before training, so that a wrong one is an error then; they serve every evaluation of the run."""
+    built, original = [], StoreEvaluator.__init__
+
+    def count(self, dataset, *args, **kwargs):
+        built.append(dataset)
+        original(self, dataset, *args, **kwargs)
+
+    monkeypatch.setattr(StoreEvaluator, "__init__", count)
+    if front == "yaml":
+        trainer.main(yaml_args("TEST.EVAL_PERIOD", "1"))
+    else:
+        lazy.main(lazy_args("train.eval_period=1"))
+    assert built == ["mini_test"]
 
 
 def test_lazy_and_yaml_training_are_the_same(yaml_args, lazy_args, tmp_path):

@@ -7,7 +7,6 @@ from longtail_det2.evaluation import (
     Detections,
     GroundTruth,
     evaluate_detections,
-    expand_detections,
     expand_ground_truth,
     openimages_matching,
     openimages_metric,
@@ -19,6 +18,12 @@ from longtail_det2.utils.errors import ConfigError, DataError
 UNIT = [0.0, 0.0, 1.0, 1.0]
 LEFT = [0.0, 0.0, 0.5, 1.0]
 RIGHT = [0.5, 0.0, 1.0, 1.0]
+
+
+def expand_detections(detections, hierarchy):
+    """Every detection repeated for each proper ancestor of its class."""
+    rows, classes = hierarchy.expand(np.arange(len(detections)), detections.cls)
+    return Detections(detections.image[rows], classes, detections.score[rows], detections.box[rows])
 
 
 def truth_of(*rows, labels=()):
