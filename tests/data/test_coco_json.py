@@ -117,12 +117,12 @@ def test_hierarchy_by_id_and_as_a_tree(prepare):
 
 
 def test_names_of_many_classes_take_no_quadratic_time(tmp_path):
-    number = 100_000
+    number = 40_000
     names = [f"name {one}" for one in range(number)]
     (tmp_path / "h.json").write_text(json.dumps({name: ["thing"] for name in names}))
     start = time.process_time()
     tree = read_coco_hierarchy(tmp_path / "h.json", list(map(str, range(number))), names)
-    assert tree.class_ids[-1] == "thing" and time.process_time() - start < 20  # minutes, if quadratic
+    assert tree.class_ids[-1] == "thing" and time.process_time() - start < 6  # 10 s if quadratic
 
 
 def test_names_that_are_not_distinct(prepare):
