@@ -365,14 +365,16 @@ def test_real_photographs(shared_dir, tmp_path):
         assert distance.min() < 0.02  # the file has two decimals
 
 
-def test_parents_that_are_no_categories_become_classes(prepare):
+def test_parents_that_are_no_categories_become_classes(prepare, tmp_path, images):
     store = prepare(hierarchy={"dog": ["pet"], "pet": ["living thing"], "animal": ["living thing"]})
     assert store.class_ids == ("5", "7", "30", "pet", "living thing")
     assert store.hierarchy.to_parents() == {"5": ["living thing"], "7": ["pet"], "pet": ["living thing"]}
-    assert store.header["summary"]["classes_without_objects"] == 0  # their descendants have some
+    report = check_coco(tmp_path / "data.json", images, tmp_path / "hierarchy.json")
+    assert report.issues.count("added_class") == 2
+    assert report.issues.count("unused_class") == 0  # their descendants have objects
     with pytest.raises(HierarchyError, match=r"2 labels are neither categories nor above one \(first: 'cow'"):
         prepare(hierarchy={"cow": ["farm animal"], "dog": ["animal"]})
-    with pytest.raises(HierarchyError, match="cannot be the name of a class"):
+    with pytest.raises(HierarchyError, match="above a category"):
         prepare(hierarchy={"dog": [""]})
 
 

@@ -173,15 +173,6 @@ def test_an_object_without_a_mask_is_kept(lvis, segmentation):
     assert store.num_objects == 3 and store.header["summary"]["objects_with_mask"] == 2
 
 
-def test_classes_that_are_said_to_be_absent_and_are_not(lvis):
-    content = copy.deepcopy(LVIS)
-    content["images"][0]["neg_category_ids"] = [7, 4, 3]
-    lvis.write("lvis.json", json.dumps(content))
-    report = check_coco(lvis.coco, lvis.images)
-    assert report.issues.count("contradiction") == 1 and not report.issues.errors
-    assert "image '1', neg_category_ids has 'barge', which has objects there" in report.text()
-
-
 def test_a_file_that_is_cut(lvis):
     text = json.dumps(LVIS)
     lvis.write("lvis.json", text[: len(text) // 2])

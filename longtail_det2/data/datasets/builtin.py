@@ -85,7 +85,7 @@ def _parse_store(entry: str) -> tuple[str, str]:
             f"DATASETS.STORES: {entry!r} is not of the form name=folder, for example my_train=stores/train; "
             "or name=FILE.json:IMAGES for COCO-form annotations"
         )
-    return name, path if CocoEntry.parse(path) else os.path.abspath(path)
+    return name, path if CocoEntry.parse(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _forget_store(name: str) -> tuple[str, str | None] | None:

@@ -45,10 +45,8 @@ class CocoOptions:
         merge_equal_boxes: annotations of one image with equal boxes are labels of one object. (One annotation
             with `category_ids` is one object with several labels in any case.)
         masks: keep the masks of the objects, where the file has any.
-        frequency: LVIS's frequency of each class (rare, common, frequent): "file" takes what the categories
-            say, if they say anything; "images" counts the images with the class here, and so is for the
-            training split; the folder of a store, usually that of the training split, takes its letters;
-            "none".
+        frequency: LVIS's frequency of each class: "file" takes what the categories say, "images" counts the
+            images with the class here (training splits), the folder of a store takes its letters; "none".
         workers: processes that read image headers (more than one needs a `__main__` guard in the caller).
     """
 
@@ -65,33 +63,15 @@ class CocoOptions:
 
 @dataclass(frozen=True)
 class CocoReport:
-    """Numbers and issues of one file.
-
-    Attributes:
-        issues: what is wrong or remarkable.
-        summary: what the store's header keeps: {name: number}.
-        facts: {name: words} about the content.
-    """
+    """What is in one file, in numbers that the store's header keeps, and what is wrong with it."""
 
     issues: Issues
     summary: dict[str, int]
-    facts: dict[str, str]
 
     def text(self) -> str:
-        """The summary, a few lines long whatever the file's size."""
-        lines = [f"  {name:<12}  {words}" for name, words in self.facts.items()]
-        return "\n".join([self.issues.source, *lines, self.issues.table() or "no problems found"])
-
-
-@dataclass(frozen=True)
-class _Content:
-    """Everything that goes into the store; what is wrong is in `report`."""
-
-    source: CocoFile
-    columns: dict[str, np.ndarray]
-    tree: LabelHierarchy | None
-    frequency: list[str] | None
-    report: CocoReport
+        """The report as a table, a few lines long whatever the file's size."""
+        numbers = [f"{value:>12,}  {name.replace('_', ' ')}" for name, value in self.summary.items() if value]
+        return "\n".join([self.issues.source, *numbers, self.issues.table() or "no problems found"])
 
 
 def prepare_coco(
@@ -110,18 +90,17 @@ def prepare_coco(
     `pos_category_ids` and `not_exhaustive_category_ids`; instead of `file_name`, they may have LVIS's
     `coco_url`, of which the last folder and the name count ("train2017/000000391895.jpg"). `segmentation` is
     kept as it is, polygons or RLE, and so is `area`; key points are not kept. Class ids are the category ids
-    as strings, in their order, which may have gaps. Categories keep `name` and LVIS's `frequency`; classes
-    that only the hierarchy names are as frequent as the most frequent category below them.
+    as strings, in their order. Categories keep `name` and LVIS's `frequency`; classes that only the hierarchy
+    names are as frequent as the most frequent category below them.
 
     Args:
         json_file: the annotations.
         image_root: folder that the file names are relative to (absolute ones must lie below it). The sizes of
-            all images are read from the file headers and compared. None: the file must say the sizes, and
-            nothing is compared.
+            all images are read from the file headers and compared. None: the file must say the sizes.
         output: directory of the store; a store that is there is replaced.
         hierarchy: JSON file, an Open Images tree or `{"child": ["parent", ...]}`, that names the categories
             by their ids or by their names. Parents that are no categories become classes.
-        report: called once, before anything is written, with what was found; see `CocoReport.text`.
+        report: called once, before anything is written, with what was found.
         **options: see `CocoOptions`.
 
     Raises:
@@ -130,28 +109,16 @@ def prepare_coco(
         HierarchyError: the hierarchy does not fit.
     """
     settings = CocoOptions(**options)
-    content = _read(Path(json_file), image_root, hierarchy, settings)
+    found, content = _read(Path(json_file), image_root, hierarchy, settings)
     if report is not None:
-        report(content.report)
-    content.report.issues.raise_errors()
-    sources = [{"role": "coco", **describe_file(json_file)}]
-    if hierarchy is not None:
-        sources.append({"role": "hierarchy", **describe_file(hierarchy)})
+        report(found)
+    found.issues.raise_errors()
+    files = [("coco", json_file)] + ([] if hierarchy is None else [("hierarchy", hierarchy)])
     if settings.frequency not in _RULES:
-        sources.append({"role": "frequency", **describe_file(Path(settings.frequency) / "classes.json")})
-    return write_store(
-        output,
-        content.columns,
-        content.source.class_ids,
-        content.source.class_names,
-        form="lvis" if content.source.is_lvis else "coco",
-        parents=None if content.tree is None else content.tree.to_parents(),
-        frequency=content.frequency,
-        image_root=image_root,
-        sources=sources,
-        options=settings.for_header(),
-        summary=content.report.summary,
-    )
+        files.append(("frequency", Path(settings.frequency) / "classes.json"))
+    sources = [{"role": role, **describe_file(file)} for role, file in files]
+    header = {"image_root": image_root, "sources": sources, "options": settings.for_header()}
+    return write_store(output, **content, **header, summary=found.summary)
 
 
 def check_coco(
@@ -166,7 +133,7 @@ def check_coco(
         DataError: the file is no COCO-form JSON at all, or there is no such image folder.
         HierarchyError: the hierarchy does not fit.
     """
-    return _read(Path(json_file), image_root, hierarchy, CocoOptions(**options)).report
+    return _read(Path(json_file), image_root, hierarchy, CocoOptions(**options))[0]
 
 
 def frequency_letters(
@@ -187,16 +154,17 @@ def _read(
     image_root: str | os.PathLike[str] | None,
     hierarchy: str | os.PathLike[str] | None,
     settings: CocoOptions,
-) -> _Content:
+) -> tuple[CocoReport, dict[str, Any]]:
+    """The report, and what `write_store` takes of the file's content."""
     issues = Issues(path, KINDS, settings.skip_bad)
     root = None if image_root is None else Path(image_root)
     source = CocoFile(path, None if root is None else os.path.abspath(root), issues)
     tree = LabelHierarchy.flat(source.class_ids)
     if hierarchy is not None and not issues.errors:
-        tree = read_coco_hierarchy(
-            Path(hierarchy), source.class_ids, source.class_names, skip_bad=settings.skip_bad
-        )
+        names = source.class_ids, source.class_names
+        tree = read_coco_hierarchy(Path(hierarchy), *names, skip_bad=settings.skip_bad)
         added = tree.class_ids[len(source.class_ids) :]
+        issues.add("added_class", _quote(added), len(added))
         source.class_ids += added
         source.class_names += added
     images = source.read_images()
@@ -211,12 +179,17 @@ def _read(
         raise DataError(f"{path}: no sound image or category is left")
     columns = images.columns()
     columns |= _object_columns(annotations, box, columns["image_size"], tree.depth, issues, settings)
-    _note_contradictions(columns, source.class_names, issues)
-    image_offsets = columns["label_offsets"][columns["object_offsets"]]
-    counts = rows_per_class(image_offsets, columns["label"], tree)
+    counts = rows_per_class(columns["label_offsets"][columns["object_offsets"]], columns["label"], tree)
     frequency = _find_frequency(source, tree, counts, settings.frequency)
-    report = _make_report(source, columns, tree, counts, frequency)
-    return _Content(source, columns, None if hierarchy is None else tree, frequency, report)
+    content = {
+        "columns": columns,
+        "class_ids": source.class_ids,
+        "class_names": source.class_names,
+        "form": "lvis" if source.is_lvis else "coco",
+        "parents": None if hierarchy is None else tree.to_parents(),
+        "frequency": frequency,
+    }
+    return CocoReport(issues, _summarize(source, columns, counts, frequency)), content
 
 
 def _object_columns(
@@ -305,20 +278,6 @@ def _read_masks(
     return masks
 
 
-def _note_contradictions(columns: dict[str, np.ndarray], class_names: Sequence[str], issues: Issues) -> None:
-    """Find classes that an image is said not to have and that it has objects of."""
-    images = np.arange(len(columns["image_id"])) * len(class_names)
-    absent = columns["image_label_status"] == ImageLabel.ABSENT
-    said = (np.repeat(images, np.diff(columns["image_label_offsets"])) + columns["image_label"])[absent]
-    num_labels = np.diff(columns["label_offsets"][columns["object_offsets"]])
-    wrong = said[np.isin(said, np.repeat(images, num_labels) + columns["label"])]
-    if len(wrong):
-        image, label = divmod(int(wrong[0]), len(class_names))
-        key = columns["image_id"][image].decode()
-        example = f"image {key!r}, neg_category_ids has {class_names[label]!r}, which has objects there"
-        issues.add("contradiction", example, len(wrong))
-
-
 def _find_frequency(
     source: CocoFile, tree: LabelHierarchy, counts: np.ndarray, rule: str
 ) -> list[str] | None:
@@ -356,56 +315,41 @@ def _frequency_of_store(path: str, class_ids: Sequence[str]) -> list[str]:
     if store.class_frequencies is None:
         raise DataError(f"{path}: the store has no frequencies; make it with --frequency images")
     known = dict(zip(store.class_ids, store.class_frequencies, strict=True))
-    absent = next((one for one in class_ids if one not in known), None)
-    if absent is not None:
-        raise DataError(
-            f"{path}: the store has no class {absent!r}, so no frequency of it; is it of these data?"
-        )
+    absent = [one for one in class_ids if one not in known]
+    if absent:
+        raise DataError(f"{path}: the store has no class {absent[0]!r}; is it of these data?")
     return [known[one] for one in class_ids]
 
 
-def _make_report(
-    source: CocoFile,
-    columns: dict[str, np.ndarray],
-    tree: LabelHierarchy,
-    counts: np.ndarray,
-    frequency: Sequence[str] | None,
-) -> CocoReport:
+def _summarize(
+    source: CocoFile, columns: dict[str, np.ndarray], counts: np.ndarray, frequency: Sequence[str] | None
+) -> dict[str, int]:
     """Count what will be in the store, and note classes and images without objects."""
-    names, issues = source.class_names, source.issues
     per_image, per_object = np.diff(columns["object_offsets"]), np.diff(columns["label_offsets"])
     empty = [one.decode() for one in columns["image_id"][per_image == 0]]
-    unused = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    unused = [name for name, count in zip(source.class_names, counts.tolist(), strict=True) if count == 0]
+    twice = [name for name, count in Counter(source.class_names).items() if count > 1]
     for kind, some in (("empty_image", empty), ("unused_class", unused), ("same_name", twice)):
-        issues.add(kind, _quote(some), len(some))
+        source.issues.add(kind, _quote(some), len(some))
     masks = [np.diff(columns[name]) for name in ("polygon_offsets", "run_offsets") if name in columns]
-    summary = {
+    status = columns["image_label_status"]
+    letters = Counter(frequency or ())
+    return {
         "images": len(per_image),
         "images_left_out": source.num_images - len(per_image),
-        "images_without_objects": len(empty),
         "annotations": source.num_annotations,
         "objects": len(per_object),
         "objects_with_several_labels": int(np.count_nonzero(per_object > 1)),
         "objects_with_mask": int(np.count_nonzero(sum(masks))),
         "labels": len(columns["label"]),
-        "classes_without_objects": len(unused),
+        "classes": len(source.class_names),
+        "rare_classes": letters["r"],
+        "common_classes": letters["c"],
+        "frequent_classes": letters["f"],
+        "labels_verified_absent": int(np.count_nonzero(status == ImageLabel.ABSENT)),
+        "labels_verified_present": int(np.count_nonzero(status == ImageLabel.PRESENT)),
+        "labels_not_exhaustive": int(np.count_nonzero(status == ImageLabel.NOT_EXHAUSTIVE)),
     }
-    status = np.bincount(columns["image_label_status"], minlength=len(ImageLabel)).tolist()
-    letters = [f"{(frequency or []).count(one):,} {one}" for one in FREQUENCIES]
-    added = names[len(source.categories) :]
-    facts = {
-        "images": f"{len(per_image):,}, {len(empty):,} of them without objects",
-        "objects": "{objects:,} of {annotations:,} annotations, {objects_with_several_labels:,} with several "
-        "labels, {objects_with_mask:,} with a mask".format(**summary),
-        "classes": f"{len(names):,}, in {counts.min():,} to {counts.max():,} images each",
-        "image labels": f"{status[0]:,} verified absent, {status[1] + status[2]:,} verified present, "
-        f"{status[2]:,} of them not exhaustive",
-        "frequency": ", ".join(letters) if frequency else "none",
-        "hierarchy": f"{sum(len(above) > 0 for above in tree.parents):,} classes have parents"
-        + (f"; added as classes: {_quote(added)}" if added else ""),
-    }
-    return CocoReport(issues, summary, facts)
 
 
 def _quote(names: Sequence[str]) -> str:

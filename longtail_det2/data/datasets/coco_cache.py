@@ -76,6 +76,8 @@ class CocoEntry:
         if not os.path.isfile(self.json_file):  # before the lock, which would stay behind
             raise DataError(f"{self.json_file}: no such file")
         path = self.store_path
+        command = f"python scripts/prepare_coco.py --json {self.json_file} --images {self.image_root}"
+        command += f" --hierarchy {self.hierarchy}" if self.hierarchy else ""
         try:
             path.parent.mkdir(exist_ok=True)
             with file_lock(str(path)):
@@ -83,22 +85,15 @@ class CocoEntry:
         except OSError as error:
             raise DataError(
                 f"{self.json_file}: its store cannot be made in {path.parent} ({error.strerror or error}); "
-                f"make it elsewhere and name its folder instead: {self._command('--output STORE')}"
+                f"make it elsewhere and name its folder instead: {command} --output STORE"
             ) from None
+        except DataError as error:
+            raise DataError(f"{error}. All of it: {command} --check") from None
 
     def _prepare(self) -> AnnotationStore:
         logger.info("Making the annotation store of %s, once", self.json_file)
-        try:
-            return prepare_coco(
-                self.json_file, self.image_root, self.store_path, self.hierarchy, report=_log_report
-            )
-        except DataError as error:
-            raise DataError(f"{error}. All of it: {self._command('--check')}") from None
-
-    def _command(self, ending: str) -> str:
-        hierarchy = f"--hierarchy {self.hierarchy} " if self.hierarchy else ""
-        files = f"--json {self.json_file} --images {self.image_root} {hierarchy}"
-        return f"python scripts/prepare_coco.py {files}{ending}"
+        files = self.json_file, self.image_root, self.store_path, self.hierarchy
+        return prepare_coco(*files, report=_log_report)
 
     def _up_to_date(self) -> AnnotationStore | None:
         files = [("coco", self.json_file)] + ([("hierarchy", self.hierarchy)] if self.hierarchy else [])

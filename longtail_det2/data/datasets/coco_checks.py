@@ -40,9 +40,7 @@ KINDS = {
     "other_size": Kind("image files of another size than annotated", "annotate upright images as they are"),
     "area": Kind("areas that are not positive numbers", "that of the mask or box is taken", "warning"),
     "cut_box": Kind("boxes that reach out of their image", "they are cut; is bbox x, y, w, h?", "warning"),
-    "tiny_box": Kind(
-        "boxes inside the first pixel", "bbox is in pixels, not a share of the image", "warning"
-    ),
+    "tiny_box": Kind("boxes inside the first pixel", "bbox is in pixels, not a share of it", "warning"),
     "equal_boxes": Kind(
         "boxes equal to another one of their image",
         "they are objects of their own; if they are labels of one object, --merge-equal-boxes",
@@ -50,7 +48,7 @@ KINDS = {
     ),
     "same_file": Kind("images with the file of another image", "give them one id", "warning"),
     "same_name": Kind("categories with the name of another one", "is the list right?", "warning"),
-    "contradiction": Kind("classes verified absent that are present too", "present counts", "warning"),
+    "added_class": Kind("classes that only the hierarchy names", "misspelt parents show here", "warning"),
     "no_frequency": Kind(
         "classes without LVIS's frequency", "--frequency images or --frequency STORE adds them", "warning"
     ),
@@ -336,9 +334,6 @@ def check_image_files(images: CocoImages, root: Path | None, issues: Issues, wor
         root: folder of the files; None compares nothing.
         issues: takes images that are absent, unreadable, or of another size.
         workers: processes that read image headers.
-
-    Raises:
-        DataError: there is no such folder.
     """
     unknown = (images.sizes == 0).any(axis=1)
     if root is None:
@@ -384,18 +379,13 @@ def check_boxes(
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     cut = keep & ((annotations.box < -1) | (annotations.box > size + 1)).any(axis=1)
     tiny = np.all(annotations.box[:, 2:] <= 1, axis=1)
-    if np.count_nonzero(tiny) <= len(tiny) / 2:
-        tiny[:] = False  # one or two such boxes may be meant
+    tiny &= np.count_nonzero(tiny) > len(tiny) / 2  # one or two such boxes may be meant
     for kind, wrong in (("box", ~keep), ("cut_box", cut), ("tiny_box", tiny)):
-        if wrong.any():
-            row = int(np.argmax(wrong))
+        for row in np.flatnonzero(wrong)[:1].tolist():
             x0, y0, x1, y1 = annotations.box[row].tolist()
-            issues.add(
-                kind,
-                f"{annotations.where[row]} has the box [{x0:g}, {y0:g}, {x1 - x0:g}, {y1 - y0:g}] in an "
-                f"image of {size[row, 0]:g} x {size[row, 1]:g} pixels (width x height)",
-                int(np.count_nonzero(wrong)),
-            )
+            box = f"{annotations.where[row]} has the box [{x0:g}, {y0:g}, {x1 - x0:g}, {y1 - y0:g}]"
+            pixels = f"{size[row, 0]:g} x {size[row, 1]:g} pixels (width x height)"
+            issues.add(kind, f"{box} in an image of {pixels}", int(np.count_nonzero(wrong)))
     return boxes, keep
 
 
@@ -407,9 +397,7 @@ def compact_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
     polygons = entry.get("segmentation")
     if isinstance(polygons, list):
         with suppress(TypeError, OverflowError):
-            entry["segmentation"] = [
-                array("d", one) if one and isinstance(one, list) else one for one in polygons
-            ]
+            entry["segmentation"] = [array("d", p) if p and type(p) is list else p for p in polygons]
     return entry
 
 

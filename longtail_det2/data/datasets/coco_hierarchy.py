@@ -8,13 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longtail_det2.data.datasets.coco_checks import is_usable_text
-from longtail_det2.data.hierarchy import (
-    HierarchyError,
-    LabelHierarchy,
-    ParsedHierarchy,
-    parents_first,
-    read_parents,
-)
+from longtail_det2.data.hierarchy import HierarchyError, LabelHierarchy, ParsedHierarchy, read_parents
 
 
 def read_coco_hierarchy(
@@ -36,15 +30,11 @@ def read_coco_hierarchy(
         HierarchyError: the file does not fit the classes, or names that it uses are not distinct.
     """
     parsed = _by_id(path, read_parents(path), class_ids, class_names)
-    try:
-        order = parents_first(parsed.parents)
-    except HierarchyError as error:
-        raise HierarchyError(f"{path}: {error}") from None
-    known = set(class_ids)
-    above = set(class_ids)
-    for label in reversed(order):  # children first
-        if label in above:
-            above.update(parsed.parents[label])
+    above, pending = set(class_ids), list(class_ids)
+    while pending:
+        new = set(parsed.parents.get(pending.pop(), ())) - above
+        above |= new
+        pending += new
     absent = [label for label in class_ids if label not in parsed.parents]
     if absent and parsed.root is not None and not skip_bad:
         raise HierarchyError(
@@ -59,10 +49,10 @@ def read_coco_hierarchy(
             f"{path}: {len(lost)} labels are neither categories nor above one (first: {lost[0]!r}{guess}); "
             "correct them, or leave them out with --skip-bad"
         )
-    added = [one for one in parsed.parents if one in above and one not in known and one != parsed.root]
-    for label in added:
-        if not is_usable_text(label):
-            raise HierarchyError(f"{path}: {label!r} cannot be the name of a class")
+    known = {*class_ids, parsed.root}
+    added = [label for label in parsed.parents if label in above and label not in known]
+    if not all(map(is_usable_text, added)):
+        raise HierarchyError(f"{path}: an empty text, or one that no file can hold, is above a category")
     return LabelHierarchy.from_json(parsed, [*class_ids, *added], "contract", "root")
 
 
