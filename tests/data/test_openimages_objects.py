@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from longtail_det2.data.datasets import openimages_objects
-from longtail_det2.data.datasets.openimages_objects import group_rows, specificity_order
+from longtail_det2.data.datasets import openimages
+from longtail_det2.data.datasets.openimages import group_rows, specificity_order
 
 NUM_CLASSES = 6
 GROUP_OF = 4
@@ -77,7 +77,7 @@ def test_order_of_rows_does_not_matter():
 def test_small_chunks_change_nothing(monkeypatch):
     rows = random_rows(4)
     expected = group_rows(*rows, make_rank(rows[1]))
-    monkeypatch.setattr(openimages_objects, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(openimages, "_CHUNK_ROWS", 7)
     objects = group_rows(*rows, make_rank(rows[1]))
     for name in ("image", "box", "flags", "label_offsets", "label"):
         np.testing.assert_array_equal(getattr(objects, name), getattr(expected, name))
