@@ -20,7 +20,6 @@ from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
 FORMS = ("concurrent", "softmax")
-KEY = "MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX"
 
 
 def some_rates(seed=0, size=5):
@@ -93,9 +92,22 @@ def test_training_without_rates_is_an_error(train, test):
     assert loss.unreduced(random_logits(), multi_label_targets())["loss_cls"].sum() > 0
 
 
-@pytest.mark.parametrize("key", ["train", "test"])
+def test_directions():
+    """The config says how rates are read; a checkpoint keeps P(j | i) in any case."""
+    targets, logits, rates = multi_label_targets(), random_logits(), some_rates()
+    directed = {"given_row": rates, "given_column": rates.T, "maximum": torch.maximum(rates, rates.T)}
+    for direction, wanted in directed.items():
+        loss = make_loss(rates=None, direction=direction)
+        loss.load_state_dict(make_loss(direction="given_column").state_dict())
+        assert torch.equal(loss.rates, rates)
+        torch.testing.assert_close(loss.scores(logits), concurrent_softmax_scores(logits, wanted))
+        found = loss.unreduced(logits, targets)["loss_cls"]
+        torch.testing.assert_close(found, concurrent_softmax_loss(logits, targets.labels, wanted))
+
+
+@pytest.mark.parametrize("key", ["train", "test", "direction"])
 def test_unknown_choices(key):
-    with pytest.raises(ConfigError, match=rf"{KEY}\.{key.upper()} is 'sigmoid'; it must be one of "):
+    with pytest.raises(ConfigError, match=rf"{key.upper()}.* is 'sigmoid'; it must be one of "):
         make_loss(**{key: "sigmoid"})
 
 
