@@ -78,7 +78,7 @@ class StoreEvaluator(DatasetEvaluator):
         self.store, self.metrics = open_store(dataset), tuple(metrics)
         for metric in self.metrics:
             metric.check(self.store)
-        self._name = _name_of(dataset)
+        self._name = dataset if isinstance(dataset, str) else self.store.path.name
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._train_counts = None if train_counts is None else np.asarray(train_counts)
         if self._train_counts is not None and self._train_counts.shape != (self.store.num_classes,):
@@ -347,13 +347,6 @@ def open_store(dataset: str | Path | AnnotationStore) -> AnnotationStore:
             )
         return AnnotationStore.open(path)
     return AnnotationStore.open(dataset)
-
-
-def _name_of(dataset: str | Path | AnnotationStore) -> str:
-    """What the log calls a data set: its registered name, else the folder of its store."""
-    if isinstance(dataset, str) and dataset in MetadataCatalog.list():
-        return dataset
-    return (dataset.path if isinstance(dataset, AnnotationStore) else Path(dataset)).name
 
 
 def _file_id(text: str) -> int | str:
