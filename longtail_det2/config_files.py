@@ -50,6 +50,12 @@ def load_cfg(config_file: str | os.PathLike[str] = "", options: Sequence[str] = 
             _update(merged, content)
         _merge(cfg, merged, str(config_file))
     merge_options(cfg, options)
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    if len(mean) != len(std) or not all(one > 0 for one in std):
+        raise ConfigError(
+            f"{config_file or 'command line'}: MODEL.PIXEL_STD is {std}, MODEL.PIXEL_MEAN {mean}; both need "
+            "as many numbers, and those of PIXEL_STD must be positive"
+        )
     vars(cfg)["_CONFIG_FILE"] = str(config_file)  # for the record of a run that is started with it
     return cfg
 
@@ -132,7 +138,7 @@ def _yaml_chain(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {_BASE_KEY} must be one file name, got {base!r}")
         base_path = path.parent / os.path.expanduser(base)
-        if not base_path.is_file():
+        if not os.path.isfile(base_path):
             raise ConfigError(f"{path}: its {_BASE_KEY} {base!r} is no file ({base_path})")
         path = base_path
 
@@ -367,7 +373,8 @@ def _check_train(train: Any, source: str) -> None:
     """Check the keys of ``train``, which no class takes as arguments: near misses, and kinds of values."""
     if not isinstance(train, DictConfig):
         return
-    _check_like(train, LazyConfig.load(str(config_root() / "common/train.py"), "train"), "train", source)
+    known: Any = LazyConfig.load(str(config_root() / "common/train.py"), "train")
+    _check_like(train, known, "train", source)
 
 
 def _check_like(node: DictConfig, known: DictConfig, key: str, source: str) -> None:

@@ -59,7 +59,7 @@ def get_config_file(name: str) -> str:
     """
     root = config_root().resolve()
     path = (root.parent if name.startswith(f"{_PROJECTS}/") else root) / name
-    if not path.is_file() or not name_of_config(path):
+    if not os.path.isfile(path) or not name_of_config(path):
         known = list_configs()
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -78,7 +78,7 @@ def find_config_file(name: str | os.PathLike[str], suffix: str) -> Path:
         ConfigError: there is no such file, or it is of the other kind.
     """
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         try:
             path = Path(get_config_file(str(name)))
         except ConfigError as error:

@@ -161,8 +161,8 @@ def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any, axis_order: An
     """An array of protocol 5; its size is that of the buffer, which the file holds."""
     array = np.frombuffer(buffer, dtype=dtype)
     if order == "K" and axis_order is not None:
-        return array.reshape(shape, order="C").transpose(axis_order)
-    return array.reshape(shape, order=order)
+        return array.reshape(shape).transpose(axis_order)
+    return array.reshape(shape, order="F" if order == "F" else "C")
 
 
 def _scalar(dtype: Any, content: bytes = b"") -> Any:

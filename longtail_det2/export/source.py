@@ -16,7 +16,14 @@ from detectron2.data import transforms
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.checkpoint.weights import read_weights
+from longtail_det2.config_files import load_cfg, load_lazy
+from longtail_det2.config_names import find_config_file, name_of_config
+from longtail_det2.data.datasets.builtin import register_datasets
+from longtail_det2.engine.build import build_lazy_model, build_model
+from longtail_det2.engine.setup import lazy_dataset_names
+from longtail_det2.model_zoo.model_zoo import get_checkpoint, use_weights
 from longtail_det2.model_zoo.run_facts import class_names_beside, config_without_paths, read_plain_yaml
 from longtail_det2.utils.errors import ConfigError
 
@@ -67,8 +74,6 @@ class TrainedDetector:
         Raises:
             ConfigError: an entry is malformed, or a name stands for other data already.
         """
-        from longtail_det2.data.datasets.builtin import register_datasets
-
         if isinstance(self.cfg, CfgNode):
             register_datasets(self.cfg.DATASETS.ROOT, self.cfg.DATASETS.STORES)
         else:
@@ -89,11 +94,6 @@ def load_detector(
     Raises:
         ConfigError: a file is missing or damaged, or the weights are not those of a detector of this config.
     """
-    from longtail_det2.config_files import load_cfg, load_lazy
-    from longtail_det2.config_names import find_config_file, name_of_config
-    from longtail_det2.engine.build import build_lazy_model, build_model
-    from longtail_det2.model_zoo.model_zoo import get_checkpoint, use_weights
-
     lazy = str(config_file).endswith(".py")
     found = find_config_file(config_file, ".py" if lazy else ".yaml")
     path = Path(weights or get_checkpoint(config_file))
@@ -142,8 +142,6 @@ def to_input(picture: np.ndarray, min_size: int, max_size: int) -> Tensor:
 
 def _load(model: nn.Module, path: Path) -> None:
     """Load weights; all of them have to be there."""
-    from longtail_det2.checkpoint import ClassAwareCheckpointer
-
     present = read_weights(path).tensors
     missing = [name for name in inference_copy(model).state_dict() if name not in present]
     if missing:
@@ -186,6 +184,4 @@ def _lazy_input(cfg: DictConfig) -> tuple[str, int, int]:
 
 
 def _test_datasets(cfg: Any) -> tuple[str, ...]:
-    from longtail_det2.engine.setup import lazy_dataset_names
-
     return tuple(cfg.DATASETS.TEST if isinstance(cfg, CfgNode) else lazy_dataset_names(cfg)[1])
