@@ -122,7 +122,8 @@ def rate_lines(
     statistics: ClassStatistics, names: Sequence[str], number: int, least_objects: int
 ) -> list[str]:
     """The highest rates of classes that the hierarchy does not relate."""
-    rates, objects = statistics.rates(), np.diagonal(statistics.cooccurrence)
+    rates, pairs = statistics.rates(), statistics.known_cooccurrence
+    objects = pairs.diagonal()
     unrelated = np.where(related_classes(statistics), 0.0, rates)
     lines = [
         f"co-occurrence: {np.count_nonzero(rates):,} rates above 0, {np.count_nonzero(unrelated):,} of them "
@@ -132,8 +133,7 @@ def rate_lines(
     highest = np.argsort(-unrelated, axis=None, kind="stable")[: min(number, np.count_nonzero(unrelated))]
     for i, j in zip(*np.unravel_index(highest, unrelated.shape), strict=True):
         lines.append(
-            f"  P({names[j]} | {names[i]}) = {rates[i, j]:.3f}  "
-            f"({statistics.cooccurrence[i, j]:,} of {objects[i]:,} objects)"
+            f"  P({names[j]} | {names[i]}) = {rates[i, j]:.3f}  ({pairs[i, j]:,} of {objects[i]:,} objects)"
         )
     return lines
 

@@ -106,6 +106,13 @@ class ClassStatistics:
                     f"cooccurrence of {one!r} and {other!r}: not symmetric, or above its diagonal"
                 )
 
+    @property
+    def known_cooccurrence(self) -> np.ndarray:
+        """`cooccurrence`; raises DataError where it is unknown."""
+        if self.cooccurrence is None:
+            raise DataError("the class statistics have no co-occurrence counts; compute them again")
+        return self.cooccurrence
+
     def rates(self, direction: Direction = "given_row") -> np.ndarray:
         """Co-occurrence rates with a diagonal of 0; no source settles which direction the method means.
 
@@ -122,9 +129,8 @@ class ClassStatistics:
         """
         if direction not in DIRECTIONS:
             raise ConfigError(f"direction {direction!r} is none of {', '.join(DIRECTIONS)}")
-        if self.cooccurrence is None:
-            raise DataError("the class statistics have no co-occurrence counts; compute them again")
-        rates = self.cooccurrence / np.maximum(self.cooccurrence.diagonal(), 1)[:, None]
+        pairs = self.known_cooccurrence
+        rates = pairs / np.maximum(pairs.diagonal(), 1)[:, None]
         np.fill_diagonal(rates, 0.0)
         if self.hierarchy is not None:
             rates[self.hierarchy.ancestors] = 1.0
@@ -183,32 +189,28 @@ def compute_statistics(
     sources = [sources] if isinstance(sources, (str, AnnotationStore)) else list(sources)
     if not sources:
         raise ConfigError("no data set is named (DATASETS.TRAIN), so there is nothing to count")
-    class_ids, hierarchy, first = (), None, ""
-    num_images, images, groups = 0, 0, 0
-    for source in sources:
-        name = source if isinstance(source, str) else str(source.path)
-        ids, tree, (image_offsets, label_offsets, labels, is_group) = _contents(source)
-        if hierarchy is None:
-            class_ids, hierarchy, first = ids, tree, name
-            objects = np.zeros((len(ids), len(ids)), dtype=np.int64)
-        check_same_classes(class_ids, ids, first, name)
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(ids):
-            raise DataError(f"data set {name!r} has labels that are not among its {len(ids)} classes")
+    names = [one if isinstance(one, str) else str(one.path) for one in sources]
+    contents = [_contents(one) for one in sources]
+    class_ids, hierarchy, _ = contents[0]
+    size, num_images = len(class_ids), 0
+    images, groups, objects = (np.zeros(shape, np.int64) for shape in (size, size, (size, size)))
+    for name, (ids, _, (image_offsets, label_offsets, labels, is_group)) in zip(names, contents, strict=True):
+        check_same_classes(class_ids, ids, names[0], name)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < size:
+            raise DataError(f"data set {name!r} has labels that are not among its {size} classes")
         num_images += len(image_offsets) - 1
-        images = images + rows_per_class(label_offsets[image_offsets], labels, hierarchy)
+        images += rows_per_class(label_offsets[image_offsets], labels, hierarchy)
         _add_cooccurrence(objects, label_offsets, labels, ~is_group, hierarchy)
         positions, offsets = gather_rows(label_offsets, np.flatnonzero(is_group))
-        groups = groups + rows_per_class(offsets, labels[positions], hierarchy)
+        groups += rows_per_class(offsets, labels[positions], hierarchy)
     known = None if hierarchy.is_flat else hierarchy
     return ClassStatistics(class_ids, num_images, images, objects.diagonal() + groups, objects, None, known)
 
 
-def cooccurrence_rates_of(
-    names: str | Sequence[str], direction: Direction = "given_row"
-) -> np.ndarray | None:
-    """Co-occurrence rates (K, K) of registered data sets; None, logged, where one is absent."""
+def cooccurrence_rates_of(names: str | Sequence[str]) -> np.ndarray | None:
+    """P(j | i) (K, K) of registered data sets; None, logged, where one is absent."""
     statistics = _statistics_if_there(names)
-    return statistics and statistics.rates(direction)
+    return statistics and statistics.rates()
 
 
 def image_counts_of(names: str | Sequence[str]) -> np.ndarray | None:
@@ -232,15 +234,14 @@ _Columns: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 def _contents(source: str | AnnotationStore) -> tuple[tuple[str, ...], LabelHierarchy, _Columns]:
     """Class ids, hierarchy and columns of a data set."""
-    dataset: Any = source
-    if isinstance(source, str):
-        check_registered(source)
-        dataset = DatasetCatalog.get(source)
-        dataset = getattr(dataset, "store", dataset)
-    if isinstance(dataset, AnnotationStore):
-        is_group = (dataset.flags & np.uint8(ObjectFlag.GROUP_OF)) != 0
-        columns = dataset.object_offsets, dataset.label_offsets, dataset.labels, is_group
-        return dataset.class_ids, dataset.hierarchy, columns
+    if isinstance(source, AnnotationStore):
+        is_group = (source.flags & np.uint8(ObjectFlag.GROUP_OF)) != 0
+        columns = source.object_offsets, source.label_offsets, source.labels, is_group
+        return source.class_ids, source.hierarchy, columns
+    check_registered(source)
+    dataset: Any = DatasetCatalog.get(source)
+    if isinstance(getattr(dataset, "store", None), AnnotationStore):
+        return _contents(dataset.store)
     annotations = [record.get("annotations", ()) for record in dataset]
     objects = list(itertools.chain.from_iterable(annotations))
     labels = [annotation_labels(one) for one in objects]

@@ -75,7 +75,7 @@ def most_cooccurring(statistics: ClassStatistics, number: int = _MOST_CLASSES) -
         Class indices that have any rate above 0.
     """
     rates = statistics.rates()
-    objects = np.diagonal(statistics.cooccurrence)
+    objects = statistics.known_cooccurrence.diagonal()
     trusted = rates * (objects / (objects + _FEW_OBJECTS))[:, None]
     both = np.maximum(trusted, trusted.T)
     score = np.where(related_classes(statistics), 0.0, both).max(axis=1) + 1e-6 * both.max(axis=1)
@@ -101,7 +101,7 @@ def draw_heat_map(path: Path, rates: np.ndarray, class_names: Sequence[str], cla
         DataError: the file cannot be written.
     """
     values = rates[np.ix_(classes, classes)]
-    names = [_label(class_names[c]) for c in classes]
+    names = [_label(class_names[int(c)]) for c in classes]
     side = min(max(0.25 * len(classes), 2.4), 14.0)
     with category_figure(path, side + 3.6, side + 2.4) as figure:
         axes = figure.subplots()
