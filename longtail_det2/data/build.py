@@ -89,7 +89,7 @@ def build_sampler(
     """Make a training sampler for a dataset.
 
     Args:
-        sampler: a name in `SAMPLER_REGISTRY`, a `TrainingSampler` class of your own, or a config, which gives
+        sampler: a name in `SAMPLER_REGISTRY`, your `TrainingSampler` class, or a config, which gives
             the name (DATALOADER.SAMPLER_TRAIN), the sampler's options and the phases.
         dataset: what to sample from.
         seed: the same on all ranks.

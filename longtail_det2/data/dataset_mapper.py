@@ -25,7 +25,7 @@ _ANNOTATION_KEYS = ("annotations", "pos_category_ids", "neg_category_ids", "not_
 
 
 class MultiLabelDatasetMapper:
-    """Reads and augments the image and makes ground truth with several labels per object.
+    """Read and augment the image and make ground truth with several labels per object.
 
     The output has `image` (C, H, W) uint8, the record's `height`, `width`, `image_id` and `file_name`, and in
     training `instances`: `gt_boxes`, `gt_classes` int64 (N,) the most specific label, `gt_labels` int8 (N, K)
@@ -87,10 +87,10 @@ class MultiLabelDatasetMapper:
         self.image_format = image_format
         self.ignore_descendants = ignore_descendants
         self.group_of = group_of
-        self.makes_truth = is_train or keep_annotations
+        self.makes_ground_truth = is_train or keep_annotations
         if hierarchy is None and num_classes is not None:
             hierarchy = LabelHierarchy.flat([str(index) for index in range(num_classes)])
-        if hierarchy is None and self.makes_truth:
+        if hierarchy is None and self.makes_ground_truth:
             raise ConfigError("ground truth needs a hierarchy, or num_classes where there is none")
         if hierarchy is not None and num_classes not in (None, hierarchy.num_classes):
             raise ConfigError(f"num_classes is {num_classes}, but the hierarchy has {hierarchy.num_classes}")
@@ -146,7 +146,7 @@ class MultiLabelDatasetMapper:
         augmented = np.asarray(inputs.image)
         image_size = (augmented.shape[0], augmented.shape[1])
         result["image"] = torch.as_tensor(np.ascontiguousarray(augmented.transpose(2, 0, 1)))
-        if self.makes_truth:
+        if self.makes_ground_truth:
             annotations = record.get("annotations", ())
             sizes = before, image_size
             result["instances"] = self._make_instances(annotations, transforms, sizes, _name_of(record))

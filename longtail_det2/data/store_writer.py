@@ -28,8 +28,10 @@ FORMS = ("open_images", "coco", "lvis")
 """The forms of annotations, which say how results are judged."""
 FREQUENCIES = ("r", "c", "f")
 """LVIS's frequency bins: rare, common, frequent."""
-_MOST_PIXELS = 1_000_000
-"""Vertices beyond it are damage; pycocotools allocates memory by the length of an edge."""
+_LONGEST_SIDE = 1_000_000
+"""Sides and vertices beyond it are damage; pycocotools allocates memory by the length of an edge."""
+_MOST_PIXELS = 1 << 30
+"""Larger images are damage: six times what Pillow opens by default."""
 
 
 class ObjectFlag(IntFlag):
@@ -90,6 +92,13 @@ def _within(values: np.ndarray, limit: int, *, low: float, high: float | None = 
     return ""
 
 
+def _sizes(values: np.ndarray, limit: int) -> str:
+    problem = _within(values, limit, low=0, high=_LONGEST_SIDE)
+    if not problem and values.size and values.prod(axis=1, dtype=np.int64).max() > _MOST_PIXELS:
+        return f"has images of more than {_MOST_PIXELS} pixels"
+    return problem
+
+
 def _boxes(values: np.ndarray, limit: int) -> str:
     problem = _within(values, limit, low=0, high=1)
     if not problem and not (values[:, :2] <= values[:, 2:]).all():
@@ -130,16 +139,16 @@ class Column:
         return 1 if self.target else 0
 
 
-_int64, _pixels = "<i8", partial(_within, low=0, high=np.iinfo(np.int32).max)
+_int64 = "<i8"
 _status = partial(_within, low=0, high=max(ImageLabel))
-_vertices = partial(_within, low=-_MOST_PIXELS, high=_MOST_PIXELS)
+_vertices = partial(_within, low=-_LONGEST_SIDE, high=_LONGEST_SIDE)
 _class = partial(_within, low=0)
 _run = partial(_within, low=ord("0"), high=ord("o"))  # other bytes would corrupt pycocotools' memory
 _one_label, _triangle = partial(_offsets, least=1), partial(_offsets, least=3)
 COLUMNS = {
     "image_id": Column("image_ids", "S", "images", _ids),
     "file_name": Column("file_names", "S", "images", _text),
-    "image_size": Column("image_sizes", "<i4", "images", _pixels, width=(2,)),
+    "image_size": Column("image_sizes", "<i4", "images", _sizes, width=(2,)),
     "object_offsets": Column("object_offsets", _int64, "images", _offsets, target="objects"),
     "box": Column("boxes", "<f4", "objects", _boxes, width=(4,)),
     "flags": Column("flags", "|u1", "objects"),

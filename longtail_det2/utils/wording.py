@@ -2,7 +2,7 @@
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: "1 picture", "2,000 pictures".
+    """A number with its noun: "1 image", "2,000 images".
 
     Args:
         number: how many.

@@ -154,6 +154,7 @@ def test_image_root_moves_with_the_store(tmp_path):
         ({"image_id": np.array(["a", "a", "c"])}, "must ascend"),
         ({"box": np.full((3, 4), 1.5)}, "'box' has values from 1.5 to 1.5"),
         ({"label_offsets": np.array([0, 3, 3, 4])}, "'label_offsets' must ascend"),
+        ({"image_size": np.full((3, 2), 40_000)}, "has images of more than 1073741824 pixels"),
         ({"other": np.zeros(3)}, "unknown column 'other'"),
         (
             {"image_label_status": np.array([1, 3, 0])},

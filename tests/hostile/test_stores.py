@@ -155,6 +155,8 @@ def test_columns_that_are_refused_when_the_store_is_opened(rich_store, name, cha
         ("box", 1, np.nan, "is not finite"),
         ("box", 0, 1.5, "has values from 0 to 1.5"),
         ("box", 0, 0.5, "has inverted boxes"),
+        ("image_size", 0, -1, "has values from -1 to 64"),
+        ("image_size", 0, 900_000_000, "has values from 48 to 9e"),
         ("vertex", 3, 1e30, "has values from 4 to 1e\\+30"),
         ("vertex", 3, np.inf, "is not finite"),
         ("area", 0, -1.0, "has areas that are neither"),

@@ -1,4 +1,4 @@
-"""A map-style dataset over annotation stores: Detectron2's standard dicts, several labels a box."""
+"""A map-style dataset over annotation stores: Detectron2's standard dicts, several labels per box."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MultiLabelDataset(Dataset[Record]):
         image_root: str | os.PathLike[str] | None = None,
         filter_empty: bool = False,
     ) -> None:
-        """Opens the store if need be.
+        """Open the store if need be.
 
         Args:
             store: an open store or its directory.
@@ -186,7 +186,7 @@ class ConcatMultiLabelDataset(ConcatDataset[Record]):
     """
 
     def __init__(self, datasets: Sequence[MultiLabelDataset], names: Sequence[str] | None = None) -> None:
-        """Checks that class index c means the same in all parts.
+        """Check that class index c means the same in all parts.
 
         Args:
             datasets: at least one.
