@@ -15,8 +15,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from longtail_det2.modeling.loss_normalizer import LossNormalizer
-from longtail_det2.modeling.losses import ClassificationLoss
+from longtail_det2.modeling.losses import ClassificationLoss, LossNormalizer
 from longtail_det2.utils.errors import ConfigError
 
 from .nms import NMS

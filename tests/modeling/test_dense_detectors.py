@@ -8,8 +8,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.utils.events import EventStorage
 
 from longtail_det2.engine.build import build_model
-from longtail_det2.modeling.loss_normalizer import LossNormalizer
-from longtail_det2.modeling.losses import SigmoidBCELoss
+from longtail_det2.modeling.losses import LossNormalizer, SigmoidBCELoss
 from longtail_det2.modeling.meta_arch.dense import MultiLabelRetinaNetHead
 from longtail_det2.modeling.meta_arch.fcos import centerness_of
 from longtail_det2.utils.errors import ConfigError

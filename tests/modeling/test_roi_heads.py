@@ -12,8 +12,7 @@ from detectron2.utils.events import EventStorage
 from longtail_det2.layers import NormalizedLinear
 from longtail_det2.modeling.backbone import TinyBackbone
 from longtail_det2.modeling.box_regression import multi_label_box_loss
-from longtail_det2.modeling.loss_normalizer import NORMALIZERS
-from longtail_det2.modeling.losses import SeesawLoss, SigmoidBCELoss, SoftmaxCrossEntropyLoss
+from longtail_det2.modeling.losses import NORMALIZERS, SeesawLoss, SigmoidBCELoss, SoftmaxCrossEntropyLoss
 from longtail_det2.modeling.roi_heads import MultiLabelFastRCNNOutputLayers, MultiLabelROIHeads
 from longtail_det2.modeling.roi_heads.fast_rcnn import keep_top_candidates
 from longtail_det2.structures.multi_label import MultiLabelTargets

@@ -4,7 +4,7 @@ from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, build_classi
 from .concurrent_seesaw import ConcurrentFocalSeesawLoss, ConcurrentSeesawLoss
 from .concurrent_softmax import ConcurrentSoftmaxLoss
 from .focal_seesaw import FocalSeesawLoss
-from .reduction import dense_unreduced, reduce_losses
+from .reduction import NORMALIZERS, LossNormalizer, dense_unreduced, reduce_losses
 from .seesaw import SeesawLoss
 from .sigmoid_bce import SigmoidBCELoss
 from .sigmoid_focal import SigmoidFocalLoss
@@ -12,11 +12,13 @@ from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
 
 __all__ = [
     "CLASSIFICATION_LOSS_REGISTRY",
+    "NORMALIZERS",
     "ClassificationLoss",
     "ConcurrentFocalSeesawLoss",
     "ConcurrentSeesawLoss",
     "ConcurrentSoftmaxLoss",
     "FocalSeesawLoss",
+    "LossNormalizer",
     "SeesawLoss",
     "SigmoidBCELoss",
     "SigmoidFocalLoss",

@@ -28,9 +28,9 @@ from longtail_det2.config import NUM_CLASSES_FROM_DATA
 from longtail_det2.layers import at_least_float32
 from longtail_det2.modeling.box_regression import pair_losses
 from longtail_det2.modeling.events import event_storage
-from longtail_det2.modeling.loss_normalizer import LossNormalizer
 from longtail_det2.modeling.losses import (
     ClassificationLoss,
+    LossNormalizer,
     build_classification_loss,
     dense_unreduced,
     reduce_losses,

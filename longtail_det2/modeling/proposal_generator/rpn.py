@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from longtail_det2.layers import at_least_float32
 from longtail_det2.modeling.box_regression import pair_losses
 from longtail_det2.modeling.events import log_ratios, logging_due
-from longtail_det2.modeling.loss_normalizer import LossNormalizer
+from longtail_det2.modeling.losses import LossNormalizer
 from longtail_det2.utils.errors import ConfigError
 
 

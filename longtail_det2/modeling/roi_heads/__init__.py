@@ -1,11 +1,10 @@
 """RoI heads for regions with several labels."""
 
-from .box_branch import BOX_BRANCH_REGISTRY, BoxBranch, with_suffix
 from .cascade import MultiLabelCascadeROIHeads
 from .classifiers import build_classifier, build_mask_predictor
 from .fast_rcnn import MultiLabelFastRCNNOutputLayers
 from .mask_head import MultiLabelMaskHead, multi_label_mask_loss
-from .roi_heads import MultiLabelROIHeads
+from .roi_heads import BOX_BRANCH_REGISTRY, BoxBranch, MultiLabelROIHeads, with_suffix
 
 __all__ = [
     "BOX_BRANCH_REGISTRY",

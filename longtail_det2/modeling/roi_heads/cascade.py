@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from longtail_det2.modeling.events import log_ratios, logging_due, name_scope
 from longtail_det2.utils.errors import ConfigError
 
-from .box_branch import BoxBranch, box_parts_from_config, with_suffix
+from .roi_heads import BoxBranch, box_parts_from_config, with_suffix
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -22,8 +22,12 @@ from torch import Tensor, nn
 
 from longtail_det2.modeling.box_regression import multi_label_box_loss
 from longtail_det2.modeling.events import log_ratios, logging_due
-from longtail_det2.modeling.loss_normalizer import LossNormalizer
-from longtail_det2.modeling.losses import ClassificationLoss, build_classification_loss, reduce_losses
+from longtail_det2.modeling.losses import (
+    ClassificationLoss,
+    LossNormalizer,
+    build_classification_loss,
+    reduce_losses,
+)
 from longtail_det2.modeling.score_thresholds import ScoreThresholds
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 
