@@ -119,7 +119,7 @@ def measure_region(mask: np.ndarray) -> VisibleRegion | None:
     if not mask.any():
         return None
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    rle: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))  # pyright: ignore
     rle = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
     return VisibleRegion(box, int(mask.sum()), mask_to_polygons(mask), rle)

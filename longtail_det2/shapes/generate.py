@@ -142,7 +142,7 @@ class _Drawings(Dataset[ImageRecord]):
         pixels, drawn = draw_image(planned, self._vocabulary, *arguments)
         image_id = f"{self._split}_{index:06d}"
         file_name = f"{image_id}.{options.image_format}"
-        lossy = {"quality": 95, "subsampling": 0} if options.image_format == "jpg" else {}
+        lossy: dict[str, Any] = {"quality": 95, "subsampling": 0} if options.image_format == "jpg" else {}
         Image.fromarray(pixels).save(self._folder / file_name, **lossy)
         return ImageRecord(image_id, file_name, options.image_size, planned, drawn)
 
