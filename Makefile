@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 DEMO ?= output/demo
 TEST_ARGS ?=
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help setup demo test test-slow lint types layers format clean
 
@@ -25,10 +26,10 @@ demo: $(STAMP)
 	$(BIN)/python -W ignore::FutureWarning scripts/run_demo.py --output $(DEMO)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(TEST_ARGS)
+	$(PYTEST) -m "not slow and not gpu" $(TEST_ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not gpu" $(TEST_ARGS)
+	$(PYTEST) -m "slow and not gpu" $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
