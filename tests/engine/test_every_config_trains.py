@@ -39,6 +39,8 @@ def yaml_options(name, pictures, run):
         *("INPUT.MIN_SIZE_TRAIN", "64", "INPUT.MIN_SIZE_TEST", "64"),
         *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(run)),
     ]
+    if "lvis" in name.lower():  # the small store is not in LVIS's form
+        options += ["TEST.METRICS", "('lvis',)"]
     if "hybrid" in name:
         options += ["DATALOADER.PHASES", str(PHASES)]
     if is_large(name):  # frozen normalisation without trained weights diverges
@@ -67,6 +69,8 @@ def lazy_options(name, pictures, run):
         "train.device=cpu",
         f"train.output_dir={run}",
     ]
+    if "lvis" in name.lower():
+        options.append("dataloader.evaluator.metrics=[lvis]")
     if "hybrid" in name:
         phases = str(PHASES).replace("'lambda_'", "lambda_")  # in Hydra's syntax keys have no quotes
         options.append(f"dataloader.train.phases={phases}")
