@@ -22,7 +22,7 @@ from torch import nn
 from longtail_det2.config import get_cfg
 from longtail_det2.config_names import config_root, find_config_file
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.wording import counted
+from longtail_det2.utils.wording import pluralize
 
 _BASE_KEY = "_BASE_"
 _MAX_DEPTH = 32
@@ -69,7 +69,8 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     _refuse_flags(options)
     if len(options) % 2:
         raise ConfigError(
-            f"options must come in pairs KEY VALUE, got {counted(len(options), 'word')}: {' '.join(options)}"
+            f"options must come in pairs KEY VALUE, got {pluralize(len(options), 'word')}: "
+            f"{' '.join(options)}"
         )
     for key, value in zip(options[::2], options[1::2], strict=True):
         nested: Any = _as_sequence(value) if isinstance(_value_at(cfg, key), (tuple, list)) else value

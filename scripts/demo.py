@@ -22,7 +22,7 @@ from PIL import Image  # noqa: E402
 from longtail_det2.data.store import AnnotationStore  # noqa: E402
 from longtail_det2.export.source import TrainedDetector, load_detector  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
-from longtail_det2.utils.wording import counted  # noqa: E402
+from longtail_det2.utils.wording import pluralize  # noqa: E402
 from longtail_det2.visualization.multi_label_visualizer import (  # noqa: E402
     MultiLabelVisualizer,
     labels_metadata,
@@ -112,14 +112,16 @@ def run(args: argparse.Namespace) -> None:
         raise DataError(
             f"{', '.join(args.input)}: none of {len(pictures)} files is a picture that can be read"
         )
-    score = f"scores from {args.score_threshold:g}"
-    print(f"{counted(len(done), 'picture')} in {args.output}, {counted(drawn, 'prediction')} drawn ({score})")
+    print(
+        f"{pluralize(len(done), 'picture')} in {args.output}, {pluralize(drawn, 'prediction')} drawn "
+        f"(scores from {args.score_threshold:g})"
+    )
     if not drawn:
         best = max((float(one.scores.max()) for one in done if len(one.scores)), default=0.0)
         print(f"the highest score is {best:.3f}: a lower --score-threshold draws something")
     if args.predictions is not None:
         write_predictions(args.predictions, done, class_ids, names)
-        print(f"{counted(sum(len(one.scores) for one in done), 'prediction')} in {args.predictions}")
+        print(f"{pluralize(sum(len(one.scores) for one in done), 'prediction')} in {args.predictions}")
 
 
 def describe_classes(

@@ -21,7 +21,7 @@ from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper  # noqa: E
 from longtail_det2.data.datasets.builtin import register_datasets  # noqa: E402
 from longtail_det2.data.images import read_image  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
-from longtail_det2.utils.wording import counted  # noqa: E402
+from longtail_det2.utils.wording import pluralize  # noqa: E402
 from longtail_det2.visualization.inputs import add_data_arguments, open_data, picture_names  # noqa: E402
 from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer, room_for  # noqa: E402
 
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{counted(count, 'picture')} in {args.output}")
+    print(f"{pluralize(count, 'picture')} in {args.output}")
     return 0
 
 

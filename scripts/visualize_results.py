@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
-from longtail_det2.utils.wording import counted  # noqa: E402
+from longtail_det2.utils.wording import pluralize  # noqa: E402
 from longtail_det2.visualization.inputs import add_data_arguments, open_data, picture_names  # noqa: E402
 from longtail_det2.visualization.predictions import TruthIndex, read_predictions  # noqa: E402
 from longtail_det2.visualization.report_pictures import (  # noqa: E402
@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{counted(count, 'picture')} in {args.output}, predictions with a score of at least {threshold:.2f}"
+        f"{pluralize(count, 'picture')} in {args.output}, predictions with a score of "
+        f"at least {threshold:.2f}"
     )
     return 0
 

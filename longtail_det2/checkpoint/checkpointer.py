@@ -14,7 +14,7 @@ from torch import nn
 
 from longtail_det2.utils.errors import ConfigError
 from longtail_det2.utils.io import atomic_writer
-from longtail_det2.utils.wording import counted
+from longtail_det2.utils.wording import pluralize
 
 from .files import LAST_CHECKPOINT, CheckpointError, read_checkpoint, remove_partial_files, resume_candidates
 from .weights import read_weights
@@ -218,8 +218,8 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         lacking = [name for name in own if name in missing]
         if own and len(lacking) == len(own):
             raise ConfigError(
-                f"{self._path} has no weights of this model: none of its {counted(num_found, 'name')} is one "
-                f"of the model's, such as {own[0]}. It is of another model, or of another library"
+                f"{self._path} has no weights of this model: none of its {pluralize(num_found, 'name')} is "
+                f"one of the model's, such as {own[0]}. It is of another model, or of another library"
             )
         if self.complete and lacking:
             raise ConfigError(
@@ -248,11 +248,11 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
     def _class_counts(self, class_ids: Sequence[str] | None, wrong: Sequence[_Mismatch]) -> str:
         """The two numbers of classes, or of logits where the checkpoint does not know its classes."""
         if class_ids and self.class_ids and len(class_ids) != len(self.class_ids):
-            found = counted(len(class_ids), "class", "classes")
+            found = pluralize(len(class_ids), "class", "classes")
             return f": it is for {found}, the model for {len(self.class_ids)}"
         for name, found, wanted in wrong:
             if name.endswith("cls_score.weight"):
-                return f": its classifier has {counted(found[0], 'logit')}, the model's {wanted[0]}"
+                return f": its classifier has {pluralize(found[0], 'logit')}, the model's {wanted[0]}"
         return ""
 
     def _check_classes(self, class_ids: Sequence[str] | None) -> None:

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import multiprocessing as mp
 
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.wording import counted
+from longtail_det2.utils.wording import pluralize
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _check(processes: int, num_machines: int, machine_rank: int, dist_url: str) 
     if num_machines > 1 and dist_url == "auto":
         raise ConfigError("--dist-url: several machines need an address, tcp://<first machine>:<port>")
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        devices = counted(torch.cuda.device_count(), "CUDA device")
+        devices = pluralize(torch.cuda.device_count(), "CUDA device")
         raise ConfigError(f"--num-gpus {processes}: this machine has {devices}")
 
 

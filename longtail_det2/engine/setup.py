@@ -19,7 +19,7 @@ from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
 from longtail_det2.data.datasets.builtin import class_ids_of, register_datasets
 from longtail_det2.data.statistics import compute_statistics, read_statistics, write_statistics
 from longtail_det2.utils.errors import ConfigError, DataError
-from longtail_det2.utils.wording import counted
+from longtail_det2.utils.wording import pluralize
 
 from .run_record import read_run_record, write_run_record
 
@@ -211,10 +211,10 @@ def resolve_num_classes(train: Sequence[str], test: Sequence[str], num_classes: 
         _check_equal_classes(first, class_ids, other, class_ids_of(other))
     if num_classes not in (NUM_CLASSES_FROM_DATA, len(class_ids)):
         raise ConfigError(
-            f"the config says {counted(num_classes, 'class', 'classes')} (MODEL.ROI_HEADS.NUM_CLASSES; in a "
-            "lazy config model.roi_heads.num_classes, of RetinaNet and FCOS model.num_classes), but data set "
-            f"{first!r} has {len(class_ids)}. Set it to {len(class_ids)}, or to {NUM_CLASSES_FROM_DATA} to "
-            "take the data set's number."
+            f"the config says {pluralize(num_classes, 'class', 'classes')} (MODEL.ROI_HEADS.NUM_CLASSES; in "
+            "a lazy config model.roi_heads.num_classes, of RetinaNet and FCOS model.num_classes), but data "
+            f"set {first!r} has {len(class_ids)}. Set it to {len(class_ids)}, or to {NUM_CLASSES_FROM_DATA} "
+            "to take the data set's number."
         )
     return class_ids
 
@@ -258,7 +258,7 @@ def lazy_dataset_names(cfg: DictConfig) -> tuple[list[str], list[str]]:
 def _check_equal_classes(name: str, ids: tuple[str, ...], other: str, other_ids: tuple[str, ...]) -> None:
     if len(ids) != len(other_ids):
         raise ConfigError(
-            f"data set {name!r} has {counted(len(ids), 'class', 'classes')}, but {other!r} has "
+            f"data set {name!r} has {pluralize(len(ids), 'class', 'classes')}, but {other!r} has "
             f"{len(other_ids)}: training and test data need the same classes in the same order"
         )
     for index, (one, two) in enumerate(zip(ids, other_ids, strict=True)):

@@ -1,7 +1,7 @@
 """Words of messages: numbers with their nouns, and texts from files that may hold anything."""
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def pluralize(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun: "1 image", "2,000 images".
 
     Args:

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from longtail_det2.data.statistics import FREQUENCY_BINS, ClassStatistics
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import atomic_path
-from longtail_det2.utils.wording import counted
+from longtail_det2.utils.wording import pluralize
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -155,7 +155,7 @@ def draw_long_tail(path: Path, counts: np.ndarray, bins: np.ndarray) -> None:
                 width=1.0 if len(order) > 150 else 0.82,
                 color=_BIN_COLORS[number],
                 linewidth=0,
-                label=f"{name}: {counted(int(members.sum()), 'class', 'classes')}, {share:.1%}",
+                label=f"{name}: {pluralize(int(members.sum()), 'class', 'classes')}, {share:.1%}",
             )
         handles = axes.get_legend_handles_labels()[0]
         axes.set_yscale("log")
@@ -170,7 +170,7 @@ def draw_long_tail(path: Path, counts: np.ndarray, bins: np.ndarray) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("classes by frequency (below: classes of a bin, and their share of the counts)")
         axes.set_ylabel("images (logarithmic)")
-        axes.set_title(f"{counted(len(counts), 'class', 'classes')}; {inequality_text(counts)}")
+        axes.set_title(f"{pluralize(len(counts), 'class', 'classes')}; {inequality_text(counts)}")
         figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4)
 
 

@@ -9,12 +9,12 @@ from longtail_det2.config import get_cfg
 from longtail_det2.config_files import merge_options
 from longtail_det2.engine.launch import launch
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.wording import counted
+from longtail_det2.utils.wording import pluralize
 
 
 def test_counted():
-    assert [counted(n, "picture") for n in (0, 1, 2000)] == ["0 pictures", "1 picture", "2,000 pictures"]
-    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
+    assert [pluralize(n, "picture") for n in (0, 1, 2000)] == ["0 pictures", "1 picture", "2,000 pictures"]
+    assert [pluralize(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
 
 
 def test_options():
