@@ -18,7 +18,7 @@ from longtail_det2.visualization.run_data import RunData
 
 __all__ = ["changed_settings", "describe_environment", "describe_run", "describe_store", "duration"]
 
-_PRIVATE = ("OUTPUT_DIR", "DATASETS.ROOT", "DATASETS.STORES")
+_PRIVATE = ("OUTPUT_DIR", "DATASETS.ROOT", "DATASETS.STORES", "DATASETS.STATISTICS")
 """Settings that are folders of one machine."""
 
 
