@@ -288,16 +288,6 @@ class AnnotationStore:
         hierarchy = self.hierarchy if expanded else LabelHierarchy.flat(self.class_ids)
         return rows_per_class(self.label_offsets[self.object_offsets], self.labels, hierarchy)
 
-    def object_counts(self, *, expanded: bool = False) -> np.ndarray:
-        """Objects per class: (K,) int64, an object counts once for each of its labels.
-
-        Args:
-            expanded: count a label's ancestors too.
-        """
-        if not expanded:
-            return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
-        return rows_per_class(self.label_offsets, self.labels, self.hierarchy)
-
 
 def rows_per_class(offsets: np.ndarray, labels: np.ndarray, hierarchy: LabelHierarchy) -> np.ndarray:
     """How many rows have each class or a descendant of it.

@@ -16,6 +16,7 @@ from longtail_det2.data.store import (
     AnnotationStoreWriter,
     ObjectFlag,
     open_if_current,
+    rows_per_class,
     write_store,
 )
 from longtail_det2.utils import io
@@ -68,18 +69,16 @@ def test_round_trip(tmp_path):
 
 def test_counts_with_and_without_ancestors(tmp_path):
     store = write(tmp_path / "store")
-    assert store.object_counts().tolist() == [0, 2, 2, 0]
     assert store.image_counts().tolist() == [0, 1, 2, 0]
-    assert store.object_counts(expanded=True).tolist() == [2, 2, 2, 0]
     assert store.image_counts(expanded=True).tolist() == [1, 1, 2, 0]
+    assert rows_per_class(store.label_offsets, store.labels, store.hierarchy).tolist() == [2, 2, 2, 0]
 
 
 def test_counts_do_not_depend_on_chunks(tmp_path, monkeypatch):
     store = write(tmp_path / "store")
-    expected = store.image_counts(expanded=True), store.object_counts(expanded=True)
+    expected = store.image_counts(expanded=True)
     monkeypatch.setattr("longtail_det2.data.store._CHUNK_ROWS", 1)
-    np.testing.assert_array_equal(store.image_counts(expanded=True), expected[0])
-    np.testing.assert_array_equal(store.object_counts(expanded=True), expected[1])
+    np.testing.assert_array_equal(store.image_counts(expanded=True), expected)
 
 
 def test_hierarchy_and_flat_store(tmp_path):

@@ -400,7 +400,7 @@ def use_everything(path, images):
                 mapper(record)
     fresh = AnnotationStore.open(path, images)
     labels_per_image(MultiLabelDataset(fresh, filter_empty=True))
-    fresh.image_counts(expanded=True), fresh.object_counts()
+    fresh.image_counts(expanded=True)
     gt = StoreGroundTruth(fresh)
     assert len(gt.area) == len(gt.box) and len(gt.keys) == len(gt.object)
     assert not fresh.has_masks or len(gt.masks(gt.object)) == len(gt.object)

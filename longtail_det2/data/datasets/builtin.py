@@ -24,38 +24,18 @@ from longtail_det2.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-_PREPARE = "python scripts/prepare_{} --output {{store}} "
-_OPEN_IMAGES = _PREPARE.format("openimages.py") + (
-    "--boxes BOXES.csv --image-labels IMAGELABELS.csv --classes CLASSES.csv --hierarchy HIERARCHY.json "
-    "--images IMAGES"
-)
-_GENERATE = "python scripts/generate_shapes.py --output {root}/shapes && "
-_IMAGES = "--images {root}/shapes/images/{split}"
-_SHAPES = f"{_GENERATE}{_PREPARE.format('openimages.py')}" + (
-    "--boxes {root}/shapes/annotations/{split}-annotations-bbox.csv "
-    "--image-labels {root}/shapes/annotations/{split}-human-imagelabels.csv "
-    "--classes {root}/shapes/annotations/class-descriptions.csv "
-    f"--hierarchy {{root}}/shapes/annotations/hierarchy.json {_IMAGES}"
-)
-_SHAPES_COCO = f"{_GENERATE}{_PREPARE.format('coco.py')}" + (
-    f"--json {{root}}/shapes/coco/{{split}}.json --hierarchy {{root}}/shapes/coco/hierarchy.json {_IMAGES}"
-)
-_SHAPES_LVIS = f"{_GENERATE}{_PREPARE.format('coco.py')}--json {{root}}/shapes/lvis/{{split}}.json {_IMAGES}"
-_LVIS = _PREPARE.format("coco.py") + (
-    "--json {root}/lvis/lvis_v1_{split}.json --images {root}/coco "
-    "(--images: the folder that holds COCO's train2017 and val2017)"
-)
 _BUILTIN = {
-    "openimages_v6": (("train", "validation", "test"), _OPEN_IMAGES),
-    "openimages_challenge_2019": (("train", "validation"), _OPEN_IMAGES),
-    "shapes": (("train", "validation"), _SHAPES),
-    "shapes_coco": (("train", "validation"), _SHAPES_COCO),
-    "shapes_lvis": (("train", "validation"), _SHAPES_LVIS),
-    "lvis_v1": (("train", "val"), _LVIS),
+    "openimages_v6": ("prepare_openimages.py", ("train", "validation", "test")),
+    "openimages_challenge_2019": ("prepare_openimages.py", ("train", "validation")),
+    "shapes": ("prepare_openimages.py", ("train", "validation")),
+    "shapes_coco": ("prepare_coco.py", ("train", "validation")),
+    "shapes_lvis": ("prepare_coco.py", ("train", "validation")),
+    "lvis_v1": ("prepare_coco.py", ("train", "val")),
 }
-"""Data set -> (splits, command that makes a split's store)."""
-_commands: dict[str, str] = {}
-"""Built-in name -> the command that makes its store below the present root."""
+"""Data set -> (script that makes a split's store, splits)."""
+_SCRIPTS = {
+    f"{dataset}_{split}": script for dataset, (script, splits) in _BUILTIN.items() for split in splits
+}
 
 
 def register_datasets(root: str = "", stores: Sequence[str] = ()) -> None:
@@ -118,12 +98,11 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
         ConfigError: a built-in name stands for other data.
     """
     folder = Path(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
-    for dataset, (splits, command) in _BUILTIN.items():
+    for dataset, (_, splits) in _BUILTIN.items():
         for split in splits:
-            name, store = f"{dataset}_{split}", folder / dataset / "stores" / split
-            _commands[name] = command.format(root=folder, split=split, store=store)
+            name = f"{dataset}_{split}"
             try:
-                _register_built_in(name, os.path.abspath(store))
+                _register_built_in(name, os.path.abspath(folder / dataset / "stores" / split))
             except DataError as error:
                 logger.warning("built-in data set %r cannot be used: %s", name, error)
 
@@ -131,9 +110,8 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
 def _register_built_in(name: str, path: str) -> None:
     metadata = MetadataCatalog.get(name)
     if name in DatasetCatalog.list():
-        if (
-            metadata.get("store_path") is None and metadata.get("evaluator_type") == "lvis"
-        ):  # Detectron2's own
+        # Detectron2's own:
+        if metadata.get("store_path") is None and metadata.get("evaluator_type") == "lvis":
             if not os.path.isdir(path):
                 return
             AnnotationStore.open(path)
@@ -278,8 +256,12 @@ def load_dataset(name: str) -> Any:
     try:
         return DatasetCatalog.get(name)
     except (OSError, ImportError) as error:  # of Detectron2's own data sets
-        how = f"; or make its annotation store: {_commands[name]}" if name in _commands else ""
+        how = f"; or make its annotation store{_how(name)}" if name in _SCRIPTS else ""
         raise DataError(f"data set {name!r} cannot be loaded ({error}){how}") from error
+
+
+def _how(name: str) -> str:
+    return f" with scripts/{_SCRIPTS.get(name, 'prepare_*.py')}; docs/datasets.md has the commands"
 
 
 def check_registered(name: str) -> None:
@@ -297,9 +279,8 @@ def check_registered(name: str) -> None:
 
 def _load(name: str, path: str, image_root: str | None) -> MultiLabelDataset:
     if not os.path.isdir(path):
-        built_in = MetadataCatalog.get(name).get("is_built_in")
-        how = _commands[name] if built_in else "one of the scripts/prepare_*.py"
-        raise DataError(f"data set {name!r}: there is no annotation store at {path}; make it with: {how}")
+        how = _how(name if MetadataCatalog.get(name).get("is_built_in") else "")
+        raise DataError(f"data set {name!r}: there is no annotation store at {path}; make it{how}")
     dataset = MultiLabelDataset(path, image_root)
     changed = [str(one) for one in dataset.store.changed_sources()]
     if changed:
