@@ -110,6 +110,8 @@ def check_keys_used(cfg: CfgNode, model: nn.Module) -> None:
                 found = [one for one in found if type(one).__name__ == value]
             if not found:
                 built = f"its {part} is {type(module).__name__}" if module else f"it has no {part}"
+                if module is None and node == "MODEL.ROI_BOX_HEAD":
+                    remedy = "MODEL.DENSE_HEAD for a dense detector, MODEL.META_ARCHITECTURE for another one"
                 raise ConfigError(
                     f"{node}.{name} is {value!r}, but the model that was built ({type(model).__name__}) does "
                     f"not use it: {built}. Set {remedy}, or leave the key at its default"
