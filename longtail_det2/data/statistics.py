@@ -390,7 +390,7 @@ def _parse(content: Mapping[str, Any]) -> ClassStatistics:
         column("instances"),
         pairs,
         column("anchor_prior", float) if any("anchor_prior" in one for one in classes) else None,
-        None if parents is None else LabelHierarchy.from_parents(parents, ids),
+        None if parents is None else LabelHierarchy.from_json(parents, ids),
     )
 
 

@@ -257,7 +257,7 @@ class AnnotationStore:
         """Hierarchy of the classes; flat if the store was made without one."""
         if self._parents is None:
             return LabelHierarchy.flat(self.class_ids)
-        return LabelHierarchy.from_parents(self._parents, self.class_ids)
+        return LabelHierarchy.from_json(self._parents, self.class_ids)
 
     def changed_sources(self) -> list[Path]:
         """Annotation files that the store was made of and that have another size now.

@@ -125,7 +125,7 @@ def measure(folder: Path, images: int, classes: int, expand: bool) -> bool:
     """Reads and evaluates the files, prints the table; whether the targets were met."""
     _, class_ids = names(images, classes)
     parents = {class_ids[i]: [class_ids[i // 8]] for i in range(8, classes)}
-    hierarchy = LabelHierarchy.from_parents(parents, class_ids)
+    hierarchy = LabelHierarchy.from_json(parents, class_ids)
     imports = cpu_seconds()
     baseline = peak_gb()
     truth, image_ids, _ = read_ground_truth(folder / "boxes.csv", folder / "labels.csv", class_ids)

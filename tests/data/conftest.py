@@ -81,7 +81,7 @@ def make_store(tmp_path):
 
 @pytest.fixture(scope="session")
 def pet_hierarchy():
-    return LabelHierarchy.from_parents(PARENTS, CLASS_IDS)
+    return LabelHierarchy.from_json(PARENTS, CLASS_IDS)
 
 
 @pytest.fixture

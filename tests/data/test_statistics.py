@@ -174,9 +174,7 @@ def test_one_class_and_no_objects(make_store, register):
     assert compute_statistics(register(only)).cooccurrence.tolist() == [[2]]
     for name, pictures in (("none", []), ("bare", [Picture("a"), Picture("b")])):
         empty = compute_statistics(register(make_store(pictures, name=name)))
-        np.testing.assert_array_equal(
-            empty.rates(), LabelHierarchy.from_parents(PARENTS, CLASS_IDS).ancestors
-        )
+        np.testing.assert_array_equal(empty.rates(), LabelHierarchy.from_json(PARENTS, CLASS_IDS).ancestors)
         assert not empty.image_counts.any() and not empty.instance_counts.any()
 
 
@@ -194,7 +192,7 @@ def test_data_sets_that_do_not_go_together(make_store, register):
 def some_statistics():
     pairs = np.diag([9, 6, 0, 7, 2, 5])
     pairs[DOG, CAR] = pairs[CAR, DOG] = 3
-    hierarchy = LabelHierarchy.from_parents(PARENTS, CLASS_IDS)
+    hierarchy = LabelHierarchy.from_json(PARENTS, CLASS_IDS)
     priors = np.linspace(0, 1, 6) / 3
     return ClassStatistics(CLASS_IDS, 7, np.arange(6), np.arange(6) * 2, pairs, priors, hierarchy)
 

@@ -19,7 +19,7 @@ from longtail_det2.visualization.category_plots import (
 )
 
 IDS = ["animal", "dog", "puppy", "pet", "fish", "car"]
-TREE = LabelHierarchy.from_parents({"dog": ["animal", "pet"], "puppy": ["dog"], "fish": ["pet"]}, IDS)
+TREE = LabelHierarchy.from_json({"dog": ["animal", "pet"], "puppy": ["dog"], "fish": ["pet"]}, IDS)
 
 
 def statistics_of(pairs, objects=(50,) * 6, hierarchy=TREE):

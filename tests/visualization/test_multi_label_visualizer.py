@@ -13,7 +13,7 @@ from longtail_det2.visualization.multi_label_visualizer import (
 )
 
 NAMES = ["red circle", "circle", "red", "shape"]
-HIERARCHY = LabelHierarchy.from_parents({"0": ["1", "2"], "1": ["3"]}, ["0", "1", "2", "3"])
+HIERARCHY = LabelHierarchy.from_json({"0": ["1", "2"], "1": ["3"]}, ["0", "1", "2", "3"])
 
 
 @pytest.fixture

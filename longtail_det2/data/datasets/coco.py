@@ -301,8 +301,9 @@ def _find_frequency(
         return None
     # An image of a class has the classes above it too: an added one is as frequent as any below it.
     levels = np.array([FREQUENCIES.index(letter) for letter in letters])
+    ancestors = tree.ancestors
     for added in range(len(levels), len(source.class_ids)):
-        letters.append(FREQUENCIES[levels[tree.ancestors[: len(levels), added]].max()])
+        letters.append(FREQUENCIES[levels[ancestors[: len(levels), added]].max()])
     return letters
 
 

@@ -53,7 +53,8 @@ def read_coco_hierarchy(
     added = [label for label in parsed.parents if label in above and label not in known]
     if not all(map(is_usable_text, added)):
         raise HierarchyError(f"{path}: an empty text, or one that no file can hold, is above a category")
-    return LabelHierarchy.from_json(parsed, [*class_ids, *added], "contract", "root")
+    # Without a root, classes that a tree does not contain have no parents.
+    return LabelHierarchy.from_json(parsed._replace(root=None), [*class_ids, *added], "contract")
 
 
 def _by_id(
