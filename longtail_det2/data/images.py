@@ -12,16 +12,16 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.wording import printable
@@ -92,7 +92,7 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def read_image_sizes(
-    root: Path, file_names: np.ndarray, workers: int, advance: Callable[[int], object]
+    root: Path, file_names: np.ndarray, workers: int, progress: bool = False
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """Sizes of many images.
 
@@ -101,25 +101,29 @@ def read_image_sizes(
         file_names: (n,) bytes, UTF-8.
         workers: processes; up to 1 means this one. They are spawned: a script that comes here needs the usual
             `if __name__ == "__main__":` guard.
-        advance: called with the number of images done.
+        progress: show a progress bar.
 
     Returns:
         ((n, 2) int32 of (height, width), 0 where unreadable; and (index, reason) of each unreadable one).
     """
     sizes = np.zeros((len(file_names), 2), dtype=np.int32)
     unreadable: list[tuple[int, str]] = []
-    tasks = [file_names[i : i + _IMAGES_PER_TASK] for i in range(0, len(file_names), _IMAGES_PER_TASK)]
-    start = 0
-    with ExitStack() as stack:
-        run: Any = map
-        if min(workers, len(tasks)) > 1:
-            context = multiprocessing.get_context("spawn")
-            run = stack.enter_context(ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context)).map
-        for part, problems in run(_read_part, [os.fsencode(root)] * len(tasks), tasks):
-            sizes[start : start + len(part)] = part
-            unreadable += [(start + index, reason) for index, reason in problems]
-            start += len(part)
-            advance(len(part))
+
+    def collect(results: Iterable[tuple[int, int] | str]) -> None:
+        bar = tqdm(results, "image headers", len(sizes), unit="image", disable=not progress)
+        for index, result in enumerate(bar):
+            if isinstance(result, str):
+                unreadable.append((index, result))
+            else:
+                sizes[index] = result
+
+    read, names = partial(_try_image_size, os.fsencode(root)), file_names.tolist()
+    workers = min(workers, -(-len(names) // _IMAGES_PER_TASK))
+    if workers > 1:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            collect(pool.map(read, names, chunksize=_IMAGES_PER_TASK))
+    else:
+        collect(map(read, names))
     return sizes, unreadable
 
 
@@ -138,29 +142,21 @@ def find_images(root: Path, image_ids: np.ndarray) -> np.ndarray:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder of images")
-    stems: list[bytes] = []
-    files: list[bytes] = []
+    places = {image_id: place for place, image_id in enumerate(image_ids.tolist())}
+    names = [b""] * len(places)
     for file in _walk(os.fsencode(root)):
         stem, suffix = os.path.splitext(file)
-        if suffix.lower().decode(errors="replace") in SUFFIXES:
-            stems.append(os.path.basename(stem))
-            files.append(file)
-    lookup = pc.SetLookupOptions(pa.array(image_ids.tolist(), pa.binary()))
-    found = pc.call_function("index_in", [pa.array(stems, pa.binary())], lookup)
-    chosen = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
-    targets = found.drop_null().to_numpy()
-    order = np.argsort(targets, kind="stable")
-    twice = np.flatnonzero(np.diff(targets[order]) == 0)
-    if len(twice):
-        pair = sorted(files[chosen[place]].decode(errors="replace") for place in order[twice[0] :][:2])
-        raise DataError(
-            f"{root}: two files could be one image: {pair[0]} and {pair[1]}; remove one, or give a folder "
-            "with one split"
-        )
-    picked = np.array([files[place] for place in chosen.tolist()], dtype=np.bytes_)
-    names = np.zeros(len(image_ids), dtype=picked.dtype if len(picked) else "S1")
-    names[targets] = picked
-    return names
+        place = places.get(os.path.basename(stem))
+        if place is None or suffix.lower().decode(errors="replace") not in SUFFIXES:
+            continue
+        if names[place]:
+            first, second = sorted(one.decode(errors="replace") for one in (names[place], file))
+            raise DataError(
+                f"{root}: two files could be one image: {first} and {second}; remove one, or give a folder "
+                "with one split"
+            )
+        names[place] = file
+    return np.array(names, dtype=np.bytes_)
 
 
 @contextmanager
@@ -220,16 +216,13 @@ def _explain(path: str | os.PathLike[str], error: Exception) -> str:
     return printable(str(error) if str(error) and isinstance(error, (OSError, ValueError)) else repr(error))
 
 
-def _read_part(root: bytes, file_names: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    sizes = np.zeros((len(file_names), 2), dtype=np.int32)
-    problems = []
-    for index, name in enumerate(file_names.tolist()):
-        path = os.fsdecode(os.path.join(root, name))
-        try:
-            sizes[index] = read_image_size(path)
-        except Exception as error:  # decoders raise what they like on damaged headers
-            problems.append((index, _explain(path, error)))
-    return sizes, problems
+def _try_image_size(root: bytes, name: bytes) -> tuple[int, int] | str:
+    """(height, width) of an image, or why it cannot be read."""
+    path = os.fsdecode(os.path.join(root, name))
+    try:
+        return read_image_size(path)
+    except Exception as error:  # decoders raise what they like on damaged headers
+        return _explain(path, error)
 
 
 def _walk(root: bytes) -> Iterator[bytes]:

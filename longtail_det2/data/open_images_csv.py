@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,9 @@ from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.wording import printable
 
 _BLOCK_BYTES = 8 << 20
-_TEXT = pa.dictionary(pa.int32(), pa.string())
+_NO_IMAGES: Any = pa.array([], pa.string()).dictionary_encode()
 _BOX = ("XMin", "YMin", "XMax", "YMax")  # the order of the arrays
+_BAD_BOX = "bad box XMin={0:.7g} XMax={2:.7g} YMin={1:.7g} YMax={3:.7g}"
 _FLAGS = {
     "IsOccluded": ObjectFlag.OCCLUDED,
     "IsTruncated": ObjectFlag.TRUNCATED,
@@ -60,8 +61,6 @@ def csv_issues(
     on_unknown_label: Literal["error", "skip"] = "error", skip_bad: bool = False, **kinds: Kind
 ) -> Issues:
     """Issues of CSV rows, and of further kinds; rows with unknown labels are an error or left out."""
-    if on_unknown_label not in ("error", "skip"):
-        raise DataError(f"on_unknown_label must be 'error' or 'skip', not {on_unknown_label!r}")
     known = _KINDS | kinds
     if on_unknown_label == "skip":
         known["unknown_label"] = replace(known["unknown_label"], advice="left out", severity="warning")
@@ -75,29 +74,32 @@ class _CsvFile:
         self.path = Path(path)
         try:
             with open(self.path, encoding="utf-8-sig", errors="replace") as file:
-                line = next(one for one in iter(lambda: file.readline(1 << 20), "") if one != "\n")
-            self.header = next(csv.reader([line]))
+                lines = iter(lambda: file.readline(1 << 20), "")
+                line = next((one for one in lines if one != "\n"), "")
+            self.header = next(csv.reader([line]), [])
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from None
         except csv.Error as error:
             raise DataError(f"{self.path}, line 1: not a header of a CSV file ({error})") from None
-        except StopIteration:
-            raise DataError(f"{self.path}: is empty; a header with {', '.join(names)} is needed") from None
-        if not line.endswith("\n"):
-            raise DataError(f"{self.path}, line 1: the header has no line end; is the file complete?")
         found = [name.strip() for name in self.header]
-        if missing := [name for name in names if name not in found]:
-            listed = printable(", ".join(found))
-            raise DataError(
-                f"{self.path}, line 1: column {', '.join(missing)} is missing; the header has {listed}"
-            )
-        self.raw = {name: self.header[found.index(name)] for name in (*names, *optional) if name in found}
-        if twice := [name for name in self.raw if found.count(name) > 1]:
-            raise DataError(f"{self.path}, line 1: column {twice[0]} occurs {found.count(twice[0])} times")
+        count = {name: found.count(name) for name in (*names, *optional)}
+        problem = ""
+        if not line:
+            raise DataError(f"{self.path}: is empty; a header with {', '.join(names)} is needed")
+        if not line.endswith("\n"):
+            problem = "the header has no line end; is the file complete?"
+        elif missing := [name for name in names if not count[name]]:
+            problem = f"column {', '.join(missing)} is missing; the header has {printable(', '.join(found))}"
+        elif twice := [name for name in count if count[name] > 1]:
+            problem = f"column {twice[0]} occurs {count[twice[0]]} times"
+        if problem:
+            raise DataError(f"{self.path}, line 1: {problem}")
+        self.raw = {name: self.header[found.index(name)] for name in count if count[name]}
 
     def blocks(self, number: pa.DataType) -> Iterator["_Block"]:
         """All rows in file order; columns of numbers have the type `number`, empty cells are null."""
-        types = {raw: _TEXT if name in ("ImageID", "LabelName") else number for name, raw in self.raw.items()}
+        texts = {"ImageID": _NO_IMAGES.type, "LabelName": pa.string()}
+        types = {raw: texts.get(name, number) for name, raw in self.raw.items()}
         convert = pa_csv.ConvertOptions(
             include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=False
         )
@@ -170,10 +172,15 @@ class _Block:
     def labels(self, classes: pa.Array, issues: Issues) -> np.ndarray:
         """Class index of each row; -1 for unknown labels, which are noted."""
         words: Any = self.columns["LabelName"]
-        label = _find_texts([words], classes)
+        label = _find_texts([words], classes).astype(np.int16 if len(classes) < 2**15 else np.int32)
         problem = f"is not among the {len(classes)} classes"
         self.note(issues, "unknown_label", label < 0, lambda row: f"label {words[row].as_py()!r} {problem}")
         return label
+
+    def select(self, keep: np.ndarray, *columns: np.ndarray) -> tuple[Any, ...]:
+        """Image ids and some columns of the rows to keep."""
+        images = self.images()
+        return images if keep.all() else images.filter(pa.array(keep)), *(column[keep] for column in columns)
 
     def note(self, issues: Issues, kind: str, bad: np.ndarray, describe: Callable[[int], str]) -> None:
         """Note the rows where `bad` is set; the first one of its kind in words."""
@@ -202,38 +209,9 @@ class _Block:
         return bits
 
 
-class BoxRows(NamedTuple):
-    """Box rows of all files that can be used, in file order.
-
-    Attributes:
-        image: dictionary-encoded image ids, one array per block; see `index_images`.
-        label: (r,) int16 or int32 class indices.
-        box: (r, 4) (x0, y0, x1, y1), shares of width and height.
-        flags: (r,) uint8 bits of `ObjectFlag`.
-    """
-
-    image: list[pa.DictionaryArray]
-    label: np.ndarray
-    box: np.ndarray
-    flags: np.ndarray
-
-
-class ImageLabelRows(NamedTuple):
-    """Image-label rows, as `BoxRows`; `present` (q,) bool: verified present, else verified absent."""
-
-    image: list[pa.DictionaryArray]
-    label: np.ndarray
-    present: np.ndarray
-
-
 def read_boxes(
-    paths: Sequence[str | Path],
-    class_ids: Sequence[str],
-    issues: Issues,
-    *,
-    within: bool = True,
-    dtype: type[np.floating] = np.float32,
-) -> BoxRows:
+    paths: Sequence[str | Path], class_ids: Sequence[str], issues: Issues, *, within: bool = True
+) -> tuple[list[pa.DictionaryArray], np.ndarray, np.ndarray, np.ndarray]:
     """Read box CSVs: columns ImageID, LabelName, XMin, XMax, YMin, YMax, and flags (absent: unset).
 
     Args:
@@ -242,31 +220,31 @@ def read_boxes(
         issues: takes rows with unknown labels and bad boxes (not finite, inverted, outside [0, 1] by more
             than 1e-6), which are left out.
         within: refuse coordinates outside [0, 1], and cut them there.
-        dtype: of the coordinates.
+
+    Returns:
+        Image ids of each block, see `index_images`; for all rows that are kept, in file order: class indices
+        (r,) int16 or int32; boxes (r, 4) (x0, y0, x1, y1), shares of width and height, float32 or, if not
+        `within`, float64; and flags (r,) uint8, bits of `ObjectFlag`.
 
     Raises:
         DataError: what cannot be read, with file and line.
     """
-    classes, slack = pa.array(class_ids, pa.string()), 1e-6 if within else 0.0
-    images: list[pa.DictionaryArray] = []
-    columns = [np.empty(0, np.int16)], [np.empty((0, 4), dtype)], [np.empty(0, np.uint8)]
+    classes, dtype = pa.array(class_ids, pa.string()), np.float32 if within else np.float64
+    slack, low, high = (1e-6, -1e-6, 1 + 1e-6) if within else (0.0, -np.inf, np.inf)
+    kept = [(_NO_IMAGES, np.empty(0, np.int16), np.empty((0, 4), dtype), np.empty(0, np.uint8))]
     for path in paths:
         file = _CsvFile(path, ("ImageID", "LabelName", *_BOX), tuple(_FLAGS))
         for block in file.blocks(pa.from_numpy_dtype(dtype)):
             box, flags, label = block.box(), block.flags(), block.labels(classes, issues)
-            low, high = (-slack, 1 + slack) if within else (-np.inf, np.inf)
             good = np.isfinite(box) & (box >= low) & (box <= high)
             good[:, :2] &= box[:, 2:] - box[:, :2] >= -slack
-            sound: Any = good.all(axis=1)
-            keep = (label >= 0) & sound
-            block.note(issues, "bad_box", (label >= 0) & ~sound, lambda row, box=box: _describe_box(box[row]))
-            images.append(block.images() if keep.all() else block.images().filter(pa.array(keep)))
+            known, sound = label >= 0, good.all(axis=1)
+            block.note(issues, "bad_box", known & ~sound, lambda row, box=box: _BAD_BOX.format(*box[row]))
             if within:
                 np.clip(box, 0, 1, out=box)
                 np.maximum(box[:, 2:], box[:, :2], out=box[:, 2:])
-            for column, values in zip(columns, (label, box, flags), strict=True):
-                column.append(values[keep])
-    return BoxRows(images, *map(_join, columns))
+            kept.append(block.select(known & sound, label, box, flags))
+    return _join(kept)
 
 
 def read_image_labels(
@@ -275,7 +253,7 @@ def read_image_labels(
     issues: Issues,
     *,
     machine_label_threshold: float | None = None,
-) -> ImageLabelRows:
+) -> tuple[list[pa.DictionaryArray], np.ndarray, np.ndarray]:
     """Read image-label CSVs: columns ImageID, LabelName, Confidence (1 verified present, 0 verified absent).
 
     Args:
@@ -285,27 +263,28 @@ def read_image_labels(
         machine_label_threshold: a fractional confidence (a machine's label, verified by nobody) counts as
             present from this value on, else the row is left out; None refuses such rows.
 
+    Returns:
+        Image ids and class indices as `read_boxes`; (q,) bool: present, else absent.
+
     Raises:
         DataError: what cannot be read, with file and line.
     """
     classes, threshold = pa.array(class_ids, pa.string()), machine_label_threshold
-    images: list[pa.DictionaryArray] = []
-    columns = [np.empty(0, np.int16)], [np.empty(0, bool)]
+    kept = [(_NO_IMAGES, np.empty(0, np.int16), np.empty(0, bool))]
     for path in paths:
         for block in _CsvFile(path, ("ImageID", "LabelName", "Confidence")).blocks(pa.float32()):
-            value = block.numbers("Confidence")
+            value, label = block.numbers("Confidence"), block.labels(classes, issues)
             block.require((value >= 0) & (value <= 1), "Confidence", "it must lie in [0, 1]")
-            sure = (value == 0) | (value == 1)
-            known = (label := block.labels(classes, issues)) >= 0
+            taken = (value == 0) | (value == 1)
             if threshold is None:
+                machine = (label >= 0) & ~taken
                 block.note(
-                    issues, "machine_label", known & ~sure, lambda row, v=value: f"Confidence is {v[row]:.7g}"
+                    issues, "machine_label", machine, lambda row, v=value: f"Confidence is {v[row]:.7g}"
                 )
-            keep = known & (sure if threshold is None else sure | (value >= threshold))
-            images.append(block.images().filter(pa.array(keep)))
-            columns[0].append(label[keep])
-            columns[1].append(value[keep] > 0)
-    return ImageLabelRows(images, *map(_join, columns))
+            else:
+                taken |= value >= threshold
+            kept.append(block.select((label >= 0) & taken, label, value > 0))
+    return _join(kept)
 
 
 def read_predictions(
@@ -321,20 +300,17 @@ def read_predictions(
         DataError: what cannot be read, with file and line; scores and boxes must be finite.
     """
     classes = pa.array(class_ids, pa.string())
-    images: list[pa.DictionaryArray] = []
-    columns: tuple[list[Any], ...] = [np.empty(0, np.int32)], [np.empty(0)], [np.empty((0, 4))]
+    kept = [(_NO_IMAGES, np.empty(0, np.int16), np.empty(0), np.empty((0, 4)))]
     for block in _CsvFile(path, ("ImageID", "LabelName", "Score", *_BOX)).blocks(pa.float64()):
         for name in ("Score", *_BOX):
             block.require(np.isfinite(block.numbers(name)), name, "a finite number is needed")
-        images.append(block.images())
-        found = block.labels(classes, issues), block.numbers("Score"), block.box()
-        for column, values in zip(columns, found, strict=True):
-            column.append(values)
-    image = _find_texts(images, pa.array(image_ids, pa.string())).astype(np.int32)
-    label, score, box = map(_join, columns)
-    keep = (label >= 0) & (image >= 0)
-    rows = {"image": image[keep], "cls": label[keep], "score": score[keep], "box": box[keep]}
-    return rows, int(np.count_nonzero((label >= 0) & (image < 0)))
+        label = block.labels(classes, issues)
+        kept.append(block.select(label >= 0, label, block.numbers("Score"), block.box()))
+    images, label, score, box = _join(kept)
+    image = _find_texts(images, pa.array(image_ids, pa.string()))
+    known = image >= 0
+    rows = {"image": image[known], "cls": label[known], "score": score[known], "box": box[known]}
+    return rows, int(np.count_nonzero(~known))
 
 
 def read_size_file(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
@@ -347,18 +323,18 @@ def read_size_file(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
     Returns:
         (n, 2) int32 (height, width), 0 where the file has none.
     """
-    images: list[pa.DictionaryArray] = []
-    listed: list[np.ndarray] = [np.empty((0, 2))]
+    listed = [(_NO_IMAGES, np.empty((0, 2)))]
     for block in _CsvFile(path, ("ImageID", "Width", "Height")).blocks(pa.float64()):
-        size = np.stack([block.numbers("Height"), block.numbers("Width")], axis=1)
-        for index, name in enumerate(("Height", "Width")):
-            good = (size[:, index] >= 1) & (size[:, index] < 2**31) & (size[:, index] % 1 == 0)
+        for name in ("Width", "Height"):
+            pixels = block.numbers(name)
+            good = (pixels >= 1) & (pixels < 2**31) & (pixels % 1 == 0)
             block.require(good, name, "Width and Height must be positive integers")
-        images.append(block.images())
-        listed.append(size)
+        size = np.stack([block.numbers("Height"), block.numbers("Width")], axis=1)
+        listed.append((block.images(), size))
+    images, size = _join(listed)
     place = _find_texts(images, pa.array(image_ids.tolist(), pa.binary()).cast(pa.string()))
     sizes = np.zeros((len(image_ids), 2), dtype=np.int32)
-    sizes[place[place >= 0]] = _join(listed)[place >= 0]
+    sizes[place[place >= 0]] = size[place >= 0]
     return sizes
 
 
@@ -405,45 +381,27 @@ def index_images(*columns: list[pa.DictionaryArray]) -> tuple[np.ndarray, list[n
     Returns:
         ((n,) bytes of the ids that occur, ascending; per column (rows,) int32 indices into them).
     """
-    lengths = [len(column) for column in columns]
-    chunks = list(itertools.chain(*columns))
+    lengths = [sum(map(len, column)) for column in columns]
+    chunks: Any = list(itertools.chain(*columns))
     for column in columns:
         column.clear()
-    if not chunks:
-        return np.empty(0, dtype="S1"), [np.empty(0, dtype=np.int32) for _ in columns]
-    unified = iter(pa.chunked_array(chunks).unify_dictionaries().chunks)
-    parts = [list(itertools.islice(unified, length)) for length in lengths]
-    texts = next(part[0] for part in parts if part).dictionary
-    ids = np.array(texts.cast(pa.binary()).to_pylist(), dtype=np.bytes_)
-    codes = [np.concatenate([np.empty(0, np.int32), *(c.indices.to_numpy() for c in part)]) for part in parts]
-    used = np.zeros(len(ids), dtype=bool)
-    for column in codes:
-        used[column] = True
-    chosen = np.flatnonzero(used)
-    chosen = chosen[np.argsort(ids[chosen])]
-    place = np.full(len(ids), -1, dtype=np.int32)
-    place[chosen] = np.arange(len(chosen), dtype=np.int32)
-    return ids[chosen], [place[column] for column in codes]
+    chunks = pa.chunked_array(chunks).unify_dictionaries().chunks
+    ids = np.array(chunks[0].dictionary.cast(pa.binary()).to_pylist(), dtype=np.bytes_)
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+    used = np.flatnonzero(np.bincount(codes, minlength=len(ids)))
+    used = used[np.argsort(ids[used])]
+    place = np.empty(len(ids), dtype=np.int32)
+    place[used] = np.arange(len(used))
+    return ids[used], np.split(place[codes], np.cumsum(lengths)[:-1])
 
 
-def _find_texts(chunks: list[pa.DictionaryArray], known: pa.Array) -> np.ndarray:
-    """Index of each cell of a column among known texts, -1 for others: int16 or int32."""
-    dtype = np.int16 if len(known) < 2**15 else np.int32
-    if not chunks:
-        return np.empty(0, dtype)
-    parts: Any = pa.chunked_array(chunks).unify_dictionaries().chunks
-    place = pc.call_function("index_in", [parts[0].dictionary], pc.SetLookupOptions(known))
-    codes = place.fill_null(-1).to_numpy().astype(dtype)
-    return codes[np.concatenate([part.indices.to_numpy() for part in parts])]
+def _find_texts(texts: list[Any], known: pa.Array) -> np.ndarray:
+    """Index of each text among known ones, -1 for others: int32."""
+    places = pc.call_function("index_in", [pa.chunked_array(texts)], pc.SetLookupOptions(known))
+    return places.fill_null(-1).to_numpy()
 
 
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    """All parts as one array; the list is emptied. The first one may be an empty one of a smaller type."""
-    joined = np.concatenate(parts)
-    parts.clear()
-    return joined
-
-
-def _describe_box(box: np.ndarray) -> str:
-    x0, y0, x1, y1 = (f"{value:.7g}" for value in box.tolist())
-    return f"bad box XMin={x0} XMax={x1} YMin={y0} YMax={y1}"
+def _join(blocks: list[tuple[Any, ...]]) -> Any:
+    """List of the image ids, and all other columns of the blocks as arrays."""
+    images, *columns = zip(*blocks, strict=True)
+    return list(images), *map(np.concatenate, columns)

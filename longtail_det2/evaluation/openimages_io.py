@@ -42,12 +42,13 @@ def read_ground_truth(
         DataError: a missing file or column, a malformed cell, an unknown label, with file and line.
     """
     issues = csv_issues(on_unknown_label)
-    box = read_boxes([boxes], class_ids, issues, within=False, dtype=np.float64)
-    label = read_image_labels([] if image_labels is None else [image_labels], class_ids, issues)
+    of_box, cls, box, flags = read_boxes([boxes], class_ids, issues, within=False)
+    label_files = [] if image_labels is None else [image_labels]
+    of_label, label_cls, present = read_image_labels(label_files, class_ids, issues)
     issues.raise_errors()
-    ids, (image, label_image) = index_images(box.image, label.image)
-    group_of = (box.flags & np.uint8(ObjectFlag.GROUP_OF)) != 0
-    truth = GroundTruth(image, box.label, box.box, group_of, label_image, label.label, label.present)
+    ids, (image, label_image) = index_images(of_box, of_label)
+    group_of = (flags & np.uint8(ObjectFlag.GROUP_OF)) != 0
+    truth = GroundTruth(image, cls, box, group_of, label_image, label_cls, present)
     return truth, [one.decode() for one in ids.tolist()], issues.count("unknown_label")
 
 

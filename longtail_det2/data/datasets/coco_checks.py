@@ -346,7 +346,7 @@ def check_image_files(images: CocoImages, root: Path | None, issues: Issues, wor
     places = np.flatnonzero(images.keep)
     names: Any = np.array([images.file_names[index].encode() for index in places.tolist()], dtype=np.bytes_)
     sizes = np.zeros_like(images.sizes)
-    sizes[places], unreadable = read_image_sizes(root, names, workers, lambda count: None)
+    sizes[places], unreadable = read_image_sizes(root, names, workers)
     for place, reason in unreadable:
         index = int(places[place])
         issues.add("image_file", f"{root / images.file_names[index]}: cannot read the image ({reason})")

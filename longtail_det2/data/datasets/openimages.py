@@ -12,19 +12,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.images import find_images, read_image_sizes
 from longtail_det2.data.issues import Issues, Kind
 from longtail_det2.data.open_images_csv import (
-    BoxRows,
     csv_issues,
     index_images,
     read_boxes,
@@ -103,7 +100,9 @@ def prepare_openimages(
     for role, path in files:
         if not path.is_file():
             raise DataError(f"{path}: no such file ({role})")
-    if not force and (store := _up_to_date(Path(output), files, options)) is not None:
+    store = None if force else open_if_current(output, files, options)
+    # Images that were absent may have come meanwhile.
+    if store is not None and not any(store.header["summary"].get(kind) for kind in _IMAGE_KINDS):
         _LOGGER.info("%s is up to date: same sources and options", output)
         return store
     # Before they are read: a file that changes meanwhile then counts as changed.
@@ -114,12 +113,12 @@ def prepare_openimages(
         tree = LabelHierarchy.flat(class_ids)
         if hierarchy is not None:
             tree = LabelHierarchy.from_json(hierarchy, class_ids, unlisted="contract")
-        box_rows = read_boxes(boxes, class_ids, issues)
-        label_rows = read_image_labels(
+        of_box, label, box, flags = read_boxes(boxes, class_ids, issues)
+        of_image_label, image_label, present = read_image_labels(
             image_labels, class_ids, issues, machine_label_threshold=machine_label_threshold
         )
         issues.raise_errors()
-        ids, (box_image, label_image) = index_images(box_rows.image, label_rows.image)
+        ids, (of_box, of_image_label) = index_images(of_box, of_image_label)
         names, sizes = _find_images(ids, images, image_sizes, issues, workers, progress)
         issues.raise_errors()
         pa.default_memory_pool().release_unused()  # some hundred megabytes after a gigabyte of CSV
@@ -129,10 +128,9 @@ def prepare_openimages(
         for name, column in (("image_id", ids), ("file_name", names), ("image_size", sizes)):
             writer.add(name, column if kept.all() else column[kept])
         summary = _write_image_labels(
-            writer, place[label_image], label_rows.label, label_rows.present, num_images, len(class_ids)
+            writer, place[of_image_label], image_label, present, num_images, len(class_ids)
         )
-        objects = _group(place[box_image], box_rows, tree)
-        summary |= _write_objects(writer, objects, num_images)
+        summary |= _write_objects(writer, (place[of_box], label, box, flags), num_images, tree)
         writer.finish(
             class_ids,
             class_names,
@@ -157,45 +155,40 @@ def _find_images(
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """File name of each image, empty for those to leave out, and (height, width), 0 where unknown."""
-    sizes = np.zeros((len(ids), 2), dtype=np.int32)
-    if image_sizes is not None:
-        sizes = read_size_file(image_sizes, ids)
+    sizes = np.zeros((len(ids), 2), np.int32) if image_sizes is None else read_size_file(image_sizes, ids)
+    names = np.char.add(ids, b".jpg") if images is None else find_images(Path(images), ids)
+
+    def leave_out(kind: str, wrong: np.ndarray, problem: str) -> None:
+        if len(wrong):
+            issues.add(kind, f"image {ids[wrong].tolist()[0].decode()} {problem}", len(wrong))
+            names[wrong] = b""
+
     no_size = (sizes == 0).any(axis=1)
     if images is None:
-        names = np.char.add(ids, b".jpg") if len(ids) else ids
         if image_sizes is not None:
-            _note_images(issues, "no_size", ids, no_size, f"has no size in {image_sizes}")
-            names[no_size] = b""
+            leave_out("no_size", np.flatnonzero(no_size), f"has no size in {image_sizes}")
         return names, sizes
-    names = find_images(Path(images), ids)
-    _note_images(issues, "missing_image", ids, names == b"", f"is not below {images}")
+    leave_out("missing_image", np.flatnonzero(names == b""), f"is not below {images}")
     unknown = np.flatnonzero((names != b"") & no_size)
-    with tqdm(total=len(unknown), desc="image headers", unit="image", disable=not progress) as bar:
-        sizes[unknown], problems = read_image_sizes(Path(images), names[unknown], workers, bar.update)
+    sizes[unknown], problems = read_image_sizes(Path(images), names[unknown], workers, progress)
     if problems:
-        unreadable = np.zeros(len(ids), dtype=bool)
-        unreadable[unknown[[index for index, _ in problems]]] = True
-        _note_images(issues, "unreadable_image", ids, unreadable, f"cannot be read ({problems[0][1]})")
-        names[unreadable] = b""
+        wrong = unknown[[index for index, _ in problems]]
+        leave_out("unreadable_image", wrong, f"cannot be read ({problems[0][1]})")
     return names, sizes
 
 
-def _note_images(issues: Issues, kind: str, ids: np.ndarray, wrong: np.ndarray, problem: str) -> None:
-    if wrong.any():
-        issues.add(kind, f"image {ids[wrong][0].decode()} {problem}", int(np.count_nonzero(wrong)))
-
-
-def _group(image: np.ndarray, rows: BoxRows, tree: LabelHierarchy) -> Objects:
-    """Objects of the rows whose image is kept."""
-    label, box, flags = rows.label, rows.box, rows.flags
-    if not (keep := image >= 0).all():
-        image, label, box, flags = image[keep], label[keep], box[keep], flags[keep]
-    order = specificity_order(tree.depth, np.bincount(label, minlength=tree.num_classes))
-    return group_rows(image, label, box, flags, order)
-
-
-def _write_objects(writer: AnnotationStoreWriter, objects: Objects, num_images: int) -> dict[str, int]:
-    """Write the columns of objects and labels; returns counts for the summary."""
+def _write_objects(
+    writer: AnnotationStoreWriter,
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    num_images: int,
+    tree: LabelHierarchy,
+) -> dict[str, int]:
+    """Write the objects of the rows (image, label, box, flags); returns counts for the summary."""
+    if not (keep := rows[0] >= 0).all():
+        image, label, box, flags = (column[keep] for column in rows)
+        rows = image, label, box, flags
+    order = specificity_order(tree.depth, np.bincount(rows[1], minlength=tree.num_classes))
+    objects = group_rows(*rows, order)
     per_image = np.bincount(objects.image, minlength=num_images)
     writer.add("object_offsets", offsets_of(per_image))
     for name in ("box", "flags", "label_offsets", "label"):
@@ -204,12 +197,12 @@ def _write_objects(writer: AnnotationStoreWriter, objects: Objects, num_images: 
     return {
         "images": num_images,
         "images_without_objects": int(np.count_nonzero(per_image == 0)),
-        "box_rows": len(objects.label) + objects.num_duplicates,
+        "box_rows": len(rows[0]),
         "objects": len(objects.image),
         "objects_with_several_labels": int(np.count_nonzero(np.diff(objects.label_offsets) > 1)),
         "labels": len(objects.label),
-        "rows_merged_equal_box": objects.num_merged,
-        "duplicate_rows": objects.num_duplicates,
+        "rows_merged_equal_box": len(objects.label) - len(objects.image),
+        "duplicate_rows": len(rows[0]) - len(objects.label),
         "empty_boxes": int(np.count_nonzero(empty)),
     }
 
@@ -233,17 +226,7 @@ def _write_image_labels(
     return {"image_labels": len(keys), "contradictory_image_labels": contradictory}
 
 
-def _up_to_date(
-    output: Path, files: list[tuple[str, Path]], options: dict[str, Any]
-) -> AnnotationStore | None:
-    """The store at `output` if it was made of the same sources with the same options, else None."""
-    store = open_if_current(output, files, options)
-    absent = store is not None and any(store.header["summary"].get(name) for name in _IMAGE_KINDS)
-    return None if absent else store  # absent images may have come meanwhile
-
-
-@dataclass
-class Objects:
+class Objects(NamedTuple):
     """Objects of all images, by image.
 
     Attributes:
@@ -252,8 +235,6 @@ class Objects:
         flags: (m,) uint8 bits of `ObjectFlag`.
         label_offsets: (m + 1,) int64.
         label: (l,) class indices, most specific first within an object.
-        num_duplicates: rows that repeated a label of their object.
-        num_merged: rows that gave an object a further label because of an equal box.
     """
 
     image: np.ndarray
@@ -261,8 +242,6 @@ class Objects:
     flags: np.ndarray
     label_offsets: np.ndarray
     label: np.ndarray
-    num_duplicates: int = 0
-    num_merged: int = 0
 
 
 def specificity_order(depth: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -279,11 +258,7 @@ def specificity_order(depth: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def group_rows(
-    image: np.ndarray,
-    label: np.ndarray,
-    box: np.ndarray,
-    flags: np.ndarray,
-    order_of_class: np.ndarray,
+    image: np.ndarray, label: np.ndarray, box: np.ndarray, flags: np.ndarray, order_of_class: np.ndarray
 ) -> Objects:
     """Join the rows with equal boxes.
 
@@ -297,64 +272,41 @@ def group_rows(
     rows = np.argsort(image, kind="stable")
     ordered = image[rows]
     bounds = np.unique(np.searchsorted(ordered, ordered[_CHUNK_ROWS::_CHUNK_ROWS]))  # where images begin
-    del ordered
-    parts: list[list[np.ndarray]] = [[] for _ in range(5)]
-    for chunk in np.split(rows, bounds):
-        columns = image[chunk], label[chunk], box[chunk], flags[chunk]
-        heads, *others = _group_chunk(*columns, order_of_class)
-        for part, values in zip(parts, (columns[0][heads], columns[2][heads], *others), strict=True):
-            part.append(values)
-    images, boxes, united, labels, num_labels = map(_join, parts)
+    chunks = np.split(rows, bounds)
+    parts = [_group_chunk(image[one], label[one], box[one], flags[one], order_of_class) for one in chunks]
+    images, boxes, united, labels, num_labels = map(np.concatenate, zip(*parts, strict=True))
     boxes += np.float32(0)  # -0 becomes 0
-    objects = Objects(images, boxes, united, offsets_of(num_labels), labels)
-    objects.num_duplicates = len(rows) - len(labels)
-    objects.num_merged = len(labels) - len(images)
-    return objects
+    return Objects(images, boxes, united, offsets_of(num_labels), labels)
 
 
 def _group_chunk(
     image: np.ndarray, label: np.ndarray, box: np.ndarray, flags: np.ndarray, order_of_class: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Group the rows of some images, which ascend.
-
-    Returns:
-        One row of each object, its flags, the labels of all objects, and the number of labels of each object.
-    """
+) -> tuple[np.ndarray, ...]:
+    """Group rows of some images, which ascend: image, box, flags of each object; labels; their numbers."""
     bits = (np.ascontiguousarray(box, dtype=np.float32) + np.float32(0)).view(np.uint32)
     # One sort by 64 bits: image (17), x0 (30: numbers in [0, 1] are ordered as their bits), the first ones of
     # y0 (17). Rows of one object have equal keys; the few rows with equal keys are then sorted by everything.
-    place = np.cumsum(~np.roll(_equal_to_next(image), 1), dtype=np.uint64) - np.uint64(1)
+    place = np.cumsum(_differs(image), dtype=np.uint64) - np.uint64(1)
     key = (place << np.uint64(30) | bits[:, 0]) << np.uint64(17) | bits[:, 1] >> np.uint32(13)
     order = np.argsort(key)
-    tied = _equal_to_next(key[order])
-    places = np.flatnonzero(tied | np.roll(tied, 1))
+    alone = _differs(key[order])
+    alone &= np.roll(alone, -1)
+    places = np.flatnonzero(~alone)
     rows = order[places]
     group_of = flags[rows] & np.uint8(ObjectFlag.GROUP_OF)
     keys = (group_of, *bits[rows].T[::-1], image[rows])
     by_object = np.lexsort((order_of_class[label[rows]], *keys))
     order[places] = rows[by_object]
-    same = np.ones(len(rows), dtype=bool)
-    for key in keys:
-        same &= _equal_to_next(key[by_object])
-    repeated = same & _equal_to_next(label[rows][by_object])
-    begins, keep = np.ones(len(order), dtype=bool), np.ones(len(order), dtype=bool)
-    begins[places] = ~np.roll(same, 1)
-    keep[places] = ~np.roll(repeated, 1)
-    starts = np.flatnonzero(begins)
-    num_labels = np.add.reduceat(keep, starts, dtype=np.int32) if len(starts) else starts
+    is_first, is_kept = np.ones((2, len(order)), dtype=bool)
+    is_first[places] = np.logical_or.reduce([_differs(key[by_object]) for key in keys])
+    is_kept[places] = is_first[places] | _differs(label[rows][by_object])
+    starts = np.flatnonzero(is_first)
+    num_labels = np.add.reduceat(is_kept, starts, dtype=np.int32) if len(starts) else starts
     united = np.bitwise_or.reduceat(flags[order], starts) if len(starts) else flags
-    return order[starts], united, label[order[keep]], num_labels
+    heads = order[starts]
+    return image[heads], box[heads], united, label[order[is_kept]], num_labels
 
 
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    """All parts as one array; the list is emptied."""
-    joined = np.concatenate(parts)
-    parts.clear()
-    return joined
-
-
-def _equal_to_next(values: np.ndarray) -> np.ndarray:
-    """Whether each value equals the one after it; False for the last one."""
-    equal = np.zeros(len(values), dtype=bool)
-    equal[:-1] = values[1:] == values[:-1]
-    return equal
+def _differs(values: np.ndarray) -> np.ndarray:
+    """Whether each value differs from the one before it; True for the first one."""
+    return np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]])
