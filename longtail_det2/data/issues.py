@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.wording import printable
@@ -13,8 +12,7 @@ from longtail_det2.utils.wording import printable
 _SKIP = "or leave them out with --skip-bad"
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of issue.
 
     Attributes:
@@ -29,8 +27,7 @@ class Kind:
     severity: Literal["error", "bad", "warning"] = "bad"
 
 
-@dataclass
-class Issue:
+class Issue(NamedTuple):
     """Number of entries of one kind, and the first one in words."""
 
     count: int
@@ -54,17 +51,10 @@ class Issues:
         self.found: dict[str, Issue] = {}
 
     def add(self, kind: str, where: str, count: int = 1) -> None:
-        """Note entries of one kind.
-
-        Args:
-            kind: key of `kinds`.
-            where: the (first) entry in words that name it; kept if it is the first of its kind.
-            count: number of entries.
-        """
-        if count and kind in self.found:
-            self.found[kind].count += count
-        elif count:
-            self.found[kind] = Issue(count, printable(where, most=400))
+        """Note `count` entries of a kind; `where` names the first one, and is kept if it is the first of all."""
+        if count:
+            example = self.found[kind].example if kind in self.found else printable(where, most=400)
+            self.found[kind] = Issue(self.count(kind) + count, example)
 
     def count(self, kind: str) -> int:
         """Number of entries of a kind."""
@@ -74,15 +64,10 @@ class Issues:
         """{kind: number of entries} of everything found."""
         return {kind: issue.count for kind, issue in self.found.items()}
 
-    def is_error(self, kind: str) -> bool:
-        """Whether entries of a kind keep the store from being made."""
-        severity = self.kinds[kind].severity
-        return severity == "error" or (severity == "bad" and not self.skip_bad)
-
     @property
     def errors(self) -> dict[str, Issue]:
         """The issues that keep the store from being made."""
-        return {kind: issue for kind, issue in self.found.items() if self.is_error(kind)}
+        return {kind: issue for kind, issue in self.found.items() if self._rank(kind) == 0}
 
     def raise_errors(self) -> None:
         """Raise if there are errors.
@@ -90,28 +75,27 @@ class Issues:
         Raises:
             DataError: one line: the first entry, how many more, what to do, and counts of the other errors.
         """
-        errors = self.errors
-        if not errors:
+        if not self.errors:
             return
-        first, issue = next(iter(errors.items()))
-        kind = self.kinds[first]
+        (kind, issue), *others = [(self.kinds[key], issue) for key, issue in self.errors.items()]
         message = f"{self.source}: {issue.example}" if self.source else issue.example
         if issue.count > 1:
             message += f" ({issue.count:,} {kind.title})"
         message += f"; {kind.advice}" + (f", {_SKIP}" if kind.severity == "bad" else "")
-        others = [f"{one.count:,} {self.kinds[key].title}" for key, one in errors.items() if key != first]
-        raise DataError(message + (f". Further errors: {'; '.join(others)}" if others else ""))
+        if others:
+            message += f". Further errors: {'; '.join(f'{one.count:,} {kind.title}' for kind, one in others)}"
+        raise DataError(message)
 
     def table(self) -> str:
         """Return one line per kind, errors first: severity, count, title, first example."""
         rows = []
-        for key, issue in sorted(self.found.items(), key=lambda item: self._order(item[0])):
-            label = ("ERROR", "skipped", "warning")[self._order(key)]
+        for key, issue in sorted(self.found.items(), key=lambda item: self._rank(item[0])):
+            label = ("ERROR", "skipped", "warning")[self._rank(key)]
             text = f"{self.kinds[key].title}: {issue.example}; {self.kinds[key].advice}"
             rows.append(f"  {label:<8}{issue.count:>9,}  {text}")
         return "\n".join(rows)
 
-    def _order(self, kind: str) -> int:
-        if self.is_error(kind):
-            return 0
-        return 1 if self.kinds[kind].severity == "bad" else 2
+    def _rank(self, kind: str) -> int:
+        """0 for errors, 1 for what is skipped, 2 for warnings."""
+        severity = self.kinds[kind].severity
+        return 2 if severity == "warning" else int(severity == "bad" and self.skip_bad)

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -63,91 +63,15 @@ def csv_issues(
     """Issues of CSV rows, and of further kinds; rows with unknown labels are an error or left out."""
     known = _KINDS | kinds
     if on_unknown_label == "skip":
-        known["unknown_label"] = replace(known["unknown_label"], advice="left out", severity="warning")
+        known["unknown_label"] = known["unknown_label"]._replace(advice="left out", severity="warning")
     return Issues("", known, skip_bad)
-
-
-class _CsvFile:
-    """The wanted columns of one CSV file with a header line, UTF-8."""
-
-    def __init__(self, path: str | Path, names: Sequence[str], optional: Sequence[str] = ()) -> None:
-        self.path = Path(path)
-        try:
-            with open(self.path, encoding="utf-8-sig", errors="replace") as file:
-                lines = iter(lambda: file.readline(1 << 20), "")
-                line = next((one for one in lines if one != "\n"), "")
-            self.header = next(csv.reader([line]), [])
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read ({error.strerror})") from None
-        except csv.Error as error:
-            raise DataError(f"{self.path}, line 1: not a header of a CSV file ({error})") from None
-        found = [name.strip() for name in self.header]
-        count = {name: found.count(name) for name in (*names, *optional)}
-        problem = ""
-        if not line:
-            raise DataError(f"{self.path}: is empty; a header with {', '.join(names)} is needed")
-        if not line.endswith("\n"):
-            problem = "the header has no line end; is the file complete?"
-        elif missing := [name for name in names if not count[name]]:
-            problem = f"column {', '.join(missing)} is missing; the header has {printable(', '.join(found))}"
-        elif twice := [name for name in count if count[name] > 1]:
-            problem = f"column {twice[0]} occurs {count[twice[0]]} times"
-        if problem:
-            raise DataError(f"{self.path}, line 1: {problem}")
-        self.raw = {name: self.header[found.index(name)] for name in count if count[name]}
-
-    def blocks(self, number: pa.DataType) -> Iterator["_Block"]:
-        """All rows in file order; columns of numbers have the type `number`, empty cells are null."""
-        texts = {"ImageID": _NO_IMAGES.type, "LabelName": pa.string()}
-        types = {raw: texts.get(name, number) for name, raw in self.raw.items()}
-        convert = pa_csv.ConvertOptions(
-            include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=False
-        )
-        read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)  # else errors lack the row
-        first = 0
-        with open(self.path, "rb") as file:
-            try:
-                for batch in pa_csv.open_csv(file, read, convert_options=convert):
-                    yield _Block(self, first, dict(zip(self.raw, batch.columns, strict=True)))
-                    first += len(batch)
-            except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-                self._explain(str(error))
-
-    def _explain(self, error: str) -> NoReturn:
-        """Raise a DataError for what stopped pyarrow, whose rows count from 1 with the header."""
-        # (pyarrow's handler of cut rows gives the same numbers, but fails on rows that are not UTF-8.)
-        if match := _CUT_ROW.search(error):
-            row, wanted, cells = match.groups()
-            problem = f"{cells} cells where the header has {wanted}"
-            self.fail(int(row) - 2, f"{problem}; is the file complete (an interrupted download)?")
-        match = _CONVERSION.search(error)
-        if match is None:
-            raise DataError(f"{self.path}: {printable(error)}; is it a complete CSV file?") from None
-        column, row, kind, value = match.groups()
-        number = f"holds {printable(value or '', 80)!r} instead of a number"
-        problem = "is not UTF-8" if kind == "string" else number
-        self.fail(int(row) - 2, f"column {self.header[int(column)].strip()} {problem}; is the file damaged?")
-
-    def where(self, record: int) -> str:
-        """File and line of a data record, counted from 0."""
-        with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
-            reader = csv.reader(file)
-            records = (cells for cells in reader if cells)
-            with suppress(csv.Error):  # of a huge cell, say: the line before is near enough
-                next(itertools.islice(records, record, None), None)  # the header, and the records before
-            blank = sum(1 for _ in itertools.takewhile(lambda line: not line.strip("\r\n"), file))
-            return f"{self.path}, line {reader.line_num + blank + 1}"
-
-    def fail(self, record: int, problem: str) -> NoReturn:
-        """Raise a DataError that names the line of a record."""
-        raise DataError(f"{self.where(record)}: {problem}") from None
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Some rows of a file: all columns, and the number of the first row."""
+    """Some rows of a file: the wanted columns, and the number of the first row."""
 
-    file: _CsvFile
+    path: Path
     first: int
     columns: dict[str, pa.Array]
 
@@ -159,16 +83,6 @@ class _Block:
         """(rows, 4): (x0, y0, x1, y1)."""
         return np.stack([self.numbers(name) for name in _BOX], axis=1)
 
-    def images(self) -> pa.DictionaryArray:
-        """Column ImageID, checked."""
-        column: Any = self.columns["ImageID"]
-        pattern = pc.MatchSubstringOptions(r"^$|\x00")
-        found = pc.call_function("match_substring_regex", [column.dictionary], pattern)
-        if (place := pc.index(found, True).as_py()) >= 0:
-            row = int(np.argmax(column.indices.to_numpy() == place))
-            self.file.fail(self.first + row, "ImageID is empty or holds a zero byte; is the file damaged?")
-        return column
-
     def labels(self, classes: pa.Array, issues: Issues) -> np.ndarray:
         """Class index of each row; -1 for unknown labels, which are noted."""
         words: Any = self.columns["LabelName"]
@@ -178,16 +92,26 @@ class _Block:
         return label
 
     def select(self, keep: np.ndarray, *columns: np.ndarray) -> tuple[Any, ...]:
-        """Image ids and some columns of the rows to keep."""
-        images = self.images()
+        """Image ids, which are checked, and some columns of the rows to keep."""
+        images: Any = self.columns["ImageID"]
+        pattern = pc.MatchSubstringOptions(r"^$|\x00")
+        found = pc.call_function("match_substring_regex", [images.dictionary], pattern)
+        if (place := pc.index(found, True).as_py()) >= 0:
+            row = int(np.argmax(images.indices.to_numpy() == place))
+            self.fail(row, "ImageID is empty or holds a zero byte; is the file damaged?")
         return images if keep.all() else images.filter(pa.array(keep)), *(column[keep] for column in columns)
 
     def note(self, issues: Issues, kind: str, bad: np.ndarray, describe: Callable[[int], str]) -> None:
         """Note the rows where `bad` is set; the first one of its kind in words."""
         if count := int(np.count_nonzero(bad)):
             row = int(np.argmax(bad))
-            where = "" if issues.count(kind) else f"{self.file.where(self.first + row)}: {describe(row)}"
+            is_first = issues.count(kind) == 0
+            where = f"{_where(self.path, self.first + row)}: {describe(row)}" if is_first else ""
             issues.add(kind, where, count)
+
+    def fail(self, row: int, problem: str) -> NoReturn:
+        """Raise a DataError that names the line of a row."""
+        raise DataError(f"{_where(self.path, self.first + row)}: {problem}")
 
     def require(self, good: np.ndarray, name: str, expected: str) -> None:
         """Refuse the first row of a column that is not good."""
@@ -195,7 +119,7 @@ class _Block:
             row = int(np.argmin(good))
             value = self.columns[name][row].as_py()
             held = "is empty" if value is None else f"holds {value:.7g}"
-            self.file.fail(self.first + row, f"column {name} {held}; {expected}")
+            self.fail(row, f"column {name} {held}; {expected}")
 
     def flags(self) -> np.ndarray:
         """(rows,) uint8 bits of `ObjectFlag`."""
@@ -207,6 +131,80 @@ class _Block:
                 self.require(one | (values == 0) | (values == -1), name, "flags are 1, 0 or -1 (unknown)")
                 bits |= one.view(np.uint8) * np.uint8(flag)
         return bits
+
+
+def _read_header(path: Path, names: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """Cells of the header line, in which `names` occur once and `optional` ones once at most."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            line = next((one for one in iter(lambda: file.readline(1 << 20), "") if one != "\n"), "")
+        header = next(csv.reader([line]), [])
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: not a header of a CSV file ({error})") from None
+    if not line:
+        raise DataError(f"{path}: is empty; a header with {', '.join(names)} is needed")
+    found = [name.strip() for name in header]
+    problem = ""
+    if not line.endswith("\n"):
+        problem = "the header has no line end; is the file complete?"
+    elif missing := [name for name in names if name not in found]:
+        problem = f"column {', '.join(missing)} is missing; the header has {printable(', '.join(found))}"
+    elif twice := [name for name in (*names, *optional) if found.count(name) > 1]:
+        problem = f"column {twice[0]} occurs {found.count(twice[0])} times"
+    if problem:
+        raise DataError(f"{path}, line 1: {problem}")
+    return header
+
+
+def _read_blocks(
+    paths: Sequence[str | Path], names: Sequence[str], number: Any, optional: Sequence[str] = ()
+) -> Iterator[_Block]:
+    """All rows of all files, in order; columns of numbers have the type `number`, empty cells are null."""
+    texts = {"ImageID": _NO_IMAGES.type, "LabelName": pa.string()}
+    read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)  # else errors lack the row
+    for path in map(Path, paths):
+        header, first = _read_header(path, names, optional), 0
+        wanted = {raw: name for raw in header if (name := raw.strip()) in (*names, *optional)}
+        types = {raw: texts.get(name, pa.from_numpy_dtype(number)) for raw, name in wanted.items()}
+        convert = pa_csv.ConvertOptions(
+            include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=False
+        )
+        with open(path, "rb") as file:
+            try:
+                for batch in pa_csv.open_csv(file, read, convert_options=convert):
+                    yield _Block(path, first, dict(zip(wanted.values(), batch.columns, strict=True)))
+                    first += len(batch)
+            except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+                raise _explain(str(error), path, header) from None
+
+
+def _explain(error: str, path: Path, header: Sequence[str]) -> DataError:
+    """What stopped pyarrow, whose rows count from 1 with the header."""
+    # (pyarrow's handler of cut rows gives the same numbers, but fails on rows that are not UTF-8.)
+    if match := _CUT_ROW.search(error):
+        row, wanted, cells = match.groups()
+        problem = f"{cells} cells where the header has {wanted}; is the file complete?"
+    elif match := _CONVERSION.search(error):
+        column, row, kind, value = match.groups()
+        number = f"holds {printable(value or '', 80)!r} instead of a number"
+        problem = "is not UTF-8" if kind == "string" else number
+        problem = f"column {header[int(column)].strip()} {problem}; is the file damaged?"
+    else:
+        return DataError(f"{path}: {printable(error)}; is it a complete CSV file?")
+    return DataError(f"{_where(path, int(row) - 2)}: {problem}")
+
+
+def _where(path: Path, record: int) -> str:
+    """File and line of a data record, counted from 0."""
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file)
+        records = (cells for cells in reader if cells)
+        with suppress(csv.Error):  # of a huge cell, say: the line before is near enough
+            next(itertools.islice(records, record, None), None)  # the header, and the records before
+        blank = sum(1 for _ in itertools.takewhile(lambda line: not line.strip("\r\n"), file))
+        return f"{path}, line {reader.line_num + blank + 1}"
 
 
 def read_boxes(
@@ -232,18 +230,16 @@ def read_boxes(
     classes, dtype = pa.array(class_ids, pa.string()), np.float32 if within else np.float64
     slack, low, high = (1e-6, -1e-6, 1 + 1e-6) if within else (0.0, -np.inf, np.inf)
     kept = [(_NO_IMAGES, np.empty(0, np.int16), np.empty((0, 4), dtype), np.empty(0, np.uint8))]
-    for path in paths:
-        file = _CsvFile(path, ("ImageID", "LabelName", *_BOX), tuple(_FLAGS))
-        for block in file.blocks(pa.from_numpy_dtype(dtype)):
-            box, flags, label = block.box(), block.flags(), block.labels(classes, issues)
-            good = np.isfinite(box) & (box >= low) & (box <= high)
-            good[:, :2] &= box[:, 2:] - box[:, :2] >= -slack
-            known, sound = label >= 0, good.all(axis=1)
-            block.note(issues, "bad_box", known & ~sound, lambda row, box=box: _BAD_BOX.format(*box[row]))
-            if within:
-                np.clip(box, 0, 1, out=box)
-                np.maximum(box[:, 2:], box[:, :2], out=box[:, 2:])
-            kept.append(block.select(known & sound, label, box, flags))
+    for block in _read_blocks(paths, ("ImageID", "LabelName", *_BOX), dtype, tuple(_FLAGS)):
+        box, flags, label = block.box(), block.flags(), block.labels(classes, issues)
+        good = np.isfinite(box) & (box >= low) & (box <= high)
+        good[:, :2] &= box[:, 2:] - box[:, :2] >= -slack
+        known, sound = label >= 0, good.all(axis=1)
+        block.note(issues, "bad_box", known & ~sound, lambda row, box=box: _BAD_BOX.format(*box[row]))
+        if within:
+            np.clip(box, 0, 1, out=box)
+            np.maximum(box[:, 2:], box[:, :2], out=box[:, 2:])
+        kept.append(block.select(known & sound, label, box, flags))
     return _join(kept)
 
 
@@ -271,19 +267,16 @@ def read_image_labels(
     """
     classes, threshold = pa.array(class_ids, pa.string()), machine_label_threshold
     kept = [(_NO_IMAGES, np.empty(0, np.int16), np.empty(0, bool))]
-    for path in paths:
-        for block in _CsvFile(path, ("ImageID", "LabelName", "Confidence")).blocks(pa.float32()):
-            value, label = block.numbers("Confidence"), block.labels(classes, issues)
-            block.require((value >= 0) & (value <= 1), "Confidence", "it must lie in [0, 1]")
-            taken = (value == 0) | (value == 1)
-            if threshold is None:
-                machine = (label >= 0) & ~taken
-                block.note(
-                    issues, "machine_label", machine, lambda row, v=value: f"Confidence is {v[row]:.7g}"
-                )
-            else:
-                taken |= value >= threshold
-            kept.append(block.select((label >= 0) & taken, label, value > 0))
+    for block in _read_blocks(paths, ("ImageID", "LabelName", "Confidence"), np.float32):
+        value, label = block.numbers("Confidence"), block.labels(classes, issues)
+        block.require((value >= 0) & (value <= 1), "Confidence", "it must lie in [0, 1]")
+        taken, known = (value == 0) | (value == 1), label >= 0
+        if threshold is not None:
+            taken |= value >= threshold
+        else:
+            unsure = known & ~taken
+            block.note(issues, "machine_label", unsure, lambda row, v=value: f"Confidence is {v[row]:.7g}")
+        kept.append(block.select(known & taken, label, value > 0))
     return _join(kept)
 
 
@@ -301,7 +294,7 @@ def read_predictions(
     """
     classes = pa.array(class_ids, pa.string())
     kept = [(_NO_IMAGES, np.empty(0, np.int16), np.empty(0), np.empty((0, 4)))]
-    for block in _CsvFile(path, ("ImageID", "LabelName", "Score", *_BOX)).blocks(pa.float64()):
+    for block in _read_blocks([path], ("ImageID", "LabelName", "Score", *_BOX), np.float64):
         for name in ("Score", *_BOX):
             block.require(np.isfinite(block.numbers(name)), name, "a finite number is needed")
         label = block.labels(classes, issues)
@@ -324,13 +317,13 @@ def read_size_file(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
         (n, 2) int32 (height, width), 0 where the file has none.
     """
     listed = [(_NO_IMAGES, np.empty((0, 2)))]
-    for block in _CsvFile(path, ("ImageID", "Width", "Height")).blocks(pa.float64()):
+    for block in _read_blocks([path], ("ImageID", "Width", "Height"), np.float64):
         for name in ("Width", "Height"):
             pixels = block.numbers(name)
             good = (pixels >= 1) & (pixels < 2**31) & (pixels % 1 == 0)
             block.require(good, name, "Width and Height must be positive integers")
         size = np.stack([block.numbers("Height"), block.numbers("Width")], axis=1)
-        listed.append((block.images(), size))
+        listed.append(block.select(np.ones(len(size), bool), size))
     images, size = _join(listed)
     place = _find_texts(images, pa.array(image_ids.tolist(), pa.binary()).cast(pa.string()))
     sizes = np.zeros((len(image_ids), 2), dtype=np.int32)
@@ -348,7 +341,6 @@ def read_classes(path: str | Path) -> tuple[list[str], list[str]]:
         DataError: unreadable or empty file, an empty id, an id that occurs twice.
     """
     names: dict[str, str] = {}
-    lines: dict[str, int] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
@@ -356,13 +348,10 @@ def read_classes(path: str | Path) -> tuple[list[str], list[str]]:
                 label, name = (cell.strip() for cell in (*cells, "", "")[:2])
                 if not cells or (reader.line_num == 1 and label == "LabelName"):
                     continue
-                if not label:
-                    raise DataError(f"{path}, line {reader.line_num}: the class id is empty")
-                if label in lines:
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: class {label!r} is in line {lines[label]} too"
-                    )
-                lines[label], names[label] = reader.line_num, name or label
+                if not label or label in names:
+                    problem = f"class {label!r} is listed twice" if label else "the class id is empty"
+                    raise DataError(f"{path}, line {reader.line_num}: {problem}")
+                names[label] = name or label
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:

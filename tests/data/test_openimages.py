@@ -258,7 +258,7 @@ def test_files_that_cannot_be_used_are_named(folder):
     boxes = folder.boxes(row("a"))
     for text, message in (
         ("", r"has no classes"),
-        ("/m/a,A\n/m/b,B\n/m/a,C\n", r"line 3: class '/m/a' is in line 1 too"),
+        ("/m/a,A\n/m/b,B\n/m/a,C\n", r"line 3: class '/m/a' is listed twice"),
         ("/m/a,A\n,B\n", r"line 2: the class id is empty"),
     ):
         with pytest.raises(DataError, match=message):

@@ -41,7 +41,7 @@ def test_classes_with_and_without_header(write):
     [
         ("", "no classes"),
         ("LabelName,DisplayName\n", "no classes"),
-        ("/m/a,Cat\n/m/a,Dog\n", r"line 2: class '/m/a' is in line 1 too"),
+        ("/m/a,Cat\n/m/a,Dog\n", r"line 2: class '/m/a' is listed twice"),
         ("/m/a,Cat\n,Dog\n", "line 2: the class id is empty"),
     ],
 )
