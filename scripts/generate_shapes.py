@@ -11,6 +11,8 @@ import argparse
 import dataclasses
 import logging
 import sys
+from collections.abc import Collection
+from pathlib import Path
 
 from longtail_det2.shapes import FORMATS, IMAGE_FORMATS, ShapesOptions, generate_shapes
 
@@ -52,6 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar=("RARE", "COMMON"),
         help="LVIS: most training images of a rare and of a common class",
     )
+    parser.add_argument("--stores", action="store_true", help="prepare the annotation stores, too")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
     parser.add_argument("--force", action="store_true", help="replace a data set made with other options")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -88,7 +91,29 @@ def main(arguments: list[str] | None = None) -> int:
             f"co-labels {counts['co_label']}, confused {counts['confused']}, groups {counts['group_of']}, "
             f"occluded {counts['occluded']}, truncated {counts['truncated']}"
         )
+    if args.stores:
+        make_stores(Path(args.output), values["formats"])
     return 0
+
+
+def make_stores(folder: Path, formats: Collection[str]) -> None:
+    """Prepare `stores` in the folder and, for LVIS files, in the folder `shapes_lvis` beside it."""
+    from longtail_det2.data.datasets.coco import prepare_coco
+    from longtail_det2.data.datasets.openimages import prepare_openimages
+
+    annotations = folder / "annotations"
+    for split in ("train", "validation"):
+        images = folder / "images" / split
+        if "openimages" in formats:
+            boxes, labels = (
+                annotations / f"{split}-{kind}.csv" for kind in ("annotations-bbox", "human-imagelabels")
+            )
+            files = [boxes], [labels], annotations / "class-descriptions.csv", annotations / "hierarchy.json"
+            prepare_openimages(*files, images, folder / "stores" / split, progress=False)
+        if "lvis" in formats:
+            prepare_coco(
+                folder / "lvis" / f"{split}.json", images, folder.with_name("shapes_lvis") / "stores" / split
+            )
 
 
 if __name__ == "__main__":
