@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from longtail_det2.data.datasets.builtin import hierarchy_of
 from longtail_det2.data.datasets.dataset import annotation_labels
-from longtail_det2.data.gt_masks import MaskFormat, check_mask_format, make_masks
+from longtail_det2.data.gt_masks import MaskFormat, make_masks
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.images import read_image
 from longtail_det2.utils.errors import ConfigError, DataError
@@ -78,8 +78,8 @@ class MultiLabelDatasetMapper:
         """
         if group_of not in ("keep", "drop"):
             raise ConfigError(f"INPUT.GROUP_OF must be 'keep' or 'drop', not {group_of!r}")
-        if mask_format is not None:
-            check_mask_format(mask_format)
+        if mask_format not in (None, "polygon", "bitmask"):
+            raise ConfigError(f"INPUT.MASK_FORMAT must be 'polygon' or 'bitmask', not {mask_format!r}")
         self.mask_format: MaskFormat | None = mask_format
         self.recompute_boxes = recompute_boxes
         self.is_train = is_train

@@ -11,16 +11,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, PolygonMasks
 
 from longtail_det2.data.masks import to_bitmap
-from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.errors import DataError
 
 MaskFormat = Literal["polygon", "bitmask"]
 """INPUT.MASK_FORMAT: polygons are small and cropped exactly; bitmaps can be of any form."""
-
-
-def check_mask_format(value: str) -> None:
-    """Raise ConfigError for anything but a `MaskFormat`."""
-    if value not in ("polygon", "bitmask"):
-        raise ConfigError(f"INPUT.MASK_FORMAT must be 'polygon' or 'bitmask', not {value!r}")
 
 
 def make_masks(
@@ -52,51 +46,37 @@ def make_masks(
         DataError: RLE where polygons are wanted.
     """
     found = [None if one.get("is_group_of", False) else one.get("segmentation") or None for one in objects]
-    known = [mask is not None for mask in found]
-    if mask_format == "polygon" and any(isinstance(mask, dict) for mask in found):
+    pairs = list(zip(found, boxes, strict=True))
+    if mask_format == "bitmask":
+        bitmaps = [_move_bitmap(mask, box, transforms, sizes) for mask, box in pairs]
+        result = BitMasks(torch.from_numpy(np.stack(bitmaps) if bitmaps else np.zeros((0, *sizes[1]), bool)))
+    elif any(isinstance(mask, dict) for mask in found):
         raise DataError(
             f"{image_name}: an object has RLE for a mask, which INPUT.MASK_FORMAT 'polygon' cannot "
             "use: set it to 'bitmask' (lazy configs: dataloader.train.mapper.mask_format)"
         )
-    make = _polygons if mask_format == "polygon" else _bitmap
-    masks: Any = [make(mask, box, transforms, sizes) for mask, box in zip(found, boxes, strict=True)]
-    result: PolygonMasks | BitMasks
-    if mask_format == "polygon":
-        result = PolygonMasks(masks)
     else:
-        result = BitMasks(torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *sizes[1]), bool)))
-    return result, torch.tensor(known, dtype=torch.bool)
+        polygons: Any = [[one.reshape(-1) for one in _move(mask, box, transforms)] for mask, box in pairs]
+        result = PolygonMasks(polygons)
+    return result, torch.tensor([mask is not None for mask in found], dtype=torch.bool)
 
 
-def _polygons(
-    mask: Any, box: np.ndarray, transforms: T.Transform, sizes: tuple[tuple[int, int], tuple[int, int]]
-) -> list[np.ndarray]:
+def _move(mask: Any, box: np.ndarray, transforms: T.Transform) -> list[np.ndarray]:
+    """Polygons (v, 2) after augmentation, float64; that of the box where there is no mask."""
     if mask is None:
-        x0, y0, x1, y1 = box
-        return [np.array([x0, y0, x1, y0, x1, y1, x0, y1], dtype=np.float64)]
-    moved = transforms.apply_polygons(_vertices(mask))
-    return [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in moved]
+        x0, y0, x1, y1 = box.tolist()
+        return [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])]
+    # Copies: augmentations change coordinates in place, and a store's columns are read-only.
+    copies = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in mask]
+    return [np.asarray(polygon, dtype=np.float64) for polygon in transforms.apply_polygons(copies)]
 
 
-def _bitmap(
+def _move_bitmap(
     mask: Any, box: np.ndarray, transforms: T.Transform, sizes: tuple[tuple[int, int], tuple[int, int]]
 ) -> np.ndarray:
-    before, after = sizes
-    if mask is None:
-        bitmap = np.zeros(after, dtype=bool)
-        x0, y0, x1, y1 = np.round(box).astype(int).tolist()
-        bitmap[y0:y1, x0:x1] = True
-        return bitmap
+    before, (height, width) = sizes
     if isinstance(mask, dict):
         moved = transforms.apply_segmentation(to_bitmap(mask, *before).astype(np.uint8))
         return np.ascontiguousarray(moved.astype(bool))
-    height, width = after
-    polygons = [np.clip(one, 0, (width, height)) for one in transforms.apply_polygons(_vertices(mask))]
-    return (
-        to_bitmap([one.reshape(-1) for one in polygons], height, width) if polygons else np.zeros(after, bool)
-    )
-
-
-def _vertices(mask: Sequence[Any]) -> list[np.ndarray]:
-    # Copies: augmentations change coordinates in place, and a store's columns are read-only.
-    return [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in mask]
+    polygons = [np.clip(one, 0, (width, height)).reshape(-1) for one in _move(mask, box, transforms)]
+    return to_bitmap(polygons, height, width) if polygons else np.zeros((height, width), bool)

@@ -51,7 +51,7 @@ class Issues:
         self.found: dict[str, Issue] = {}
 
     def add(self, kind: str, where: str, count: int = 1) -> None:
-        """Note `count` entries of a kind; `where` names the first one, and is kept if it is the first of all."""
+        """Note `count` entries of a kind; `where` names the first one, and is kept if it is the first yet."""
         if count:
             example = self.found[kind].example if kind in self.found else printable(where, most=400)
             self.found[kind] = Issue(self.count(kind) + count, example)

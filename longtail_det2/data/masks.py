@@ -144,26 +144,29 @@ def rle_counts(text: bytes) -> list[int]:
 
 
 def check_segmentation(value: object, height: int, width: int) -> Segmentation | None:
-    """A checked mask; None where there is none.
+    """A checked mask; None where there is none, or none with area inside the image.
 
-    Vertices outside the image are moved to its border.
+    Args:
+        value: list of polygons, RLE with counts as text, bytes or list, or nothing. Vertices outside the
+            image are moved to its border.
+        height: of the image.
+        width: of the image.
 
     Raises:
         ValueError: what is wrong with it, to follow "has a segmentation".
     """
-    if not value or value == [[]]:
+    if not value:
         return None
     if isinstance(value, dict):
         return _read_rle(value, height, width)
-    if not isinstance(value, list) or not all(isinstance(polygon, (list, array)) for polygon in value):
+    forms = (list, tuple, array, np.ndarray)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(polygon, forms) for polygon in value):
         raise ValueError("that is neither a list of polygons nor RLE")
-    polygons = [one for one in (_read_polygon(polygon, height, width) for polygon in value) if _has_area(one)]
-    if not polygons:
-        raise ValueError("without area inside its image")
-    return [polygon.reshape(-1) for polygon in polygons]
+    polygons = [_read_polygon(polygon, height, width) for polygon in value if len(polygon)]
+    return [polygon.reshape(-1) for polygon in polygons if _has_area(polygon)] or None
 
 
-def _read_polygon(polygon: list[object] | array[float], height: int, width: int) -> np.ndarray:
+def _read_polygon(polygon: Sequence[object], height: int, width: int) -> np.ndarray:
     """(v, 2) float32 vertices, moved to the image's border where they lie outside."""
     if len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"with a polygon of {len(polygon)} numbers; three (x, y) pairs are the least")
@@ -173,7 +176,7 @@ def _read_polygon(polygon: list[object] | array[float], height: int, width: int)
         raise ValueError("with a polygon of something else than numbers") from None
     if not np.isfinite(vertices).all():
         raise ValueError("with a coordinate that is not finite")
-    np.maximum(vertices, 0, out=vertices)
+    np.maximum(vertices, 0, out=vertices)  # faster than np.clip
     return np.minimum(vertices, (width, height), out=vertices).astype(np.float32)
 
 
@@ -187,24 +190,23 @@ def _has_area(vertices: np.ndarray) -> bool:
     return bool(np.any(sides[:, 0] * longest[1] != sides[:, 1] * longest[0]))
 
 
-def _read_rle(value: Mapping[str, object], height: int, width: int) -> Segmentation:
+def _read_rle(value: Mapping[str, object], height: int, width: int) -> Segmentation | None:
     size, counts = value.get("size"), value.get("counts")
-    if size != [height, width]:
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         raise ValueError(f"of the size {size!r} in an image of {[height, width]} (height, width)")
-    if isinstance(counts, str):
+    if isinstance(counts, (str, bytes)):
         try:
-            counts = rle_counts(counts.encode("ascii"))
-        except (UnicodeEncodeError, ValueError):
+            counts = rle_counts(counts.encode() if isinstance(counts, str) else counts)
+        except ValueError:
             raise ValueError("whose counts are no compressed RLE") from None
     if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError("whose counts are neither a text nor a list of integers from 0")
     if sum(counts) != height * width:
         raise ValueError(f"whose counts cover {sum(counts)} of {height * width} pixels")
     if not sum(counts[1::2]):
-        raise ValueError("without area inside its image")
-    whole: Any = {"size": [height, width], "counts": counts}
-    rle: Any = coco_mask.frPyObjects(whole, height, width)
-    return {"size": [height, width], "counts": rle["counts"]}
+        return None
+    rle: Any = {"size": [height, width], "counts": counts}
+    return {**rle, "counts": coco_mask.frPyObjects(rle, height, width)["counts"]}  # pyright: ignore
 
 
 def _offsets(counts: Iterable[int]) -> np.ndarray:

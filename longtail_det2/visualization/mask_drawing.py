@@ -7,13 +7,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask as coco_mask
 from matplotlib.path import Path as Outline
 
-from longtail_det2.data.masks import rle_counts, to_bitmap
+from longtail_det2.data.masks import check_segmentation, to_bitmap
 from longtail_det2.utils.errors import DataError
 
-__all__ = ["check_runs", "decode_runs", "fit_mask", "outline", "paint", "read_segmentation"]
+__all__ = ["check_runs", "fit_mask", "outline", "paint", "read_segmentation"]
 
 _OPACITY = 0.38
 """Share of the class's colour in the pixels of a mask; the object itself has to be seen."""
@@ -23,13 +22,13 @@ def read_segmentation(value: Any, height: int, width: int) -> np.ndarray | None:
     """A mask in one of Detectron2's forms as pixels.
 
     Args:
-        value: list of polygons (x0, y0, x1, y1, ...) in pixels, dict of COCO's run lengths (compressed or
-            not), (height, width) array, or nothing. Vertices outside the image are moved to its border.
+        value: list of polygons or RLE as `longtail_det2.data.masks.check_segmentation` takes them, (height,
+            width) array, or nothing.
         height: of the image.
         width: of the image.
 
     Returns:
-        (height, width) bool; None where there is no mask.
+        (height, width) bool; None where there is no mask, or none with area inside the image.
 
     Raises:
         ValueError: what is wrong, to follow "has a segmentation".
@@ -38,79 +37,26 @@ def read_segmentation(value: Any, height: int, width: int) -> np.ndarray | None:
         if value.shape != (height, width):
             raise ValueError(f"of the shape {value.shape} in a picture of {(height, width)} (height, width)")
         return value.astype(bool)
-    if not value:
-        return None
-    if isinstance(value, dict):
-        if isinstance(value.get("counts"), list):
-            return _decode_counts(value, height, width)
-        return decode_runs(check_runs(value, height, width))
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise ValueError("that is neither a list of polygons nor run lengths")
-    polygons = [_read_polygon(one, height, width) for one in value]
-    polygons = [one for one in polygons if one.size]
-    return to_bitmap(polygons, height, width) if polygons else None
-
-
-def _read_polygon(value: Any, height: int, width: int) -> np.ndarray:
-    try:
-        vertices = np.asarray(value, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError("with a polygon of something else than numbers") from None
-    if 0 < vertices.size < 6 or vertices.size % 2:
-        raise ValueError(f"with a polygon of {vertices.size} numbers; three (x, y) pairs are the least")
-    if not np.isfinite(vertices).all():
-        raise ValueError("with a coordinate that is not finite")
-    return np.clip(vertices.reshape(-1, 2), 0, (width, height)).reshape(-1)
+    mask = check_segmentation(value, height, width)
+    return None if mask is None else to_bitmap(mask, height, width)
 
 
 def check_runs(value: Any, height: int, width: int) -> dict[str, Any]:
-    """Compressed run lengths of an image's size, with the counts as bytes; `decode_runs` checks the counts.
+    """Compressed RLE of an image's size, with the counts as bytes; `read_segmentation` checks the counts.
 
     Raises:
         ValueError: what is wrong, to follow "has a segmentation".
     """
     if not isinstance(value, dict):
-        raise ValueError("that is not {size: [height, width], counts: run lengths}")
+        raise ValueError("that is not {size: [height, width], counts: compressed RLE}")
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         raise ValueError(f"of the size {size!r} in an image of {[height, width]} (height, width)")
     if isinstance(counts, str):
         counts = counts.encode("utf-8", "replace")
     if not isinstance(counts, bytes):
-        raise ValueError("whose counts are no compressed run lengths")
+        raise ValueError("whose counts are no compressed RLE")
     return {"size": [height, width], "counts": counts}
-
-
-def decode_runs(runs: dict[str, Any]) -> np.ndarray:
-    """Pixels of what `check_runs` returned, (height, width) bool.
-
-    Raises:
-        ValueError: what is wrong with the counts, to follow "has a segmentation".
-    """
-    height, width = runs["size"]
-    try:
-        lengths = rle_counts(runs["counts"])
-    except ValueError:
-        raise ValueError("whose counts are no compressed run lengths") from None
-    _check_lengths(lengths, height, width)
-    return to_bitmap(runs, height, width)
-
-
-def _decode_counts(value: dict[str, Any], height: int, width: int) -> np.ndarray:
-    lengths = value["counts"]
-    if not all(type(length) is int for length in lengths):
-        raise ValueError("whose counts are neither a text nor a list of integers")
-    runs = check_runs({**value, "counts": b""}, height, width)
-    _check_lengths(lengths, height, width)
-    packed: Any = coco_mask.frPyObjects({**runs, "counts": lengths}, height, width)  # type: ignore[arg-type]
-    return to_bitmap(packed, height, width)
-
-
-def _check_lengths(lengths: Sequence[int], height: int, width: int) -> None:
-    if min(lengths, default=0) < 0:
-        raise ValueError("with a negative run length")
-    if sum(lengths) != height * width:
-        raise ValueError(f"whose run lengths cover {sum(lengths)} of {height * width} pixels")
 
 
 def fit_mask(mask: np.ndarray, given: tuple[int, int], drawn: tuple[int, int]) -> np.ndarray:

@@ -18,7 +18,7 @@ from longtail_det2.evaluation.openimages_io import read_detections
 from longtail_det2.evaluation.openimages_matching import Detections
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import read_json
-from longtail_det2.visualization.mask_drawing import check_runs, decode_runs
+from longtail_det2.visualization.mask_drawing import check_runs, read_segmentation
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class MaskedDetections(Detections):
         masks = []
         for runs, entry in zip(self.runs, self.entry.tolist(), strict=True):
             try:
-                masks.append(None if runs is None else decode_runs(runs))
+                masks.append(None if runs is None else read_segmentation(runs, *runs["size"]))
             except ValueError as error:
                 raise DataError(f"{self.source}: entry {entry} has a segmentation {error}") from None
         return masks

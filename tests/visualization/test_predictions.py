@@ -101,8 +101,8 @@ def test_masks_stay_with_their_detections(store, tmp_path):
         ({"counts": "0"}, "of the size None in an image of"),
         ({"size": [64, 48], "counts": "0"}, r"of the size \[64, 48\] in an image of \[48, 64\]"),
         ({"size": {}, "counts": "0"}, "of the size {}"),
-        ({"size": [48, 64], "counts": [3072]}, "no compressed run lengths"),
-        ({"size": [48, 64], "counts": None}, "no compressed run lengths"),
+        ({"size": [48, 64], "counts": [3072]}, "no compressed RLE"),
+        ({"size": [48, 64], "counts": None}, "no compressed RLE"),
     ],
 )
 def test_masks_of_another_form_name_the_entry(store, tmp_path, mask, message):

@@ -144,7 +144,7 @@ def test_results_with_masks(script, masked_run, masked_store, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        ({"size": [48, 64], "counts": "04"}, "entry 1 has a segmentation whose run lengths cover 4 of 3072"),
+        ({"size": [48, 64], "counts": "04"}, "entry 1 has a segmentation whose counts cover 4 of 3072"),
         ({"size": [64, 48], "counts": "04"}, "entry 1 has a segmentation of the size [64, 48]"),
         (17, "entry 1 has a segmentation that is not"),
     ],

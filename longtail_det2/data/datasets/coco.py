@@ -271,7 +271,9 @@ def _read_masks(
     for row in representative_rows(owner, rank, able).tolist():
         try:
             size = sizes[annotations.image[row]].tolist()
-            masks[owner[row]] = check_segmentation(annotations.segmentation[row], *size)
+            masks[owner[row]] = mask = check_segmentation(annotations.segmentation[row], *size)
+            if mask is None:
+                raise ValueError("without area inside its image")
         except ValueError as error:
             issues.add("mask", f"{annotations.where[row]} has a segmentation {error}")
         annotations.segmentation[row] = None  # nobody else reads it, and it takes much memory
