@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes of a training run a folder to give away: weights only, config, metrics, classes and a model card."""
+"""Publish a checkpoint: weights only, config, metrics, classes and a model card in one folder."""
 
 import argparse
 import sys
@@ -10,20 +10,19 @@ from pathlib import Path
 warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
 warnings.filterwarnings("ignore", message="torch.meshgrid")
 
-from longtail_det2.checkpoint.weights import FORMATS  # noqa: E402
-from longtail_det2.model_zoo.publishing import publish, summary_lines  # noqa: E402
+from longtail_det2.model_zoo.publishing import publish, result_table  # noqa: E402
 from longtail_det2.utils.errors import ConfigError  # noqa: E402
 
 EPILOG = """\
 examples:
   python scripts/publish_checkpoint.py output/shapes --output published/shapes
-  python scripts/publish_checkpoint.py output/shapes/model_0001499.pth --format pth --output published/early
+  python scripts/publish_checkpoint.py output/shapes/model_0001499.pth --output published/early
   python scripts/publish_checkpoint.py output/shapes --zoo my_zoo
   LONGTAIL_DET2_ZOO=my_zoo python -c "from longtail_det2 import model_zoo;
       model_zoo.get('shapes/faster_rcnn_tiny_sigmoid_shapes.yaml', trained=True)"
 
-The weights file bears the first digits of its SHA-256 in its name, and MODEL.WEIGHTS takes it. What the card
-says is read from the run. Nothing is overwritten.
+The name of the weights file ends in the first digits of its SHA-256, and MODEL.WEIGHTS takes it. What the
+card says is read from the run. Nothing is overwritten.
 """
 
 
@@ -35,9 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("source", type=Path, metavar="RUN", help="OUTPUT_DIR of a run, or a checkpoint in one")
     add("--output", default="", metavar="DIR", help="folder to make")
-    add("--zoo", default="", metavar="DIR", help="instead: a zoo's folder, whose index is kept as well")
-    add("--format", choices=FORMATS, default=FORMATS[0], help="of the weights (default: %(default)s)")
-    add("--name", default="", metavar="CONFIG", help="config's name, if the run's log does not say")
+    add("--zoo", default="", metavar="DIR", help="instead: a zoo's folder, with a sub-folder per config")
+    add("--name", default="", metavar="CONFIG", help="config's name, if run.json does not say")
     add("--config-file", default="", metavar="FILE", help="the run's config (default: config.yaml beside it)")
     add("--classes", default="", metavar="JSON", help="class identifiers, for checkpoints without them")
     return parser
@@ -52,14 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
             args.output,
             zoo=args.zoo,
             name=args.name,
-            file_format=args.format,
             config_file=args.config_file,
             class_file=args.classes,
         )
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join(summary_lines(published)))
+    sha256 = published.document["weights"]["sha256"]
+    print(f"{published.weights}\nSHA-256 {sha256}\n{result_table(published.document)}")
     return 0
 
 

@@ -115,7 +115,7 @@ def load_detector(
         config_name=name_of_config(found) or found.name,
         weights=path,
         class_ids=class_ids,
-        class_names=class_names_beside(path.parent, class_ids),
+        class_names=tuple(class_names_beside(path.parent, class_ids)),
         image_format=image_format,
         min_size=min_size,
         max_size=max_size,

@@ -1,29 +1,38 @@
-"""Configs that come with the project, and their published weights, by name (see :mod:`..config_names`)."""
+"""Configs of the project and their published weights, by name (see :mod:`..config_names`)."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from torch import nn
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
-from longtail_det2.checkpoint.weights import read_weights
+from longtail_det2.checkpoint.weights import check_hash, read_weights
 from longtail_det2.config import NUM_CLASSES_FROM_DATA
 from longtail_det2.config_files import load_cfg, load_lazy
 from longtail_det2.config_names import get_config_file
 from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.engine.setup import available_device
+from longtail_det2.utils.errors import ConfigError
 
-from .zoo_index import find_checkpoint
+ZOO_VARIABLE = "LONGTAIL_DET2_ZOO"
+
+
+def zoo_key(name: str) -> str:
+    """The folder of a config in a zoo: a YAML config and its lazy twin share their weights."""
+    return re.sub(r"\.(yaml|yml|py)$", "", name)
 
 
 def get_checkpoint(name: str) -> str:
-    """Path of a config's published weights on this machine, fetched if need be, their hash verified.
+    """Return the path of a config's published weights on this machine, their hash verified.
 
-    They are looked for in ``$LONGTAIL_DET2_ZOO`` (a folder, or a repository "owner/name" on the Hugging Face
-    hub) and in the list that comes with the package; see :mod:`.zoo_index`. The path serves as
-    ``MODEL.WEIGHTS``.
+    ``$LONGTAIL_DET2_ZOO`` names the zoo: a folder, or a repository "owner/name" on the Hugging Face hub, with
+    a folder from ``scripts/publish_checkpoint.py`` per config. The path serves as ``MODEL.WEIGHTS``.
 
     Args:
         name: see :func:`get_config_file`; the lazy twin of a config has the same weights.
@@ -31,7 +40,42 @@ def get_checkpoint(name: str) -> str:
     Raises:
         ConfigError: none are published, they cannot be fetched, or the file is damaged.
     """
-    return str(find_checkpoint(name))
+    zoo, key = os.environ.get(ZOO_VARIABLE, ""), zoo_key(name)
+    if not zoo:
+        raise ConfigError(
+            f"{name}: there are no published weights; ${ZOO_VARIABLE} names a zoo that has some"
+        )
+    index = _fetch(zoo, f"{key}/metrics.json")
+    try:
+        weights = json.loads(index.read_text(encoding="utf-8"))["weights"]
+        file, sha256 = str(weights["file"]), str(weights["sha256"])
+    except (OSError, ValueError, LookupError, TypeError):
+        file = sha256 = ""
+    if not re.fullmatch(r"[\w.-]+\.safetensors", file) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ConfigError(f"{index}: names no weights file and its SHA-256; publish the checkpoint again")
+    path = _fetch(zoo, f"{key}/{file}")
+    check_hash(path, sha256)
+    return str(path)
+
+
+def _fetch(zoo: str, file: str) -> Path:
+    """A file of a zoo on this machine."""
+    path = Path(zoo).expanduser() / file
+    if path.is_file():
+        return path
+    if Path(zoo).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", zoo):
+        raise ConfigError(
+            f"${ZOO_VARIABLE} is {zoo!r}: there is no {file}, and it is no hub repository either"
+        )
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise ConfigError(f"fetching {file} of {zoo} needs a package: pip install huggingface-hub") from None
+    try:
+        return Path(hf_hub_download(zoo, file))
+    except (OSError, ValueError, RuntimeError) as error:  # its errors derive from these
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{file} of the hub repository {zoo} cannot be fetched: {reason}") from error
 
 
 def get_config(name: str, trained: bool = False) -> Any:

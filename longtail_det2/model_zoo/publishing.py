@@ -1,44 +1,35 @@
-"""Making of a training run a folder that can be given away: weights, config, metrics, classes, a card."""
+"""Publish a checkpoint: weights, config, metrics, classes and a card in one folder."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from longtail_det2 import __version__
-from longtail_det2.checkpoint.weights import (
-    FORMATS,
-    HASH_DIGITS,
-    Weights,
-    read_weights,
-    sha256_of,
-    write_weights,
-)
+from longtail_det2.checkpoint.weights import HASH_DIGITS, Weights, read_weights, sha256_of, write_weights
+from longtail_det2.engine.run_record import read_run_record
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.io import atomic_writer
 
+from .model_zoo import zoo_key
 from .new_folder import check_vacant, folder_that_appears
-from .run_facts import RunFacts, config_without_paths, read_run
-from .zoo_index import INDEX_NAME, Checkpoint, index_document, index_key, read_index
+from .run_facts import class_names_beside, config_without_paths, read_plain_yaml, results_at, value_at
 
 
 @dataclass(frozen=True)
 class Published:
-    """What :func:`publish` made.
+    """What :func:`publish` wrote.
 
     Attributes:
         weights: the weights file.
-        sha256: of it.
-        metrics: data set -> metric -> value, as the run measured them.
+        document: content of metrics.json.
     """
 
     weights: Path
-    sha256: str
-    metrics: dict[str, dict[str, float]]
+    document: dict[str, Any]
 
 
 def publish(
@@ -47,22 +38,19 @@ def publish(
     *,
     zoo: str | Path = "",
     name: str = "",
-    file_format: str = "safetensors",
     config_file: str | Path = "",
     class_file: str | Path = "",
 ) -> Published:
-    """Publishes a checkpoint of a run: all of it, or nothing appears.
+    """Publish a checkpoint of a run: all files appear, or none.
 
     Args:
         source: a run's folder (its model_final.pth, else its newest checkpoint) or a checkpoint in one.
-        output: folder to make.
-        zoo: instead, a zoo's folder: the checkpoint goes to a sub-folder named after its config, and into
-            the index of the zoo (see :mod:`.zoo_index`).
+        output: folder to create.
+        zoo: instead, a zoo's folder: the checkpoint goes to the sub-folder named after its config.
         name: of the config in the model zoo; "" takes what run.json says.
-        file_format: "safetensors" or "pth".
         config_file: the run's config; "" for config.yaml in its folder.
-        class_file: JSON with the class identifiers, for a checkpoint that does not bear them: a list, or
-            classes.json of an annotation store.
+        class_file: JSON with the class ids, for a checkpoint without them: a list, or the classes.json of an
+            annotation store.
 
     Raises:
         ConfigError: something is missing or damaged, or the target exists.
@@ -70,167 +58,160 @@ def publish(
     """
     if bool(output) == bool(zoo):
         raise ConfigError("name either an output folder or a zoo's folder (--output or --zoo)")
-    if file_format not in FORMATS:
-        raise ConfigError(f"there is no file format {file_format!r}; known: {', '.join(FORMATS)}")
     checkpoint = find_checkpoint_file(source)
     weights = read_weights(checkpoint)
     ids, names = _classes(weights, class_file)
-    facts = read_run(checkpoint.parent, ids, config_file)
-    name, names = name or facts.config_name, names or facts.class_names
-    if zoo and not name:
+    names = names or class_names_beside(checkpoint.parent, ids)
+    record = read_run_record(checkpoint.parent)
+    recorded = str(record.get("config") or "")
+    in_zoo = name or (recorded if record.get("in_model_zoo") else "")
+    if zoo and not in_zoo:
         raise ConfigError(
-            f"{facts.folder}/run.json names no config of the model zoo, which a zoo needs: give it with "
-            "--name"
+            f"{checkpoint.parent}/run.json names no config of the model zoo: give it with --name"
         )
-    target = Path(output) if output else Path(zoo) / index_key(name)
-    index = _writable_index(Path(zoo), name) if zoo else {}
+    target = Path(output) if output else Path(zoo) / zoo_key(in_zoo)
     check_vacant(target)
-    results = facts.results_at(weights.iteration)
-    config = name or facts.config_file
-    about = {"longtail_det2": __version__, **({"config": config} if config else {})}
-    weights = replace(weights, class_ids=ids, about=about)
+    config = _read_config(checkpoint.parent, config_file)
+    document = _facts(checkpoint.parent, config, weights.iteration)
+    document |= {"config": name or recorded or None, "num_classes": len(ids)}
+    document["parameters"] = sum(value.numel() for value in weights.tensors.values())
+    about = {"longtail_det2": __version__, "config": str(document["config"] or "")}
     with folder_that_appears(target) as folder:
-        file, sha256 = _write_hashed(folder, checkpoint.stem, file_format, weights)
-        document = _metrics_document(weights, facts, file, sha256, results, config)
-        _write(folder / "config.yaml", config_without_paths(facts.config))
-        _write(folder / "metrics.json", json.dumps(document, indent=1) + "\n")
-        classes = {"ids": list(ids), "names": list(names) or None}
-        _write(folder / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False) + "\n")
-        _write(folder / "README.md", _card(document, facts, name))
-    if zoo:
-        key = index_key(name)
-        index[key] = Checkpoint(key, f"{key}/{file}", sha256, len(ids) or None, results)
-        with atomic_writer(Path(zoo) / INDEX_NAME) as stream:
-            stream.write(index_document(index))
-    return Published(target / file, sha256, results)
+        file = _write_hashed(folder, checkpoint.stem, replace(weights, class_ids=tuple(ids), about=about))
+        document["weights"] = {"file": file.name, "sha256": sha256_of(file)}
+        classes = {"ids": ids, "names": names or None}
+        (folder / "config.yaml").write_text(config_without_paths(config), encoding="utf-8")
+        (folder / "metrics.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(classes, indent=1, ensure_ascii=False)
+        (folder / "classes.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_card(document, in_zoo, "MODEL" not in config), encoding="utf-8")
+    return Published(target / file.name, document)
 
 
 def find_checkpoint_file(source: str | Path) -> Path:
-    """The checkpoint that a run's folder or a file means.
+    """Return the checkpoint that a run's folder or a file means.
 
     Raises:
         ConfigError: there is none.
     """
     path = Path(source)
-    if path.is_dir():
-        latest = path / "last_checkpoint"
-        candidates = ["model_final.pth", latest.read_text().strip() if latest.is_file() else ""]
-        for name in filter(None, candidates):
-            if (path / name).is_file():
-                return path / name
-        raise ConfigError(
-            f"{path} has no checkpoint: neither model_final.pth nor one that training went on from"
-        )
-    if not path.is_file():
+    if path.is_file():
+        return path
+    if not path.is_dir():
         raise ConfigError(f"there is no run or checkpoint {path}")
-    return path
+    latest = path / "last_checkpoint"
+    candidates = ["model_final.pth", latest.read_text().strip() if latest.is_file() else ""]
+    for name in filter(None, candidates):
+        if (path / name).is_file():
+            return path / name
+    raise ConfigError(f"{path} has no checkpoint: neither model_final.pth nor one named by last_checkpoint")
 
 
-def _classes(weights: Weights, class_file: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Identifiers and, if the class file has them, names of the classes."""
+def _classes(weights: Weights, class_file: str | Path) -> tuple[list[str], list[str]]:
+    """Ids and, if the class file has them, names of the classes."""
     if not class_file:
         if not weights.class_ids:
             raise ConfigError("the checkpoint does not say which classes it is for: give them with --classes")
-        return weights.class_ids, ()
+        return list(weights.class_ids), []
     try:
         content = json.loads(Path(class_file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{class_file} cannot be read as JSON: {error}") from error
-    ids = content.get("ids") if isinstance(content, dict) else content
-    names = (content.get("names") or ()) if isinstance(content, dict) else ()
+    content = content if isinstance(content, dict) else {"ids": content}
+    ids, names = content.get("ids"), content.get("names") or []
     if not isinstance(ids, list) or not ids or not all(isinstance(one, str) for one in ids):
-        raise ConfigError(f"{class_file} holds no list of class identifiers")
+        raise ConfigError(f"{class_file} holds no list of class ids")
     if weights.class_ids and tuple(ids) != weights.class_ids:
-        raise ConfigError(f"{class_file} lists other classes than the checkpoint bears")
-    return tuple(ids), tuple(map(str, names))
+        raise ConfigError(f"{class_file} lists other classes than the checkpoint")
+    return ids, names
 
 
-def _write_hashed(folder: Path, stem: str, suffix: str, weights: Weights) -> tuple[str, str]:
-    """Writes the weights under a name that bears their hash; the name and the whole hash."""
-    unnamed = folder / f"weights.{suffix}"
-    write_weights(unnamed, weights)
-    sha256 = sha256_of(unnamed)
-    name = f"{stem}_{sha256[:HASH_DIGITS]}.{suffix}"
-    unnamed.rename(folder / name)
-    return name, sha256
+def _read_config(folder: Path, config_file: str | Path) -> dict[str, Any]:
+    path = Path(config_file) if config_file else folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist: name the run's config with --config-file")
+    return read_plain_yaml(path)
 
 
-def _metrics_document(
-    weights: Weights,
-    facts: RunFacts,
-    file: str,
-    sha256: str,
-    results: dict[str, dict[str, float]],
-    config: str,
-) -> dict[str, Any]:
+def _facts(folder: Path, config: Mapping[str, Any], iterations: int | None) -> dict[str, Any]:
+    """What the config and the run say; None for what they do not say."""
+    lazy = "MODEL" not in config
+    seed = value_at(config, "train.seed" if lazy else "SEED")
+    batch_size = value_at(config, "dataloader.train.total_batch_size" if lazy else "SOLVER.IMS_PER_BATCH")
+    sets = ("dataloader.train.dataset.names", "dataloader.test.dataset.names")
+    train, test = (
+        value_at(config, key) or [] for key in (sets if lazy else ("DATASETS.TRAIN", "DATASETS.TEST"))
+    )
+    train, test = ([one] if isinstance(one, str) else list(one) for one in (train, test))
     return {
-        "config": config or None,
-        "weights": {"file": file, "sha256": sha256},
-        "parameters": sum(value.numel() for value in weights.tensors.values()),
-        "num_classes": len(weights.class_ids),
-        "train": list(facts.train),
-        "iterations": weights.iteration,
-        "batch_size": facts.batch_size,
-        "seed": facts.seed,
-        "results": results,
+        "train": train,
+        "iterations": iterations,
+        "batch_size": batch_size,
+        "seed": seed if isinstance(seed, int) and seed >= 0 else None,
+        "results": results_at(folder, iterations, test),
         "published_with": f"longtail_det2 {__version__}",
     }
 
 
-def _card(document: dict[str, Any], facts: RunFacts, name: str) -> str:
+def _write_hashed(folder: Path, stem: str, weights: Weights) -> Path:
+    """Write the weights to a file whose name ends in the first digits of its SHA-256."""
+    unnamed = folder / "weights.safetensors"
+    write_weights(unnamed, weights)
+    return unnamed.rename(folder / f"{stem}_{sha256_of(unnamed)[:HASH_DIGITS]}.safetensors")
+
+
+def _card(document: Mapping[str, Any], in_zoo: str, lazy: bool) -> str:
+    """The card; its front matter is read by the Hugging Face hub."""
     unknown = "not recorded"
     config = document["config"] or unknown
-    rows = [
-        ("config", f"{config} (`config.yaml` is the whole of it)"),
-        ("classes", f"{document['num_classes']} (`classes.json`)"),
-        ("numbers in the weights", f"{document['parameters']:,}"),
-        ("trained on", ", ".join(document["train"]) or unknown),
-        ("iterations", document["iterations"] or unknown),
-        ("images an iteration", document["batch_size"] or unknown),
-        ("seed", "none was fixed" if document["seed"] is None else document["seed"]),
-        ("SHA-256", f"`{document['weights']['sha256']}`"),
-    ]
-    lines = [f"# {Path(config).stem if document['config'] else facts.folder.name}", ""]
-    lines += ["Weights of an object detector trained with longtail_det2.", ""]
-    lines += ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows), ""]
-    lines += ["## Results", "", *_result_lines(document["results"]), "", "## Use", ""]
-    lines += ["```bash", *_command(document["weights"]["file"], facts, name), "```", ""]
-    return "\n".join(lines)
-
-
-def _command(file: str, facts: RunFacts, name: str) -> tuple[str, str]:
-    """How to evaluate the weights; in place of a YAML file of the user's, with the config beside them."""
-    if facts.is_lazy:
-        config = shlex.quote(name or facts.config_file or "CONFIG.py")
-        script, option = "scripts/lazyconfig_train_net.py", f"train.init_checkpoint={file}"
+    rows = {
+        "config": f"{config} (`config.yaml` is the whole of it)",
+        "classes": f"{document['num_classes']} (`classes.json`)",
+        "numbers in the weights": f"{document['parameters']:,}",
+        "trained on": ", ".join(document["train"]) or unknown,
+        "iterations": document["iterations"] or unknown,
+        "images per iteration": document["batch_size"] or unknown,
+        "seed": "none was fixed" if document["seed"] is None else document["seed"],
+        "SHA-256": f"`{document['weights']['sha256']}`",
+    }
+    file = document["weights"]["file"]
+    if lazy:
+        script, shown = "lazyconfig_train_net.py", in_zoo or document["config"] or "CONFIG.py"
+        weights = f"train.init_checkpoint={file}"
     else:
-        config = shlex.quote(name or "config.yaml")
-        script, option = "scripts/train_net.py", f"MODEL.WEIGHTS {file}"
-    return f"python {script} --eval-only \\", f"    --config-file {config} {option}"
+        script, shown, weights = "train_net.py", in_zoo or "config.yaml", f"MODEL.WEIGHTS {file}"
+    facts = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return f"""---
+library_name: longtail_det2
+pipeline_tag: object-detection
+---
+
+# {Path(config).stem if document["config"] else "Detector"}
+
+Weights of an object detector trained with longtail_det2.
+
+| | |
+| --- | --- |
+{facts}
+
+## Results
+
+{result_table(document)}
+
+## Use
+
+```bash
+python scripts/{script} --eval-only \\
+    --config-file {shlex.quote(shown)} {weights}
+```
+"""
 
 
-def _result_lines(results: dict[str, dict[str, float]]) -> Iterator[str]:
-    if not results:
-        yield "The run has no evaluation of these weights."
-        return
-    yield from ("| data set | metric | value |", "| --- | --- | --- |")
-    for dataset, metrics in sorted(results.items()):
-        for metric, value in sorted(metrics.items()):
-            yield f"| {dataset} | {metric} | {value:.2f} |"
-
-
-def _writable_index(zoo: Path, name: str) -> dict[str, Checkpoint]:
-    path = zoo / INDEX_NAME
-    index = read_index(path) if path.is_file() else {}
-    if index_key(name) in index:
-        raise ConfigError(f"{path} has weights for {name} already: nothing is overwritten")
-    return index
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def summary_lines(published: Published) -> Sequence[str]:
-    """What a user wants to see after publishing."""
-    return [f"{published.weights}", f"SHA-256 {published.sha256}", *_result_lines(published.metrics)]
+def result_table(document: Mapping[str, Any]) -> str:
+    """The results of a published checkpoint as a Markdown table."""
+    if not document["results"]:
+        return "The run has no evaluation of these weights."
+    lines = ["| data set | metric | value |", "| --- | --- | --- |"]
+    for dataset, metrics in sorted(document["results"].items()):
+        lines += [f"| {dataset} | {metric} | {value:.2f} |" for metric, value in sorted(metrics.items())]
+    return "\n".join(lines)

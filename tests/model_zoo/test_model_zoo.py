@@ -1,4 +1,7 @@
+import json
 import shutil
+import sys
+import types
 
 import pytest
 import torch
@@ -7,6 +10,7 @@ from omegaconf import DictConfig
 
 from longtail_det2 import config_names as implementation
 from longtail_det2 import model_zoo
+from longtail_det2.checkpoint.weights import sha256_of
 from longtail_det2.utils.errors import ConfigError
 
 YAML, LAZY = (f"openimages/faster_rcnn_R_50_FPN_OpenImages.{suffix}" for suffix in ("yaml", "py"))
@@ -33,9 +37,62 @@ def test_unknown_name_lists_the_known():
             model_zoo.get_config_file(outside)
 
 
-def test_trained_weights_do_not_exist_yet():
-    with pytest.raises(ConfigError, match="no published weights"):
-        model_zoo.get_config(YAML, trained=True)
+class TestCheckpoints:
+    NAME = "shapes/faster_rcnn_tiny_sigmoid_shapes"
+
+    @pytest.fixture
+    def zoo(self, tmp_path, monkeypatch):
+        """A zoo of one file, served as a folder and as the hub repository somebody/zoo."""
+        folder = tmp_path / self.NAME
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").write_bytes(b"weights")
+        weights = {"file": "weights.safetensors", "sha256": sha256_of(folder / "weights.safetensors")}
+        (folder / "metrics.json").write_text(json.dumps({"weights": weights}))
+
+        def download(repository, file):
+            if repository != "somebody/zoo" or not (tmp_path / file).is_file():
+                raise OSError("404 Client Error\nand a long explanation")
+            return str(tmp_path / file)
+
+        module = types.ModuleType("huggingface_hub")
+        module.hf_hub_download = download
+        monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+        monkeypatch.setenv("LONGTAIL_DET2_ZOO", str(tmp_path))
+        return folder
+
+    @pytest.mark.parametrize("suffix", ["", ".yaml", ".py"])
+    @pytest.mark.parametrize("place", ["folder", "somebody/zoo"])
+    def test_twins_share_their_weights(self, zoo, monkeypatch, suffix, place):
+        if place != "folder":
+            monkeypatch.setenv("LONGTAIL_DET2_ZOO", place)
+        assert model_zoo.get_checkpoint(self.NAME + suffix) == str(zoo / "weights.safetensors")
+
+    def test_damaged_file(self, zoo):
+        (zoo / "weights.safetensors").write_bytes(b"weighty")
+        with pytest.raises(ConfigError, match=r"weights\.safetensors is damaged"):
+            model_zoo.get_checkpoint(self.NAME)
+
+    @pytest.mark.parametrize("place", [None, "", "nobody/zoo", "not/a/repository"])
+    def test_no_weights(self, zoo, monkeypatch, place):
+        (zoo / "weights.safetensors").unlink()
+        if place is not None:
+            monkeypatch.setenv("LONGTAIL_DET2_ZOO", place)
+        with pytest.raises(ConfigError):
+            model_zoo.get_config(f"{self.NAME}.yaml", trained=True)
+
+    def test_hub_without_its_package(self, zoo, monkeypatch):
+        monkeypatch.setenv("LONGTAIL_DET2_ZOO", "somebody/zoo")
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        with pytest.raises(ConfigError, match="huggingface-hub"):
+            model_zoo.get_checkpoint(self.NAME)
+
+    @pytest.mark.parametrize(
+        "text", ["", "[]", "{}", "\x80", '{"weights": []}', '{"weights": {"file": "../x"}}']
+    )
+    def test_damaged_description(self, zoo, text):
+        (zoo / "metrics.json").write_text(text, encoding="latin1")
+        with pytest.raises(ConfigError, match=r"metrics\.json"):
+            model_zoo.get_checkpoint(self.NAME)
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "py"])
