@@ -237,9 +237,6 @@ class LabelHierarchy:
             return NotImplemented
         return self.class_ids == other.class_ids and self.to_parents() == other.to_parents()
 
-    def __repr__(self) -> str:
-        return f"LabelHierarchy({self.num_classes} classes, {len(self.leaves)} of them leaves)"
-
 
 def _parents_first(links: Mapping[str, Sequence[str]]) -> list[str]:
     """All labels of direct links, parents before their children; a cycle is an error that prints its path."""

@@ -2,9 +2,7 @@
 
 Compared with Detectron2's `read_image`: 16-bit grey images keep their contrast (Pillow cuts every value above
 255), TIFF files with an EXIF orientation are turned once instead of twice, EXIF data behind the pixels of a
-PNG are not looked for, only the formats in `FORMATS` are tried, images beyond Pillow's limit
-(`PIL.Image.MAX_IMAGE_PIXELS`) are refused before they are decoded, and whatever a decoder raises becomes a
-`DataError`.
+PNG are not looked for, images beyond `PIL.Image.MAX_IMAGE_PIXELS` are refused before they are decoded.
 """
 
 from __future__ import annotations
@@ -12,9 +10,9 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -108,22 +106,18 @@ def read_image_sizes(
     """
     sizes = np.zeros((len(file_names), 2), dtype=np.int32)
     unreadable: list[tuple[int, str]] = []
-
-    def collect(results: Iterable[tuple[int, int] | str]) -> None:
-        bar = tqdm(results, "image headers", len(sizes), unit="image", disable=not progress)
-        for index, result in enumerate(bar):
-            if isinstance(result, str):
-                unreadable.append((index, result))
-            else:
-                sizes[index] = result
-
     read, names = partial(_try_image_size, os.fsencode(root)), file_names.tolist()
     workers = min(workers, -(-len(names) // _IMAGES_PER_TASK))
-    if workers > 1:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            collect(pool.map(read, names, chunksize=_IMAGES_PER_TASK))
-    else:
-        collect(map(read, names))
+    with ExitStack() as stack:
+        results = map(read, names)
+        if workers > 1:
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            results = stack.enter_context(pool).map(read, names, chunksize=_IMAGES_PER_TASK)
+        bar = tqdm(results, "image headers", len(names), unit="image", disable=not progress)
+        for index, (size, problem) in enumerate(bar):
+            sizes[index] = size
+            if problem:
+                unreadable.append((index, problem))
     return sizes, unreadable
 
 
@@ -216,28 +210,24 @@ def _explain(path: str | os.PathLike[str], error: Exception) -> str:
     return printable(str(error) if str(error) and isinstance(error, (OSError, ValueError)) else repr(error))
 
 
-def _try_image_size(root: bytes, name: bytes) -> tuple[int, int] | str:
-    """(height, width) of an image, or why it cannot be read."""
+def _try_image_size(root: bytes, name: bytes) -> tuple[tuple[int, int], str]:
+    """(height, width) of an image, and why it cannot be read, "" if it can."""
     path = os.fsdecode(os.path.join(root, name))
     try:
-        return read_image_size(path)
+        return read_image_size(path), ""
     except Exception as error:  # decoders raise what they like on damaged headers
-        return _explain(path, error)
+        return (0, 0), _explain(path, error)
 
 
 def _walk(root: bytes) -> Iterator[bytes]:
     """Files below `root`, relative to it; each folder once, whatever links point to it."""
-    seen: set[tuple[int, int]] = set()
-    for folder, below, files in os.walk(root, followlinks=True, onerror=_warn_unreadable):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+    seen: set[bytes] = set()
+    warn = partial(logger.warning, "folder passed over (%s)")
+    for folder, below, files in os.walk(root, followlinks=True, onerror=warn):
+        if (real := os.path.realpath(folder)) in seen:
             below.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(real)
         below[:] = [name for name in below if not name.startswith(b".")]
         start = os.path.relpath(folder, root)
         yield from files if start == b"." else (start + b"/" + name for name in files)
-
-
-def _warn_unreadable(error: OSError) -> None:
-    logger.warning("%s: folder passed over (%s)", os.fsdecode(error.filename or b""), error.strerror)

@@ -40,10 +40,6 @@ def encode_masks(masks: Sequence[Segmentation | None]) -> dict[str, np.ndarray]:
 def decode_masks(store: AnnotationStore, image: int) -> list[Segmentation | None]:
     """The masks of the objects of one image.
 
-    Args:
-        store: with masks.
-        image: position of the image in the store.
-
     Returns:
         One segmentation per object, None where it has no mask. Polygons are views of the store.
 
@@ -73,13 +69,7 @@ def decode_masks(store: AnnotationStore, image: int) -> list[Segmentation | None
 
 
 def to_rle(mask: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """A mask as compressed RLE, by COCO's rules.
-
-    Args:
-        mask: polygons, with their vertices inside the image, or RLE, which is returned as it is.
-        height: of the image.
-        width: of the image.
-    """
+    """A mask of an image of this size as compressed RLE, by COCO's rules; all vertices must lie inside."""
     if isinstance(mask, dict):
         return mask
     polygons = [_as_written(polygon).tolist() for polygon in mask]
@@ -146,11 +136,8 @@ def rle_counts(text: bytes) -> list[int]:
 def check_segmentation(value: object, height: int, width: int) -> Segmentation | None:
     """A checked mask; None where there is none, or none with area inside the image.
 
-    Args:
-        value: list of polygons, RLE with counts as text, bytes or list, or nothing. Vertices outside the
-            image are moved to its border.
-        height: of the image.
-        width: of the image.
+    It is a list of polygons, RLE with counts as text, bytes or list, or nothing. Vertices outside the image
+    are moved to its border.
 
     Raises:
         ValueError: what is wrong with it, to follow "has a segmentation".

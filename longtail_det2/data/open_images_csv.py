@@ -28,13 +28,7 @@ _BLOCK_BYTES = 8 << 20
 _NO_IMAGES: Any = pa.array([], pa.string()).dictionary_encode()
 _BOX = ("XMin", "YMin", "XMax", "YMax")  # the order of the arrays
 _BAD_BOX = "bad box XMin={0:.7g} XMax={2:.7g} YMin={1:.7g} YMax={3:.7g}"
-_FLAGS = {
-    "IsOccluded": ObjectFlag.OCCLUDED,
-    "IsTruncated": ObjectFlag.TRUNCATED,
-    "IsGroupOf": ObjectFlag.GROUP_OF,
-    "IsDepiction": ObjectFlag.DEPICTION,
-    "IsInside": ObjectFlag.INSIDE,
-}
+_FLAGS = {"Is" + str(flag.name).title().replace("_", ""): flag for flag in ObjectFlag}  # such as IsGroupOf
 _CUT_ROW = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _CONVERSION = re.compile(
     r"In CSV column #(\d+): Row #(\d+): .* to (\w+): invalid (?:value '(.*)'|UTF8)", re.DOTALL
@@ -46,13 +40,12 @@ _KINDS = {
         "error",
     ),
     "bad_box": Kind(
-        "bad boxes",
-        "coordinates are shares of the image with 0 <= XMin <= XMax <= 1 and 0 <= YMin <= YMax <= 1",
+        "bad boxes", "coordinates are shares of the image, with 0 <= XMin <= XMax <= 1, and so YMin and YMax"
     ),
     "machine_label": Kind(
         "image labels that nobody verified",
-        "Confidence is 1 (verified present) or 0 (verified absent), machine labels lie between: give the "
-        "human-imagelabels file, take them with --machine-label-threshold",
+        "Confidence is 1 (verified present) or 0 (verified absent): give the human-imagelabels file, take "
+        "machine labels with --machine-label-threshold",
     ),
 }
 
@@ -103,11 +96,10 @@ class _Block:
 
     def note(self, issues: Issues, kind: str, bad: np.ndarray, describe: Callable[[int], str]) -> None:
         """Note the rows where `bad` is set; the first one of its kind in words."""
-        if count := int(np.count_nonzero(bad)):
+        if bad.any():
             row = int(np.argmax(bad))
-            is_first = issues.count(kind) == 0
-            where = f"{_where(self.path, self.first + row)}: {describe(row)}" if is_first else ""
-            issues.add(kind, where, count)
+            where = "" if issues.count(kind) else f"{_where(self.path, self.first + row)}: {describe(row)}"
+            issues.add(kind, where, int(np.count_nonzero(bad)))
 
     def fail(self, row: int, problem: str) -> NoReturn:
         """Raise a DataError that names the line of a row."""
@@ -212,12 +204,8 @@ def read_boxes(
 ) -> tuple[list[pa.DictionaryArray], np.ndarray, np.ndarray, np.ndarray]:
     """Read box CSVs: columns ImageID, LabelName, XMin, XMax, YMin, YMax, and flags (absent: unset).
 
-    Args:
-        paths: files.
-        class_ids: K labels in index order.
-        issues: takes rows with unknown labels and bad boxes (not finite, inverted, outside [0, 1] by more
-            than 1e-6), which are left out.
-        within: refuse coordinates outside [0, 1], and cut them there.
+    `issues` takes rows with unknown labels and bad boxes, which are left out: not finite, inverted or, if
+    they must lie `within` the image, outside [0, 1] by more than 1e-6 (by less: they are cut).
 
     Returns:
         Image ids of each block, see `index_images`; for all rows that are kept, in file order: class indices
@@ -252,12 +240,9 @@ def read_image_labels(
 ) -> tuple[list[pa.DictionaryArray], np.ndarray, np.ndarray]:
     """Read image-label CSVs: columns ImageID, LabelName, Confidence (1 verified present, 0 verified absent).
 
-    Args:
-        paths: files.
-        class_ids: K labels in index order.
-        issues: takes rows with unknown labels, and those of machines, which are left out.
-        machine_label_threshold: a fractional confidence (a machine's label, verified by nobody) counts as
-            present from this value on, else the row is left out; None refuses such rows.
+    A fractional confidence (a machine's label, verified by nobody) counts as present from
+    `machine_label_threshold` on, else the row is left out; None refuses such rows. `issues` takes these, and
+    rows with unknown labels.
 
     Returns:
         Image ids and class indices as `read_boxes`; (q,) bool: present, else absent.
@@ -309,12 +294,8 @@ def read_predictions(
 def read_size_file(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
     """Read a CSV with the columns ImageID, Width, Height (pixels of upright images).
 
-    Args:
-        path: file.
-        image_ids: (n,) bytes, distinct.
-
     Returns:
-        (n, 2) int32 (height, width), 0 where the file has none.
+        (n, 2) int32 (height, width) of each of the (n,) bytes, distinct, 0 where the file has none.
     """
     listed = [(_NO_IMAGES, np.empty((0, 2)))]
     for block in _read_blocks([path], ("ImageID", "Width", "Height"), np.float64):
@@ -362,10 +343,7 @@ def read_classes(path: str | Path) -> tuple[list[str], list[str]]:
 
 
 def index_images(*columns: list[pa.DictionaryArray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Image index of each row of several columns, by ascending id; the columns are emptied.
-
-    Args:
-        *columns: lists of dictionary-encoded id arrays with dictionaries of their own.
+    """Image index of each row of several columns of image ids, by ascending id; the columns are emptied.
 
     Returns:
         ((n,) bytes of the ids that occur, ascending; per column (rows,) int32 indices into them).

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -70,14 +70,13 @@ def prepare_openimages(
         boxes: box CSVs; columns ImageID, LabelName, XMin, XMax, YMin, YMax by name, flags if there are any.
         image_labels: image-label CSVs; columns ImageID, LabelName, Confidence.
         classes: class descriptions, LabelName,DisplayName without header; its order is the class order.
-        hierarchy: hierarchy JSON; nodes that are not classes are left out, children move up. None: flat.
-        images: folder with the images at any depth. None: the sizes are from `image_sizes`, else unknown (0),
-            which serves statistics and evaluation, but not training; file names are then "<id>.jpg".
+        hierarchy: hierarchy JSON; nodes that are no classes are left out, children move up. None: flat.
+        images: folder with the images at any depth. None: files are called "<id>.jpg", and have the sizes of
+            `image_sizes`, else none, which serves statistics and evaluation, but not training.
         output: directory of the store.
         image_sizes: CSV with columns ImageID, Width, Height (upright images), to spare opening the files.
         on_unknown_label: what to do about labels that are not among the classes.
-        machine_label_threshold: image labels with fractional confidence count as present from this value on;
-            None refuses them.
+        machine_label_threshold: fractional confidences from this value on are present; None refuses them.
         skip_bad: leave out, instead of refusing: bad boxes (outside [0, 1] by more than 1e-6, inverted or not
             finite), machine labels, and images that are missing, cannot be read or have no size.
         workers: processes that read image headers.
@@ -127,10 +126,9 @@ def prepare_openimages(
         num_images = int(np.count_nonzero(kept))
         for name, column in (("image_id", ids), ("file_name", names), ("image_size", sizes)):
             writer.add(name, column if kept.all() else column[kept])
-        summary = _write_image_labels(
-            writer, place[of_image_label], image_label, present, num_images, len(class_ids)
-        )
-        summary |= _write_objects(writer, (place[of_box], label, box, flags), num_images, tree)
+        label_rows = _keep(place[of_image_label], image_label, present)
+        summary = _write_image_labels(writer, label_rows, num_images, len(class_ids))
+        summary |= _write_objects(writer, _keep(place[of_box], label, box, flags), num_images, tree)
         writer.finish(
             class_ids,
             class_names,
@@ -177,18 +175,19 @@ def _find_images(
     return names, sizes
 
 
+def _keep(image: np.ndarray, *columns: np.ndarray) -> tuple[Any, ...]:
+    """The rows of images that are kept, whose index is not -1."""
+    keep = image >= 0
+    return (image, *columns) if keep.all() else (image[keep], *(column[keep] for column in columns))
+
+
 def _write_objects(
-    writer: AnnotationStoreWriter,
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    num_images: int,
-    tree: LabelHierarchy,
+    writer: AnnotationStoreWriter, rows: tuple[Any, ...], num_images: int, tree: LabelHierarchy
 ) -> dict[str, int]:
     """Write the objects of the rows (image, label, box, flags); returns counts for the summary."""
-    if not (keep := rows[0] >= 0).all():
-        image, label, box, flags = (column[keep] for column in rows)
-        rows = image, label, box, flags
-    order = specificity_order(tree.depth, np.bincount(rows[1], minlength=tree.num_classes))
-    objects = group_rows(*rows, order)
+    image, label, box, flags = rows
+    order = specificity_order(tree.depth, np.bincount(label, minlength=tree.num_classes))
+    objects = group_rows(image, label, box, flags, order)
     per_image = np.bincount(objects.image, minlength=num_images)
     writer.add("object_offsets", offsets_of(per_image))
     for name in ("box", "flags", "label_offsets", "label"):
@@ -197,27 +196,22 @@ def _write_objects(
     return {
         "images": num_images,
         "images_without_objects": int(np.count_nonzero(per_image == 0)),
-        "box_rows": len(rows[0]),
+        "box_rows": len(image),
         "objects": len(objects.image),
         "objects_with_several_labels": int(np.count_nonzero(np.diff(objects.label_offsets) > 1)),
         "labels": len(objects.label),
         "rows_merged_equal_box": len(objects.label) - len(objects.image),
-        "duplicate_rows": len(rows[0]) - len(objects.label),
+        "duplicate_rows": len(image) - len(objects.label),
         "empty_boxes": int(np.count_nonzero(empty)),
     }
 
 
 def _write_image_labels(
-    writer: AnnotationStoreWriter,
-    image: np.ndarray,
-    label: np.ndarray,
-    present: np.ndarray,
-    num_images: int,
-    num_classes: int,
+    writer: AnnotationStoreWriter, rows: tuple[Any, ...], num_images: int, num_classes: int
 ) -> dict[str, int]:
     """Write each (image, label, verdict) once; the metric knows images with both verdicts on a label."""
-    keep = image >= 0
-    keys = np.unique((image[keep].astype(np.int64) * num_classes + label[keep]) * 2 + present[keep])
+    image, label, present = rows
+    keys = np.unique((image.astype(np.int64) * num_classes + label) * 2 + present)
     pairs = keys >> 1
     writer.add("image_label", pairs % num_classes)
     writer.add("image_label_status", keys & 1)
@@ -227,33 +221,19 @@ def _write_image_labels(
 
 
 class Objects(NamedTuple):
-    """Objects of all images, by image.
+    """Objects of all images, by image."""
 
-    Attributes:
-        image: (m,) int32 image of each object, ascending.
-        box: (m, 4) float32 (x0, y0, x1, y1).
-        flags: (m,) uint8 bits of `ObjectFlag`.
-        label_offsets: (m + 1,) int64.
-        label: (l,) class indices, most specific first within an object.
-    """
-
-    image: np.ndarray
-    box: np.ndarray
-    flags: np.ndarray
-    label_offsets: np.ndarray
-    label: np.ndarray
+    image: np.ndarray  # (m,) int32, ascending
+    box: np.ndarray  # (m, 4) float32 (x0, y0, x1, y1)
+    flags: np.ndarray  # (m,) uint8 bits of `ObjectFlag`
+    label_offsets: np.ndarray  # (m + 1,) int64
+    label: np.ndarray  # (l,) class indices, most specific first within an object
 
 
 def specificity_order(depth: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Place of each class in the order from the most specific one: (K,) int64.
-
-    Args:
-        depth: (K,) depth in the hierarchy; deeper is more specific.
-        counts: (K,) rows of each class; of equally deep classes the rarer one is more specific, then the one
-            with the lower index.
-    """
+    """Place of each class (K,) among all, from the most specific one: deeper, rarer, lower index first."""
     place = np.empty(len(depth), dtype=np.int64)
-    place[np.lexsort((counts, -np.asarray(depth)))] = np.arange(len(depth))
+    place[np.lexsort((counts, -depth))] = np.arange(len(depth))
     return place
 
 
