@@ -20,9 +20,9 @@ import longtail_det2
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.open_images_csv import read_classes
 from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth
-from longtail_det2.evaluation.openimages_matching import MatchOptions
 from longtail_det2.evaluation.openimages_metric import (
     OpenImagesResult,
+    check_options,
     evaluate_detections,
     expand_ground_truth,
 )
@@ -106,7 +106,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if args.expand_predictions and args.no_expansion:
         parser.error("--expand-predictions contradicts --no-expansion")
     try:
-        MatchOptions(iou_threshold=args.iou, group_of_weight=args.group_of_weight)
+        check_options(args.iou, args.group_of_weight)
     except ConfigError as error:
         parser.error(str(error))
     if not args.output.parent.is_dir():
@@ -137,7 +137,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         len(class_ids),
         iou_threshold=args.iou,
         group_of_weight=args.group_of_weight,
-        use_image_labels=not args.no_image_labels,
         verified_filter=not args.no_verified_filter,
         prediction_hierarchy=hierarchy if args.expand_predictions else None,
     )

@@ -19,7 +19,7 @@ from longtail_det2.data.build import build_test_loader_from_config, build_train_
 from longtail_det2.data.datasets.builtin import class_ids_of
 from longtail_det2.data.samplers import phases_of_run
 from longtail_det2.data.statistics import read_statistics
-from longtail_det2.evaluation import build_evaluators
+from longtail_det2.evaluation.evaluator import build_evaluators
 from longtail_det2.utils.errors import ConfigError
 
 from .build import build_model
@@ -119,7 +119,7 @@ class Trainer(Run):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Build the evaluator of a test set; see :func:`longtail_det2.evaluation.build_evaluators`."""
+        """Build the evaluator of a test set; see :func:`.evaluator.build_evaluators`."""
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         path = cfg.DATASETS.STATISTICS
         return build_evaluators(
@@ -152,7 +152,7 @@ class Trainer(Run):
 
 
 def evaluator_options(cfg: CfgNode) -> dict[str, Any]:
-    """Return the arguments of :func:`longtail_det2.evaluation.build_evaluators` that a config gives."""
+    """Return the arguments of :func:`.evaluator.build_evaluators` that a config gives."""
     test = cfg.TEST
     return {
         "metrics": tuple(test.METRICS),

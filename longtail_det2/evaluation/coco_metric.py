@@ -20,7 +20,6 @@ way (COCO's crowd), nor do those in the box of an object whose mask is missing w
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,7 +30,7 @@ import numpy as np
 from longtail_det2.data.datasets.coco import LVIS_THRESHOLDS, frequency_letters
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.detection_buffer import DetectionColumns
-from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth
+from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth, mean_of_known
 from longtail_det2.utils.errors import ConfigError
 
 Task = Literal["bbox", "segm"]
@@ -302,12 +301,6 @@ def class_frequencies(store: AnnotationStore, train_counts: np.ndarray | None) -
         *(store.path, *LVIS_THRESHOLDS),
     )
     return np.array(frequency_letters(train_counts), dtype="U1")
-
-
-def mean_of_known(values: np.ndarray) -> float:
-    """Mean of the values that are not NaN; NaN of none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
 
 
 def _means(one: AveragePrecision) -> dict[str, float]:

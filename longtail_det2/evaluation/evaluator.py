@@ -21,8 +21,8 @@ from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.coco_metric import COCOMetric, LVISMetric
 from longtail_det2.evaluation.detection_buffer import MEMORY_LIMIT, DetectionBuffer, DetectionColumns
 from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth
-from longtail_det2.evaluation.openimages_io import write_detections
-from longtail_det2.evaluation.openimages_metric import Detections, OpenImagesMetric
+from longtail_det2.evaluation.openimages_io import Detections, write_detections
+from longtail_det2.evaluation.openimages_metric import OpenImagesMetric
 from longtail_det2.utils.errors import ConfigError
 from longtail_det2.utils.io import atomic_writer
 

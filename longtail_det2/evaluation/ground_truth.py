@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +13,7 @@ import pycocotools.mask as coco_mask
 
 from longtail_det2.data.masks import decode_masks, to_rle
 from longtail_det2.data.store import AnnotationStore, ImageLabel, ObjectFlag
-from longtail_det2.evaluation.openimages_matching import GroundTruth
+from longtail_det2.evaluation.openimages_io import GroundTruth
 
 RLE = dict[str, Any]
 
@@ -192,6 +194,23 @@ class StoreGroundTruth:
         chosen = store.image_label_status == int(status)
         rows, classes = store.hierarchy.expand(image[chosen], store.image_labels[chosen], up=up)
         return _unique_keys(store, rows, classes)
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN of none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def class_ranges(rows: np.ndarray, at_once: int) -> list[range]:
+    """Split K classes into ranges with about `at_once` rows each, but at least one class.
+
+    Args:
+        rows: (K,) rows of each class.
+        at_once: rows of a range.
+    """
+    edges = np.flatnonzero(np.diff(np.cumsum(rows) // at_once)) + 1
+    return [range(start, end) for start, end in itertools.pairwise([0, *edges.tolist(), len(rows)])]
 
 
 def images_of_objects(store: AnnotationStore) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Open Images evaluation files <-> arrays of the metric."""
+"""Boxes and labels of the Open Images metric as arrays; evaluation files <-> these arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +19,58 @@ from longtail_det2.data.open_images_csv import (
     read_predictions,
 )
 from longtail_det2.data.store import ObjectFlag
-from longtail_det2.evaluation.openimages_metric import Detections, GroundTruth
 from longtail_det2.utils.io import atomic_writer
 
 PREDICTION_COLUMNS = ("ImageID", "LabelName", "Score", "XMin", "XMax", "YMin", "YMax")
 """Columns of the challenge's prediction files; coordinates are normalised by the image's width and height."""
 _ROWS_PER_WRITE = 1 << 16
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """G annotated boxes and L verified image-level labels, of K classes.
+
+    Attributes:
+        image: (G,) integer image index >= 0 of each box.
+        cls: (G,) integer class in [0, K).
+        box: (G, 4) float XYXY.
+        group_of: (G,) bool, True for one box around a group of objects.
+        label_image: (L,) integer image index of each image-level label.
+        label_cls: (L,) integer class in [0, K).
+        label_present: (L,) bool, True for "verified present", False for "verified absent".
+    """
+
+    image: np.ndarray
+    cls: np.ndarray
+    box: np.ndarray
+    group_of: np.ndarray
+    label_image: np.ndarray
+    label_cls: np.ndarray
+    label_present: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """D scored boxes, in any order.
+
+    Attributes:
+        image: (D,) integer image index as in the ground truth; -1 or any other index without annotation is
+            never read.
+        cls: (D,) integer class in [0, K).
+        score: (D,) float, higher is more certain.
+        box: (D, 4) float XYXY in the unit of the ground truth.
+    """
+
+    image: np.ndarray
+    cls: np.ndarray
+    score: np.ndarray
+    box: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image)
 
 
 def read_ground_truth(

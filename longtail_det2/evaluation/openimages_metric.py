@@ -1,72 +1,37 @@
 """The Open Images detection-challenge metric (2019) on plain arrays.
 
-Shape glossary: G ground-truth boxes, L image-level labels, D detections, K classes, T target boxes (single or
-group-of) of the (image, class) pairs at hand. Boxes are XYXY in any unit that is the same for gt and
-detections (Open Images: normalised to [0, 1]). A "pair" is one class in one image.
+docs/openimages_metric.md has the rules that comments name by their numbers.
 
-The rules, in the order in which they apply (docs/openimages_metric.md says where they are from):
-
-1. Only images with at least one annotation row (box or image-level label) are read.
-2. Detections with xmin >= xmax or ymin >= ymax are dropped.
-3. A detection counts only if its class is verified in its image: there is a box or an image-level label,
-   present or absent, of that class. (`verified_filter=False`: every class counts everywhere.)
-4. At most `max_detections` detections of a pair are kept, those with the highest scores. No suppression.
-5. Each detection looks only at the single box of its pair with the highest IoU (the first one on ties). With
-   IoU >= threshold it is a true positive if it is the first one, by score, that chose this box.
-   No second-best box is tried.
-6. Each detection that is no true positive looks at the group-of box of its pair with the highest
-   intersection / detection area (the first one on ties). At >= threshold it is absorbed: no false positive.
-   Each group-of box that absorbed something counts once, as a true positive of weight `group_of_weight` with
-   the highest absorbed score, provided that this score and the weight are > 0.
-7. All other detections are false positives.
-8. Ground-truth count of a class: single boxes + `group_of_weight` x group-of boxes.
-9. AP: area under the precision-recall curve with the precision envelope, at all points; 0 without
-   detections, NaN without ground truth. mAP: mean over the classes that have ground truth.
-
-Equal scores: the reference implementation leaves their order undefined. Here they are ordered by image index,
-then by box coordinates, so that results do not depend on the order of the detections. ("The first one on
-ties" of rules 5 and 6 is the order of the ground-truth rows, as in the reference.)
+Shapes: D detections, K classes, T boxes to be found. A pair is one class in one image; its key is
+class * number of images + image. Everything works on flat arrays ordered by this key; there is no loop over
+images.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth
-from longtail_det2.evaluation.openimages_matching import (
-    COUNT_NAMES,
-    ClassesGroundTruth,
-    Detections,
-    GroundTruth,
-    KeptDetections,
-    MatchOptions,
-    match_detections,
-)
-from longtail_det2.utils.errors import DataError
+from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth, class_ranges, mean_of_known
+from longtail_det2.evaluation.openimages_io import Detections, GroundTruth
+from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.ragged import places_in_runs
 
 if TYPE_CHECKING:
     from longtail_det2.evaluation.detection_buffer import DetectionColumns
 
-__all__ = [
-    "Detections",
-    "GroundTruth",
-    "OpenImagesMetric",
-    "OpenImagesResult",
-    "average_precision",
-    "evaluate_detections",
-    "expand_ground_truth",
-]
-
+MAX_DETECTIONS = 10_000
+"""Detections of a class in an image that count."""
 _DETECTIONS_AT_ONCE = 1 << 20
-"""Detections matched together: classes are processed in batches of about this many (one class at least)."""
+"""Detections matched together, about."""
+_OVERLAPS_AT_ONCE = 1 << 16
+"""Overlaps computed together; small enough for the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +76,7 @@ class OpenImagesMetric:
 
     def check(self, store: AnnotationStore) -> None:
         """Raise ConfigError for an option out of range."""
-        MatchOptions(self.iou_threshold, self.group_of_weight)
+        check_options(self.iou_threshold, self.group_of_weight)
 
     def measure(
         self, gt: StoreGroundTruth, found: DetectionColumns, bins: Mapping[str, np.ndarray], counts: Any
@@ -140,23 +105,28 @@ class OpenImagesMetric:
         )
         result = metric()
         name = f"mAP{100 * self.iou_threshold:g}"
-        means, classes = {name: result.mean_ap}, {"AP": result.ap}
+        means, classes = {name: result.mean_ap}, {"AP": result.ap, "num_gt": result.num_gt}
         if self.expand_predictions:
             expanded = result if store.hierarchy.is_flat else metric(prediction_hierarchy=store.hierarchy)
             means[f"{name}_expanded"], classes["AP_expanded"] = expanded.mean_ap, expanded.ap
-        for group, members in bins.items():
-            ap = result.ap[members][result.num_gt[members] > 0]
-            means[f"{name}_{group}"] = float(ap.mean()) if len(ap) else float("nan")
+        means |= {f"{name}_{group}": mean_of_known(result.ap[members]) for group, members in bins.items()}
         facts = {"metric": result.metric, "num_images": result.num_images, "counts": result.counts}
-        return MetricResult({"bbox": means}, {**classes, "num_gt": result.num_gt}, facts)
+        return MetricResult({"bbox": means}, classes, facts)
+
+
+def check_options(iou_threshold: float, group_of_weight: float) -> None:
+    """Raise ConfigError for an option of `evaluate_detections` that is out of range."""
+    if not 0 < iou_threshold <= 1:
+        raise ConfigError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
+    if not 0 <= group_of_weight < np.inf:
+        raise ConfigError(f"group_of_weight must be >= 0 and finite, got {group_of_weight}")
 
 
 def expand_ground_truth(gt: GroundTruth, hierarchy: LabelHierarchy) -> GroundTruth:
-    """The official expansion of annotations.
+    """Expand annotations as the challenge does.
 
-    Every box is repeated for each proper ancestor of its class. "Present" labels are repeated for each
-    ancestor, "absent" ones for each descendant. Nothing is de-duplicated: a box annotated both as child and
-    as parent becomes two equal boxes of the parent, of which only one can be found.
+    Boxes and "present" labels are repeated for each proper ancestor of their class, "absent" labels for each
+    descendant. Nothing is de-duplicated.
     """
     rows, classes = hierarchy.expand(np.arange(len(gt)), gt.cls)
     present = np.flatnonzero(gt.label_present)
@@ -182,12 +152,10 @@ def evaluate_detections(
     *,
     iou_threshold: float = 0.5,
     group_of_weight: float = 1.0,
-    use_image_labels: bool = True,
     verified_filter: bool = True,
-    max_detections: int = 10_000,
     prediction_hierarchy: LabelHierarchy | None = None,
 ) -> OpenImagesResult:
-    """AP of every class and mAP by the Open Images challenge's rules (see the head of this file).
+    """AP of every class and mAP by the Open Images challenge's rules.
 
     Arithmetic is float64; the columns may have any integer or float type. Besides the input, memory depends
     on the largest class (or about a million detections), not on the number of images.
@@ -198,38 +166,42 @@ def evaluate_detections(
         num_classes: K.
         iou_threshold: in (0, 1].
         group_of_weight: weight >= 0 of a group-of box: 1 in the challenge, 0 in the older V2 protocol.
-        use_image_labels: False forgets the image-level labels: classes are verified by boxes alone, and
-            images without boxes are not read.
         verified_filter: False counts detections of unverified classes as false positives (V2 protocol).
-        max_detections: cap per class and image.
         prediction_hierarchy: if given, detections are repeated for all ancestors of their class.
 
     Raises:
-        DataError: classes out of range, negative image indices of annotations, numbers that are not finite,
-            or inverted ground-truth boxes.
+        DataError: columns of different lengths, classes out of range, negative image indices of annotations,
+            numbers that are not finite, or inverted ground-truth boxes.
         ConfigError: an option out of range.
     """
-    options = MatchOptions(iou_threshold, group_of_weight, use_image_labels, verified_filter, max_detections)
+    check_options(iou_threshold, group_of_weight)
     _check_values(ground_truth, detections, num_classes)
-    annotated = _annotated_images(ground_truth, options)
-    group_of = ground_truth.group_of.astype(bool)
-    num_gt = np.bincount(ground_truth.cls[~group_of], minlength=num_classes).astype(np.float64)
-    num_gt += group_of_weight * np.bincount(ground_truth.cls[group_of], minlength=num_classes)
+    gt, group_of = ground_truth, ground_truth.group_of.astype(bool)
+    annotated = np.bincount(np.concatenate([gt.image, gt.label_image])) > 0
+    key = gt.cls.astype(np.int64) * len(annotated) + gt.image
+    label_key = gt.label_cls.astype(np.int64) * len(annotated) + gt.label_image
+    single, group = _targets(key, gt.box, ~group_of), _targets(key, gt.box, group_of)
+    # Repeated keys are harmless, and np.unique is slow.
+    verified = np.sort(np.concatenate([key, label_key])) if verified_filter else None
+    num_gt = np.bincount(gt.cls[~group_of], minlength=num_classes).astype(np.float64)
+    num_gt += group_of_weight * np.bincount(gt.cls[group_of], minlength=num_classes)
     ap = np.full(num_classes, np.nan)
-    counts: dict[str, int] = dict.fromkeys(COUNT_NAMES, 0)
+    dropped = ("image_not_annotated", "inverted", "class_not_verified", "over_limit")
+    matched = ("true_positives", "absorbed_by_group_of", "false_positives", "groups_found")
+    counts: dict[str, int] = dict.fromkeys(("detections", *dropped, *matched), 0)
     for classes, rows, row_classes in _class_batches(detections, num_classes, prediction_hierarchy):
-        gt = ClassesGroundTruth.select(ground_truth, classes, len(annotated), options)
-        kept = KeptDetections.select(detections, rows, row_classes, annotated, gt, options, counts)
-        weights = match_detections(kept, gt, options, counts)
-        _fill_ap(ap, num_gt, classes, kept, weights)
-    return OpenImagesResult(
-        metric=_metric_name(options),
-        mean_ap=float(np.mean(ap[num_gt > 0])) if (num_gt > 0).any() else float("nan"),
-        ap=ap,
-        num_gt=num_gt,
-        num_images=int(annotated.sum()),
-        counts=counts,
-    )
+        kept = _keep(detections, rows, row_classes, annotated, verified, counts)
+        weights = _match(kept, single, group, iou_threshold, group_of_weight, counts)
+        cls = kept.key // max(len(annotated), 1)
+        counted = np.flatnonzero(~np.isnan(weights))
+        # Sorting is stable: equal scores stay in the order (image, box).
+        order = counted[np.lexsort((-kept.score[counted], cls[counted]))]
+        edges = np.searchsorted(cls[order], np.arange(classes.start, classes.stop + 1))
+        for label, start, end in zip(classes, edges[:-1], edges[1:], strict=True):
+            ap[label] = average_precision(weights[order[start:end]], float(num_gt[label]))
+    family = "OpenImagesDetectionChallenge" if verified_filter else "OpenImagesV2"
+    name = f"{family}_Precision/mAP@{iou_threshold:g}IOU"
+    return OpenImagesResult(name, mean_of_known(ap), ap, num_gt, int(annotated.sum()), counts)
 
 
 def average_precision(weights: np.ndarray, num_gt: float) -> float:
@@ -245,84 +217,188 @@ def average_precision(weights: np.ndarray, num_gt: float) -> float:
     """
     if num_gt <= 0:
         return float("nan")
-    if len(weights) == 0:
-        return 0.0
     found = np.cumsum(weights)
-    recall = found / num_gt
     precision = found / (found + np.cumsum(weights <= 0))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
-
-
-def _metric_name(options: MatchOptions) -> str:
-    family = "OpenImagesDetectionChallenge" if options.verified_filter else "OpenImagesV2"
-    return f"{family}_Precision/mAP@{options.iou_threshold:g}IOU"
+    return float(np.sum(np.diff(found / num_gt, prepend=0.0) * envelope))
 
 
 def _check_values(gt: GroundTruth, detections: Detections, num_classes: int) -> None:
-    named = {"ground truth": gt.cls, "image-level labels": gt.label_cls, "detections": detections.cls}
-    for name, cls in named.items():
-        if len(cls) and not (int(cls.min()) >= 0 and int(cls.max()) < num_classes):
-            wrong = int(cls.min()) if cls.min() < 0 else int(cls.max())
-            raise DataError(f"{name}: class index {wrong} is outside [0, {num_classes})")
-    for name, image in (("ground truth", gt.image), ("image-level labels", gt.label_image)):
-        if len(image) and image.min() < 0:
-            raise DataError(f"{name}: image index {int(image.min())} is negative")
-    columns = (
-        ("ground truth", "box", gt.box),
-        ("detections", "box", detections.box),
-        ("detections", "score", detections.score),
-    )
-    for name, column, values in columns:
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
-            raise DataError(f"{name}: {column} of row {row} is not finite: {values[row]}")
-    inverted = (gt.box[:, 0] > gt.box[:, 2]) | (gt.box[:, 1] > gt.box[:, 3])
-    if inverted.any():
-        row = int(np.argmax(inverted))
-        raise DataError(f"ground truth: box of row {row} has min > max: {gt.box[row]}")
-
-
-def _annotated_images(gt: GroundTruth, options: MatchOptions) -> np.ndarray:
-    """(number of images,) bool: images with at least one annotation row."""
-    images = [gt.image, gt.label_image] if options.use_image_labels else [gt.image]
-    annotated = np.zeros(max((int(i.max()) + 1 for i in images if len(i)), default=0), dtype=bool)
-    for image in images:
-        annotated[image] = True
-    return annotated
+    labels = {"image": gt.label_image, "cls": gt.label_cls, "present": gt.label_present}
+    tables = {"ground truth": vars(gt), "image-level labels": labels, "detections": vars(detections)}
+    for table, columns in tables.items():
+        columns = {name: column for name, column in columns.items() if not name.startswith("label_")}
+        image, cls = columns["image"], columns["cls"]
+        shapes = {name: column.shape for name, column in columns.items()}
+        expected = {name: (image.size, 4) if name == "box" else (image.size,) for name in columns}
+        if shapes != expected:
+            raise DataError(f"{table}: columns have the shapes {shapes}, expected {expected}")
+        box, score = columns.get("box", np.zeros((len(image), 4))), columns.get("score", np.zeros(len(image)))
+        problems = {
+            f"class index is outside [0, {num_classes})": (cls < 0) | (cls >= num_classes),
+            "image index is negative": (image < 0) & (table != "detections"),
+            "score is not finite": ~np.isfinite(score),
+            "box is not finite": ~np.isfinite(box).all(axis=1),
+            "box has min > max": (box[:, :2] > box[:, 2:]).any(axis=1) & (table == "ground truth"),
+        }
+        for problem, rows in problems.items():
+            if rows.any():
+                row = int(np.argmax(rows))
+                values = {name: column[row].tolist() for name, column in columns.items()}
+                raise DataError(f"{table}: {problem} in row {row}: {values}")
 
 
 def _class_batches(
     detections: Detections, num_classes: int, hierarchy: LabelHierarchy | None
 ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
     """Ranges of classes with the rows of their detections and the class each row counts for."""
-    per_class = np.bincount(detections.cls, minlength=num_classes)
     source = target = np.arange(num_classes)
     if hierarchy is not None:
         source, target = hierarchy.expand(source, target)
-        per_class = np.bincount(target, weights=per_class[source], minlength=num_classes)
-    bucket = np.cumsum(per_class) // _DETECTIONS_AT_ONCE
-    edges = [0, *(np.flatnonzero(np.diff(bucket)) + 1).tolist(), num_classes]
-    for first, last in itertools.pairwise(edges):
+    per_class = np.bincount(detections.cls, minlength=num_classes)
+    per_target = np.bincount(target, weights=per_class[source], minlength=num_classes)
+    for classes in class_ranges(per_target, _DETECTIONS_AT_ONCE):
         wanted = np.zeros(num_classes, dtype=bool)
-        wanted[source[(target >= first) & (target < last)]] = True
+        wanted[source[(target >= classes.start) & (target < classes.stop)]] = True
         rows = np.flatnonzero(wanted[detections.cls])
         row_classes = detections.cls[rows]
         if hierarchy is not None:
             rows, row_classes = hierarchy.expand(rows, row_classes)
-            inside = (row_classes >= first) & (row_classes < last)
+            inside = (row_classes >= classes.start) & (row_classes < classes.stop)
             rows, row_classes = rows[inside], row_classes[inside]
-        yield range(first, last), rows, row_classes
+        yield classes, rows, row_classes
 
 
-def _fill_ap(
-    ap: np.ndarray, num_gt: np.ndarray, classes: range, kept: KeptDetections, weights: np.ndarray
-) -> None:
-    """Rule 9 for a range of classes. Sorting is stable: equal scores stay in the order (image, box)."""
-    counted = np.flatnonzero(~np.isnan(weights))
-    cls, score = kept.cls[counted], kept.score[counted]
-    order = np.lexsort((-score, cls))
-    weights, cls = weights[counted[order]], cls[order]
-    edges = np.searchsorted(cls, np.arange(classes.start, classes.stop + 1))
-    for i, label in enumerate(classes):
-        ap[label] = average_precision(weights[edges[i] : edges[i + 1]], float(num_gt[label]))
+class _Boxes(NamedTuple):
+    """Boxes ordered by pair; boxes to be found keep the order of the ground truth within a pair."""
+
+    key: np.ndarray  # (n,)
+    box: np.ndarray  # (n, 4) float64 XYXY
+    score: np.ndarray  # (n,) float64, descending within a pair; empty for boxes to be found
+
+
+def _targets(key: np.ndarray, box: np.ndarray, mask: np.ndarray) -> _Boxes:
+    rows = np.flatnonzero(mask)
+    rows = rows[np.argsort(key[rows], kind="stable")]
+    return _Boxes(key[rows], box[rows].astype(np.float64), np.zeros(0))
+
+
+def _keep(
+    detections: Detections,
+    rows: np.ndarray,
+    classes: np.ndarray,
+    annotated: np.ndarray,
+    verified: np.ndarray | None,
+    counts: dict[str, int],
+) -> _Boxes:
+    """Rules 1 to 3: detections that count; those that do not are added to `counts`.
+
+    Args:
+        detections: all detections.
+        rows: (n,) those of the classes at hand; a row may occur for several classes.
+        classes: (n,) class for which each row counts.
+        annotated: (number of images,) bool, images with an annotation row.
+        verified: ascending keys of verified pairs; None: all are.
+        counts: changed in place.
+    """
+    counts["detections"] += len(rows)
+    image = detections.image[rows]
+    read = (image >= 0) & (image < len(annotated))
+    read[read] = annotated[image[read]]
+    counts["image_not_annotated"] += len(rows) - int(read.sum())
+    rows, key = rows[read], classes[read].astype(np.int64) * len(annotated) + image[read]
+    box = detections.box[rows]
+    valid = (box[:, 0] < box[:, 2]) & (box[:, 1] < box[:, 3])
+    counts["inverted"] += len(rows) - int(valid.sum())
+    known = valid
+    if verified is not None and len(key):
+        start, end = np.searchsorted(verified, [key.min(), key.max() + 1])
+        known = valid & np.isin(key, verified[start:end])
+    counts["class_not_verified"] += int(valid.sum()) - int(known.sum())
+    key, box = key[known], box[known].astype(np.float64)
+    score = detections.score[rows[known]].astype(np.float64)
+    order = _by_content(key, score, box)
+    within = places_in_runs(key[order]) < MAX_DETECTIONS
+    counts["over_limit"] += len(order) - int(within.sum())
+    order = order[within]
+    return _Boxes(key[order], box[order], score[order])
+
+
+def _by_content(key: np.ndarray, score: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Order by key, then score descending, then box coordinates, which are compared only where needed."""
+    order = np.lexsort((-score, key))
+    tied = (np.diff(key[order]) == 0) & (np.diff(score[order]) == 0)
+    member = np.zeros(len(order), dtype=bool)
+    member[1:] |= tied
+    member[:-1] |= tied
+    rows = order[member]
+    order[member] = rows[np.lexsort((*box[rows].T[::-1], -score[rows], key[rows]))]
+    return order
+
+
+def _match(
+    kept: _Boxes,
+    single: _Boxes,
+    group: _Boxes,
+    threshold: float,
+    group_of_weight: float,
+    counts: dict[str, int],
+) -> np.ndarray:
+    """Rules 4 to 6: (n,) weight of each detection; NaN marks those that were absorbed and do not count."""
+    weights = np.zeros(len(kept.key))
+    # Detections of a pair stand in score order, so the first one that chose a box is the one that gets it.
+    weights[_first_of_each(_best_target(kept.key, kept.box, single, threshold))] = 1.0
+    rest = np.flatnonzero(weights == 0)
+    chosen = _best_target(kept.key[rest], kept.box[rest], group, threshold, by_detection_area=True)
+    absorbed, best = rest[chosen >= 0], rest[_first_of_each(chosen)]
+    counts["groups_found"] += len(best)
+    counts["true_positives"] += len(kept.key) - len(rest)
+    counts["absorbed_by_group_of"] += len(absorbed)
+    counts["false_positives"] += len(rest) - len(absorbed)
+    weights[absorbed] = np.nan
+    weights[best[(kept.score[best] > 0) & (group_of_weight > 0)]] = group_of_weight
+    return weights
+
+
+def _first_of_each(targets: np.ndarray) -> np.ndarray:
+    """Positions at which a target >= 0 occurs for the first time."""
+    rows = np.flatnonzero(targets >= 0)
+    return rows[np.unique(targets[rows], return_index=True)[1]]
+
+
+def _best_target(
+    key: np.ndarray, box: np.ndarray, targets: _Boxes, threshold: float, by_detection_area: bool = False
+) -> np.ndarray:
+    """(n,) index of the target of the same pair with the highest overlap, -1 if that is below the threshold.
+
+    The overlap is that of `_overlap`; of equal ones the first counts.
+    """
+    result = np.full(len(key), -1, dtype=np.int64)
+    start = np.searchsorted(targets.key, key)
+    count = np.searchsorted(targets.key, key, side="right") - start
+    candidates = np.flatnonzero(count)
+    bounds = np.flatnonzero(np.diff(np.cumsum(count[candidates]) // _OVERLAPS_AT_ONCE)) + 1
+    for rows in np.split(candidates, bounds):
+        if len(rows) == 0:
+            continue
+        repeats = count[rows]
+        segment = np.cumsum(repeats) - repeats
+        target = np.repeat(start[rows] - segment, repeats) + np.arange(int(repeats.sum()))
+        overlap = _overlap(np.repeat(box[rows], repeats, axis=0), targets.box[target], by_detection_area)
+        best = np.maximum.reduceat(overlap, segment)
+        position = np.where(overlap == np.repeat(best, repeats), np.arange(len(overlap)), len(overlap))
+        first_best = np.minimum.reduceat(position, segment)
+        result[rows] = np.where(best >= threshold, target[first_best], -1)
+    return result
+
+
+def _overlap(box: np.ndarray, target: np.ndarray, by_detection_area: bool) -> np.ndarray:
+    """(n,) overlap of corresponding rows: intersection over union or over the detection's (positive) area."""
+    width = np.minimum(box[:, 2], target[:, 2]) - np.maximum(box[:, 0], target[:, 0])
+    height = np.minimum(box[:, 3], target[:, 3]) - np.maximum(box[:, 1], target[:, 1])
+    intersection = np.maximum(height, 0.0) * np.maximum(width, 0.0)
+    area = (box[:, 3] - box[:, 1]) * (box[:, 2] - box[:, 0])
+    if not by_detection_area:
+        area = area + (target[:, 3] - target[:, 1]) * (target[:, 2] - target[:, 0]) - intersection
+    # Areas can underflow to 0 although the sides are positive; such boxes overlap nothing.
+    return np.divide(intersection, area, out=np.zeros_like(area), where=area > 0)

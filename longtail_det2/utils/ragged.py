@@ -26,3 +26,9 @@ def gather_rows(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.n
     counts = np.asarray(offsets[1:], dtype=np.int64)[rows] - starts
     gathered = offsets_of(counts)
     return np.repeat(starts - gathered[:-1], counts) + np.arange(gathered[-1]), gathered
+
+
+def places_in_runs(values: np.ndarray) -> np.ndarray:
+    """(n,) place, from 0, of each of n sorted integers >= 0 among its equals."""
+    first = np.flatnonzero(np.diff(values, prepend=-1))
+    return np.arange(len(values)) - np.repeat(first, np.diff(first, append=len(values)))

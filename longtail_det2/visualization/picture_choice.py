@@ -14,7 +14,7 @@ import torch
 from detectron2.structures import Boxes, pairwise_ioa, pairwise_iou
 
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
-from longtail_det2.evaluation.openimages_matching import Detections
+from longtail_det2.evaluation.openimages_io import Detections
 
 __all__ = ["Tally", "choose", "tally_image"]
 

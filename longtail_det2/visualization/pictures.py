@@ -15,8 +15,7 @@ import torch
 from detectron2.structures import Instances
 
 from longtail_det2.data.images import SUFFIXES, read_image
-from longtail_det2.evaluation.openimages_io import write_detections
-from longtail_det2.evaluation.openimages_matching import Detections
+from longtail_det2.evaluation.openimages_io import Detections, write_detections
 from longtail_det2.export.source import TrainedDetector, to_input
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import atomic_writer

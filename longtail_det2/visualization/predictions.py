@@ -14,8 +14,7 @@ import numpy as np
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.evaluation.openimages_io import read_detections
-from longtail_det2.evaluation.openimages_matching import Detections
+from longtail_det2.evaluation.openimages_io import Detections, read_detections
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import read_json
 from longtail_det2.visualization.mask_drawing import check_runs, read_segmentation
@@ -88,19 +87,11 @@ class MaskedDetections(Detections):
             their image; None where an entry has none. They are decoded when they are drawn.
         entry: (D,) place of each detection in the file.
         source: the file.
-
-    Raises:
-        DataError: columns of different lengths.
     """
 
     runs: Sequence[dict[str, Any] | None]
     entry: np.ndarray
     source: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not len(self.runs) == len(self.entry) == len(self):
-            raise DataError(f"{len(self)} detections cannot have {len(self.runs)} masks")
 
     def bitmaps(self) -> list[np.ndarray | None]:
         """The masks as (height, width) bool.

@@ -17,7 +17,7 @@ from PIL import Image
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.images import read_image
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.evaluation.openimages_matching import Detections
+from longtail_det2.evaluation.openimages_io import Detections
 from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.multi_label_visualizer import (
     DrawnObject,

@@ -23,8 +23,13 @@ import pyarrow as pa
 import pyarrow.csv
 
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth, write_detections
-from longtail_det2.evaluation.openimages_metric import Detections, evaluate_detections, expand_ground_truth
+from longtail_det2.evaluation.openimages_io import (
+    Detections,
+    read_detections,
+    read_ground_truth,
+    write_detections,
+)
+from longtail_det2.evaluation.openimages_metric import evaluate_detections, expand_ground_truth
 
 TARGET_CPU_SECONDS = 8.0
 TARGET_PEAK_GB = 1.0

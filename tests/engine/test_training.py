@@ -8,7 +8,7 @@ import torch
 
 from longtail_det2.engine import lazy, trainer
 from longtail_det2.engine.training_step import ResumableLoader
-from longtail_det2.evaluation import StoreEvaluator
+from longtail_det2.evaluation.evaluator import StoreEvaluator
 
 
 def losses(folder):

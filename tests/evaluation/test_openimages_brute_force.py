@@ -1,11 +1,16 @@
 """Hundreds of small random cases against the obvious implementation in openimages_oracle.py."""
 
+from dataclasses import replace
+from unittest.mock import patch
+
 import numpy as np
 import openimages_oracle
 import pytest
 
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.evaluation import Detections, GroundTruth, evaluate_detections, expand_ground_truth
+from longtail_det2.evaluation import openimages_metric
+from longtail_det2.evaluation.openimages_io import Detections, GroundTruth
+from longtail_det2.evaluation.openimages_metric import evaluate_detections, expand_ground_truth
 
 
 def random_boxes(rng, count, grid):
@@ -56,6 +61,15 @@ def random_case(seed):
     return truth, detections, classes, options
 
 
+def evaluate(truth, detections, classes, options, **more):
+    options = dict(options)
+    if not options.pop("use_image_labels"):
+        names = ("label_image", "label_cls", "label_present")
+        truth = replace(truth, **{name: getattr(truth, name)[:0] for name in names})
+    with patch.object(openimages_metric, "MAX_DETECTIONS", options.pop("max_detections")):
+        return evaluate_detections(truth, detections, classes, **options, **more)
+
+
 def by_oracle(truth, detections, classes, options):
     return openimages_oracle.evaluate(
         [
@@ -87,7 +101,7 @@ def test_equals_the_obvious_implementation(block):
     for seed in range(100 * block, 100 * block + 100):
         truth, detections, classes, options = random_case(seed)
         ap, num_gt = by_oracle(truth, detections, classes, options)
-        result = evaluate_detections(truth, detections, classes, **options)
+        result = evaluate(truth, detections, classes, options)
         np.testing.assert_allclose(result.ap, ap, atol=1e-12, rtol=0, err_msg=f"seed {seed}, {options}")
         np.testing.assert_array_equal(result.num_gt, num_gt, err_msg=f"seed {seed}, {options}")
 
@@ -96,7 +110,7 @@ def test_random_cases_reach_every_rule():
     seen = dict.fromkeys(evaluate_detections(*random_case(0)[:3]).counts, 0)
     for seed in range(100):
         truth, detections, classes, options = random_case(seed)
-        for name, count in evaluate_detections(truth, detections, classes, **options).counts.items():
+        for name, count in evaluate(truth, detections, classes, options).counts.items():
             seen[name] += count
     assert all(seen.values()), seen
 
@@ -142,6 +156,6 @@ def test_expansion_equals_loops_over_ancestors(seed):
     )
     ap, num_gt = by_oracle(by_hand, det_by_hand, classes, options)
     expanded = expand_ground_truth(truth, hierarchy)
-    result = evaluate_detections(expanded, detections, classes, prediction_hierarchy=hierarchy, **options)
+    result = evaluate(expanded, detections, classes, options, prediction_hierarchy=hierarchy)
     np.testing.assert_allclose(result.ap, ap, atol=1e-12, rtol=0)
     np.testing.assert_array_equal(result.num_gt, num_gt)

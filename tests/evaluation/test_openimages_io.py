@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from longtail_det2.data.open_images_csv import read_classes
-from longtail_det2.evaluation import Detections
 from longtail_det2.evaluation.openimages_io import (
+    Detections,
     read_detections,
     read_ground_truth,
     write_detections,

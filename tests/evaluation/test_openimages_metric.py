@@ -1,18 +1,22 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.open_images_csv import read_classes
-from longtail_det2.evaluation import (
+from longtail_det2.evaluation import openimages_metric
+from longtail_det2.evaluation.openimages_io import (
     Detections,
     GroundTruth,
+    read_detections,
+    read_ground_truth,
+)
+from longtail_det2.evaluation.openimages_metric import (
+    average_precision,
     evaluate_detections,
     expand_ground_truth,
-    openimages_matching,
-    openimages_metric,
 )
-from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth
-from longtail_det2.evaluation.openimages_metric import average_precision
 from longtail_det2.utils.errors import ConfigError, DataError
 
 UNIT = [0.0, 0.0, 1.0, 1.0]
@@ -37,6 +41,11 @@ def truth_of(*rows, labels=()):
         np.array([r[1] for r in labels], dtype=np.int64),
         np.array([r[2] for r in labels], dtype=bool),
     )
+
+
+def without_labels(truth):
+    names = ("label_image", "label_cls", "label_present")
+    return replace(truth, **{name: getattr(truth, name)[:0] for name in names})
 
 
 def detections_of(*rows):
@@ -67,7 +76,7 @@ PROTOCOLS = {
     "official": (True, {}),
     "expanded_gt_and_predictions": (True, {"expand": True}),
     "unexpanded": (False, {}),
-    "expanded_no_image_labels": (True, {"use_image_labels": False}),
+    "expanded_no_image_labels": (True, {"image_labels": False}),
     "expanded_groupof_weight0": (True, {"group_of_weight": 0.0}),
     "v2_protocol_expanded": (True, {"group_of_weight": 0.0, "verified_filter": False}),
 }
@@ -81,6 +90,8 @@ def test_reference_values(golden, expected, protocol, seed):
     options = dict(options)
     if expand_truth:
         truth = expand_ground_truth(truth, hierarchy)
+    if not options.pop("image_labels", True):
+        truth = without_labels(truth)
     if options.pop("expand", False):
         options["prediction_hierarchy"] = hierarchy
     if seed is not None:
@@ -126,7 +137,7 @@ def test_batches_and_chunks_do_not_change_anything(golden, monkeypatch):
     whole = evaluate_detections(truth, detections, len(class_ids), prediction_hierarchy=hierarchy)
     copies = evaluate_detections(truth, expand_detections(detections, hierarchy), len(class_ids))
     monkeypatch.setattr(openimages_metric, "_DETECTIONS_AT_ONCE", 7)
-    monkeypatch.setattr(openimages_matching, "_OVERLAPS_AT_ONCE", 5)
+    monkeypatch.setattr(openimages_metric, "_OVERLAPS_AT_ONCE", 5)
     small = evaluate_detections(truth, detections, len(class_ids), prediction_hierarchy=hierarchy)
     for other in (copies, small):
         np.testing.assert_array_equal(whole.ap, other.ap)
@@ -229,7 +240,7 @@ def test_unverified_classes_and_unannotated_images_are_not_read():
     result = evaluate_detections(truth, detections, 2)
     assert result.mean_ap == 0.5 and result.num_images == 2
     assert result.counts["class_not_verified"] == 1 and result.counts["image_not_annotated"] == 3
-    assert evaluate_detections(truth, detections, 2, use_image_labels=False).mean_ap == 1.0
+    assert evaluate_detections(without_labels(truth), detections, 2).mean_ap == 1.0
 
 
 def test_inverted_detections_are_dropped():
@@ -240,7 +251,7 @@ def test_inverted_detections_are_dropped():
     assert result.counts["inverted"] == 4 and result.mean_ap == 1.0
 
 
-def test_cap_keeps_the_highest_scores_of_each_class_and_image():
+def test_cap_keeps_the_highest_scores_of_each_class_and_image(monkeypatch):
     count = 10_050
     boxes = np.tile(np.array([[2.0, 2.0, 3.0, 3.0]]), (count, 1))
     boxes[count - 1] = UNIT
@@ -249,21 +260,25 @@ def test_cap_keeps_the_highest_scores_of_each_class_and_image():
     truth = truth_of((0, 0, UNIT, False))
     result = evaluate_detections(truth, detections, 1)
     assert result.counts["over_limit"] == 50 and result.mean_ap == 0.0
-    assert evaluate_detections(truth, detections, 1, max_detections=count).mean_ap > 0.0
+    monkeypatch.setattr(openimages_metric, "MAX_DETECTIONS", count)
+    assert evaluate_detections(truth, detections, 1).mean_ap > 0.0
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_order_of_detections_with_equal_scores_does_not_matter(seed):
+def test_order_of_detections_with_equal_scores_does_not_matter(seed, monkeypatch):
+    monkeypatch.setattr(openimages_metric, "MAX_DETECTIONS", 10)
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 4, (200, 2))
     box = np.concatenate([corner, corner + rng.integers(1, 4, (200, 2))], axis=1).astype(float)
     detections = Detections(
         rng.integers(0, 4, 200), rng.integers(0, 3, 200), rng.integers(0, 3, 200) / 2, box
     )
-    truth = GroundTruth(rng.integers(0, 4, 40), rng.integers(0, 3, 40), box[:40], rng.random(40) < 0.2)
-    first = evaluate_detections(truth, detections, 3, max_detections=10)
+    none = np.zeros(0, int)
+    image, cls, group_of = rng.integers(0, 4, 40), rng.integers(0, 3, 40), rng.random(40) < 0.2
+    truth = GroundTruth(image, cls, box[:40], group_of, none, none, none > 0)
+    first = evaluate_detections(truth, detections, 3)
     for _ in range(5):
-        again = evaluate_detections(truth, permuted(detections, rng), 3, max_detections=10)
+        again = evaluate_detections(truth, permuted(detections, rng), 3)
         np.testing.assert_array_equal(first.ap, again.ap)
 
 
@@ -288,20 +303,22 @@ def test_single_precision_and_small_integers_are_accepted(golden):
 
 def test_errors_say_what_is_wrong():
     truth, detections = truth_of((0, 0, UNIT, False)), detections_of((0, 0, 0.5, UNIT))
-    with pytest.raises(DataError, match="class index 3 is outside"):
+    with pytest.raises(DataError, match=r"class index is outside \[0, 2\) in row 0"):
         evaluate_detections(truth, detections_of((0, 3, 0.5, UNIT)), 2)
-    with pytest.raises(DataError, match="image index -1 is negative"):
+    with pytest.raises(DataError, match="image index is negative in row 0"):
         evaluate_detections(truth_of((-1, 0, UNIT, False)), detections, 1)
-    with pytest.raises(DataError, match="score of row 0 is not finite"):
+    with pytest.raises(DataError, match="score is not finite in row 0"):
         evaluate_detections(truth, detections_of((0, 0, np.nan, UNIT)), 1)
-    with pytest.raises(DataError, match="box of row 0 is not finite"):
+    with pytest.raises(DataError, match="box is not finite in row 0"):
         evaluate_detections(truth, detections_of((0, 0, 0.5, [0, 0, np.inf, 1])), 1)
-    with pytest.raises(DataError, match="box of row 0 has min > max"):
+    with pytest.raises(DataError, match="box has min > max in row 0"):
         evaluate_detections(truth_of((0, 0, [1, 0, 0, 1], False)), detections, 1)
-    with pytest.raises(DataError, match="one length"):
-        Detections(np.zeros(2, int), np.zeros(1, int), np.zeros(2), np.zeros((2, 4)))
-    with pytest.raises(DataError, match=r"expected \(1, 4\)"):
-        Detections(np.zeros(1, int), np.zeros(1, int), np.zeros(1), np.zeros((1, 5)))
-    for option in ({"iou_threshold": 0}, {"group_of_weight": -1}, {"max_detections": 0}):
+    for wrong in (
+        Detections(np.zeros(2, int), np.zeros(1, int), np.zeros(2), np.zeros((2, 4))),
+        Detections(np.zeros(1, int), np.zeros(1, int), np.zeros(1), np.zeros((1, 5))),
+    ):
+        with pytest.raises(DataError, match=r"detections: columns have the shapes .*, expected "):
+            evaluate_detections(truth, wrong, 1)
+    for option in ({"iou_threshold": 0}, {"group_of_weight": -1}):
         with pytest.raises(ConfigError, match=next(iter(option))):
             evaluate_detections(truth, detections, 1, **option)

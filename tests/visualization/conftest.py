@@ -12,7 +12,7 @@ from PIL import Image
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.masks import encode_masks
 from longtail_det2.data.store import AnnotationStore, ObjectFlag, write_store
-from longtail_det2.evaluation import build_evaluators
+from longtail_det2.evaluation.evaluator import build_evaluators
 
 CLASS_IDS = ("rc", "gc", "rs", "circle", "red")
 CLASS_NAMES = ("red circle", "green <circle>", "red square", "circle", "red")

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from longtail_det2.evaluation.openimages_matching import Detections
+from longtail_det2.evaluation.openimages_io import Detections
 from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.picture_choice import choose, tally_image
 from longtail_det2.visualization.report import ReportOptions, build_report

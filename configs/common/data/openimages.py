@@ -6,7 +6,7 @@ from longtail_det2.data.build import build_test_loader, build_train_loader, get_
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import hierarchy_of
 from longtail_det2.data.statistics import image_counts_of
-from longtail_det2.evaluation import build_evaluators
+from longtail_det2.evaluation.evaluator import build_evaluators
 
 dataloader = OmegaConf.create(flags={"allow_objects": True})
 
