@@ -28,17 +28,11 @@ class HierarchyError(DataError):
 
 
 class ParsedHierarchy(NamedTuple):
-    """Direct links of a hierarchy file.
+    """Direct links of a hierarchy file."""
 
-    Attributes:
-        parents: each label of the file with its direct parents, in the order of first mention.
-        root: label of the outermost node of an Open Images tree; None for a mapping.
-        name: what messages call the file.
-    """
-
-    parents: dict[str, list[str]]
-    root: str | None
-    name: str
+    parents: dict[str, list[str]]  # of each label of the file, in the order of first mention
+    root: str | None  # label of the outermost node of an Open Images tree; None for a mapping
+    name: str  # what messages call the file
 
 
 class LabelHierarchy:
@@ -58,14 +52,10 @@ class LabelHierarchy:
     """
 
     def __init__(self, class_ids: Sequence[str], parents: Sequence[Iterable[int]]) -> None:
-        """Build the closure of the direct links.
-
-        Args:
-            class_ids: K distinct identifiers.
-            parents: for each class the indices in [0, K) of its direct parents; may be empty.
+        """Build the closure of the direct links: for each class the indices in [0, K) of its parents.
 
         Raises:
-            HierarchyError: identifiers repeat, or the links form a cycle.
+            HierarchyError: `class_ids` repeat, or the links form a cycle.
         """
         self.class_ids = tuple(map(str, class_ids))
         self.num_classes = len(self.class_ids)

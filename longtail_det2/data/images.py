@@ -124,9 +124,7 @@ def read_image_sizes(
 def find_images(root: Path, image_ids: np.ndarray) -> np.ndarray:
     """File of each image, wherever below `root` it lies (flat, `train/`, by first hex digit, ...).
 
-    Args:
-        root: folder that is walked; links to folders are followed.
-        image_ids: (n,) bytes, UTF-8, each id once: the file's name without its suffix.
+    Links to folders are followed. `image_ids` are (n,) bytes, UTF-8, each once: file names without suffix.
 
     Returns:
         (n,) bytes: path relative to `root` with forward slashes; empty where there is no file.

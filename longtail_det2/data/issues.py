@@ -13,18 +13,12 @@ _SKIP = "or leave them out with --skip-bad"
 
 
 class Kind(NamedTuple):
-    """A kind of issue.
+    """A kind of issue."""
 
-    Attributes:
-        title: what the entries have in common, in the plural; their number stands before it.
-        advice: what to do about them.
-        severity: "error" keeps the store from being made, "bad" too unless bad entries are skipped, and
-            "warning" never does.
-    """
-
-    title: str
-    advice: str
+    title: str  # what the entries have in common, in the plural; their number stands before it
+    advice: str  # what to do about them
     severity: Literal["error", "bad", "warning"] = "bad"
+    """"error" keeps the store from being made, "bad" too unless bad entries are skipped, "warning" never."""
 
 
 class Issue(NamedTuple):

@@ -1,8 +1,9 @@
 """Open Images CSV files: boxes, image labels, image sizes, predictions and class lists.
 
 Columns are found by the header's names, in any order; other columns are ignored. Files are read block by
-block into NumPy columns. Damaged files (cut rows, cells that are not numbers) raise at once, rows whose
-content cannot be used go to `longtail_det2.data.issues`; both name file and line.
+block into NumPy columns. What cannot be read (no file or column, cut rows, cells that are not numbers) is a
+`DataError` of each reader at once, rows whose content cannot be used go to `longtail_det2.data.issues`; both
+name file and line.
 """
 
 import csv
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -91,7 +92,8 @@ class _Block:
         found = pc.call_function("match_substring_regex", [images.dictionary], pattern)
         if (place := pc.index(found, True).as_py()) >= 0:
             row = int(np.argmax(images.indices.to_numpy() == place))
-            self.fail(row, "ImageID is empty or holds a zero byte; is the file damaged?")
+            where = _where(self.path, self.first + row)
+            raise DataError(f"{where}: ImageID is empty or holds a zero byte; is the file damaged?")
         return images if keep.all() else images.filter(pa.array(keep)), *(column[keep] for column in columns)
 
     def note(self, issues: Issues, kind: str, bad: np.ndarray, describe: Callable[[int], str]) -> None:
@@ -101,17 +103,13 @@ class _Block:
             where = "" if issues.count(kind) else f"{_where(self.path, self.first + row)}: {describe(row)}"
             issues.add(kind, where, int(np.count_nonzero(bad)))
 
-    def fail(self, row: int, problem: str) -> NoReturn:
-        """Raise a DataError that names the line of a row."""
-        raise DataError(f"{_where(self.path, self.first + row)}: {problem}")
-
     def require(self, good: np.ndarray, name: str, expected: str) -> None:
         """Refuse the first row of a column that is not good."""
         if not good.all():
             row = int(np.argmin(good))
             value = self.columns[name][row].as_py()
             held = "is empty" if value is None else f"holds {value:.7g}"
-            self.fail(row, f"column {name} {held}; {expected}")
+            raise DataError(f"{_where(self.path, self.first + row)}: column {name} {held}; {expected}")
 
     def flags(self) -> np.ndarray:
         """(rows,) uint8 bits of `ObjectFlag`."""
@@ -211,9 +209,6 @@ def read_boxes(
         Image ids of each block, see `index_images`; for all rows that are kept, in file order: class indices
         (r,) int16 or int32; boxes (r, 4) (x0, y0, x1, y1), shares of width and height, float32 or, if not
         `within`, float64; and flags (r,) uint8, bits of `ObjectFlag`.
-
-    Raises:
-        DataError: what cannot be read, with file and line.
     """
     classes, dtype = pa.array(class_ids, pa.string()), np.float32 if within else np.float64
     slack, low, high = (1e-6, -1e-6, 1 + 1e-6) if within else (0.0, -np.inf, np.inf)
@@ -246,9 +241,6 @@ def read_image_labels(
 
     Returns:
         Image ids and class indices as `read_boxes`; (q,) bool: present, else absent.
-
-    Raises:
-        DataError: what cannot be read, with file and line.
     """
     classes, threshold = pa.array(class_ids, pa.string()), machine_label_threshold
     kept = [(_NO_IMAGES, np.empty(0, np.int16), np.empty(0, bool))]
@@ -268,14 +260,11 @@ def read_image_labels(
 def read_predictions(
     path: str | Path, class_ids: Sequence[str], image_ids: Sequence[str], issues: Issues
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Read scored boxes: columns ImageID, LabelName, Score, XMin, XMax, YMin, YMax.
+    """Read scored boxes: columns ImageID, LabelName, Score, XMin, XMax, YMin, YMax; all must be finite.
 
     Returns:
         {"image", "cls" (n,) integers, "score" (n,), "box" (n, 4) float64} of known images and classes; and
         the number of rows of other images.
-
-    Raises:
-        DataError: what cannot be read, with file and line; scores and boxes must be finite.
     """
     classes = pa.array(class_ids, pa.string())
     kept = [(_NO_IMAGES, np.empty(0, np.int16), np.empty(0), np.empty((0, 4)))]
@@ -317,9 +306,6 @@ def read_classes(path: str | Path) -> tuple[list[str], list[str]]:
 
     The file has no header line (one that says `LabelName,DisplayName` is skipped); cells after the second are
     ignored, spaces around names too; a class without a name is called by its id.
-
-    Raises:
-        DataError: unreadable or empty file, an empty id, an id that occurs twice.
     """
     names: dict[str, str] = {}
     try:

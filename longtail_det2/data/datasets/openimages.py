@@ -242,12 +242,8 @@ def group_rows(
 ) -> Objects:
     """Join the rows with equal boxes.
 
-    Args:
-        image: (r,) int32 image indices in any order.
-        label: (r,) class indices.
-        box: (r, 4) float32 with coordinates in [0, 1].
-        flags: (r,) uint8 bits of `ObjectFlag`.
-        order_of_class: (K,) result of `specificity_order`.
+    Rows are in any order: (r,) int32 image indices, (r,) class indices, (r, 4) float32 with coordinates in
+    [0, 1], (r,) uint8 bits of `ObjectFlag`. `order_of_class` is a result of `specificity_order`.
     """
     rows = np.argsort(image, kind="stable")
     ordered = image[rows]
