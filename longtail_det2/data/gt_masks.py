@@ -27,8 +27,8 @@ def make_masks(
 ) -> tuple[PolygonMasks | BitMasks, torch.Tensor]:
     """Make the objects' masks after augmentation.
 
-    An object without `segmentation` is no gt of a mask head, and neither is a group-of box, whose
-    mask is that of no single object. Their place is held by their box.
+    An object without `segmentation` is no gt of a mask head, and neither is a group-of box, whose mask is
+    that of no single object. Their place is held by their box.
 
     Args:
         objects: N annotations.
@@ -39,8 +39,7 @@ def make_masks(
         image_name: for messages.
 
     Returns:
-        The N masks, and (N,) bool whether each is an object's mask. A mask that an augmentation has cut away
-        is empty.
+        The N masks, empty where an augmentation has cut them away; (N,) bool, whether each is an object's.
 
     Raises:
         DataError: RLE where polygons are wanted.

@@ -94,12 +94,11 @@ class LabelHierarchy:
         Args:
             source: path of a JSON file, or what such a file holds, or its links.
             class_ids: the K classes in index order.
-            unlisted: what to do with labels that are not in `class_ids`: raise, or leave them out and hang
-                their children below their nearest kept ancestors.
+            unlisted: raise for labels that are not in `class_ids`, or leave them out and hang their children
+                below their nearest kept ancestors.
 
         Raises:
-            HierarchyError: unreadable file, malformed node, unknown label, a class that a tree does not
-                contain, or a cycle.
+            HierarchyError: unreadable or malformed file, unknown label, a class outside the tree, or a cycle.
         """
         links, root, name = source if isinstance(source, ParsedHierarchy) else read_parents(source)
         index = {class_id: i for i, class_id in enumerate(class_ids)}

@@ -59,13 +59,11 @@ def read_image(
     name = f"{path}" if image_id is None else f"{path} (image {image_id!r})"
     try:
         with _open_image(path, PathManager.open) as image:
-            return convert_PIL_to_numpy(_decode(image, name), image_format)
+            return convert_PIL_to_numpy(_decode(image), image_format)
     except FileNotFoundError:
         raise DataError(
             f"{name}: image not found; check the image folder that the data set was registered with"
         ) from None
-    except DataError:
-        raise
     # Decoders raise what they like on damaged files: struct.error, IndexError, SyntaxError, MemoryError ...
     except Exception as error:
         raise DataError(
@@ -158,10 +156,7 @@ def _open_image(
     """The image, its header read and its size checked."""
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device would block, or never end
         raise OSError("not a regular file")
-    with (
-        open_file(str(path), "rb") as file,
-        Image.open(file, formats=FORMATS) as image,
-    ):
+    with open_file(str(path), "rb") as file, Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and width * height > limit:
@@ -179,7 +174,7 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image) -> Image.Image:
     """The upright image with 8 bits per channel."""
     is_turned = image.format != "TIFF" and _orientation(image) > 1
     image.load()  # which turns a TIFF upright
@@ -188,10 +183,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise DataError(
-            f"{name}: the pixels are 32-bit numbers of unknown range; convert the image to 8 or 16 bits per "
-            "channel"
-        )
+        raise ValueError("32-bit numbers of unknown range; convert the image to 8 or 16 bits per channel")
     return image
 
 

@@ -117,7 +117,7 @@ def damage(path, kind):
         return r"cannot read the image \(not a regular file\)"
     if kind == "float":
         Image.fromarray(RAMP.astype(np.float32)).save(path, format="TIFF")
-        return "the pixels are 32-bit numbers"
+        return r"cannot read the image \(32-bit numbers of unknown range; convert the image to 8 or 16"
     assert kind == "enormous"
     enormous_png(path)
     return r"cannot read the image \(too large: "
