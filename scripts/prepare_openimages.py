@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--workers", type=int, default=2, help="processes that read image headers (default: 2)")
     run.add_argument("--force", action="store_true", help="build even if the store is up to date")
-    run.add_argument("--no-progress", action="store_true", help="no progress bars")
+    run.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
     return parser
 
 
@@ -101,21 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        store = prepare_openimages(
-            args.boxes,
-            args.image_labels,
-            args.classes,
-            args.hierarchy,
-            args.images,
-            args.output,
-            image_sizes=args.image_sizes,
-            on_unknown_label=args.on_unknown_label,
-            skip_bad=args.skip_bad,
-            machine_label_threshold=args.machine_label_threshold,
-            workers=args.workers,
-            force=args.force,
-            progress=not args.no_progress,
-        )
+        store = prepare_openimages(**vars(args))
     except DataError as error:
         return tell_error(error)
     lines = [str(store)]

@@ -9,8 +9,6 @@ from typing import Literal, NamedTuple
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.wording import printable
 
-_SKIP = "or leave them out with --skip-bad"
-
 
 class Kind(NamedTuple):
     """A kind of issue."""
@@ -75,7 +73,9 @@ class Issues:
         message = f"{self.source}: {issue.example}" if self.source else issue.example
         if issue.count > 1:
             message += f" ({issue.count:,} {kind.title})"
-        message += f"; {kind.advice}" + (f", {_SKIP}" if kind.severity == "bad" else "")
+        message += f"; {kind.advice}"
+        if kind.severity == "bad":
+            message += ", or leave them out with --skip-bad"
         if others:
             message += f". Further errors: {'; '.join(f'{one.count:,} {kind.title}' for kind, one in others)}"
         raise DataError(message)

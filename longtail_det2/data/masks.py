@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pycocotools.mask as coco_mask
 
+from longtail_det2.data.store import AnnotationStore
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.ragged import offsets_of
-
-if TYPE_CHECKING:
-    from longtail_det2.data.store import AnnotationStore
 
 Segmentation: TypeAlias = list[np.ndarray] | dict[str, Any]
 """Polygons or RLE, see the module's docstring."""

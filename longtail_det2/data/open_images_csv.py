@@ -11,9 +11,8 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -61,8 +60,7 @@ def csv_issues(
     return Issues("", known, skip_bad)
 
 
-@dataclass(frozen=True)
-class _Block:
+class _Block(NamedTuple):
     """Some rows of a file: the wanted columns, and the number of the first row."""
 
     path: Path
