@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Exports a trained detector as ONNX or TorchScript and verifies that it detects what eager PyTorch does."""
+"""Export a trained detector as ONNX and verify that it detects what eager PyTorch does."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ warnings.filterwarnings("ignore", message="torch.meshgrid")
 
 from longtail_det2.export.compare import TOLERANCE  # noqa: E402
 from longtail_det2.export.exporting import export_detector  # noqa: E402
-from longtail_det2.export.graph import MODEL_FILES  # noqa: E402
+from longtail_det2.export.graph import MODEL_FILE  # noqa: E402
 from longtail_det2.export.source import load_detector  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 
@@ -22,7 +22,7 @@ examples:
   python scripts/export_model.py --config-file shapes/faster_rcnn_tiny_sigmoid_shapes.yaml \\
       --weights output/shapes/model_final.pth --output exported/shapes --sample-image photo.jpg
   python scripts/export_model.py --config-file shapes/faster_rcnn_tiny_sigmoid_shapes.py \\
-      --weights output/shapes/model_final.pth --format torchscript --output exported/shapes_ts \\
+      --weights output/shapes/model_final.pth --output exported/shapes_lazy \\
       model.roi_heads.box_predictor.test_score_thresh=0.3
 
 In Python: ExportedDetector("exported/shapes")(picture), from longtail_det2.export. For other programs,
@@ -40,7 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--weights", default="", metavar="FILE", help="trained weights (default: the config's published ones)"
     )
-    add("--format", choices=tuple(MODEL_FILES), default="onnx", help="default: %(default)s")
     add("--output", required=True, metavar="DIR", help="folder to make")
     add("--sample-image", action="append", default=[], metavar="FILE", help="compare on it; may be repeated")
     add("--tolerance", type=float, default=TOLERANCE, help="largest difference (default: %(default)g)")
@@ -57,7 +56,6 @@ def main(arguments: list[str] | None = None) -> int:
         exported = export_detector(
             detector,
             args.output,
-            file_format=args.format,
             pictures=args.sample_image,
             tolerance=args.tolerance,
         )
@@ -67,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, difference in exported.differences.items():
         print(f"{name}: {difference}")
     worst = max(difference.largest for difference in exported.differences.values())
-    path = Path(args.output) / MODEL_FILES[args.format]
+    path = Path(args.output) / MODEL_FILE
     print(f"largest difference {worst:.1e} (tolerance {args.tolerance:g}); wrote {path}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Trained detectors as TorchScript or ONNX files that need neither config nor losses."""
+"""Trained detectors as ONNX files that need neither config nor losses."""
 
 from .exporting import Exported, export_detector
 from .runtime import ExportedDetector

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import builtins
-import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -15,7 +14,6 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from longtail_det2.modeling.losses import ClassificationLoss, LossNormalizer
 from longtail_det2.utils.errors import ConfigError
 
 from .nms import NMS
@@ -29,47 +27,6 @@ OUTPUT_FIELDS = {
 """Fields of a detector's `Instances` and the outputs of an exported model that they become."""
 
 _PACKAGES = ("detectron2", "longtail_det2")
-
-
-class ScoresOnly(nn.Module):
-    """Keep of a classification loss what an exported model needs: how logits become scores.
-
-    Parameters and buffers of the loss are not part of it. Those that :meth:`scores` reads, if any, are
-    recorded as constants.
-    """
-
-    def __init__(self, loss: ClassificationLoss) -> None:
-        """Take over the scores of a loss."""
-        super().__init__()
-        self._ask: Callable[[], ClassificationLoss] = lambda: loss  # a closure: no submodule, no state
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """See :meth:`ClassificationLoss.scores`."""
-        return self._ask().scores(logits)
-
-    def forward(self, logits: Tensor, *_: Any) -> Tensor:
-        """There is nothing to minimise.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError("a detector that was prepared for export has no losses")
-
-
-def inference_copy(model: nn.Module) -> nn.Module:
-    """A copy of a detector in evaluation mode, without the losses and what they are divided by.
-
-    Args:
-        model: a detector of Detectron2 or of this project; stays as it is.
-    """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, ClassificationLoss):
-                setattr(module, name, ScoresOnly(child))
-            elif isinstance(child, LossNormalizer):
-                setattr(module, name, nn.Identity())
-    return model
 
 
 def detect(model: nn.Module, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -102,7 +59,7 @@ def make_adapter(model: nn.Module, image: Tensor) -> Any:
     """Detectron2's ``TracingAdapter`` around :func:`detect`, in evaluation mode.
 
     Args:
-        model: from :func:`inference_copy`.
+        model: in evaluation mode, without gradients.
         image: (3, H, W) float32, pixels in 0..255 in the order of channels that the model wants.
 
     Raises:
@@ -134,7 +91,7 @@ def recordable(nms: NMS) -> Iterator[None]:
                 continue
             if getattr(module, "batched_nms", None) is batched_nms:
                 stack.enter_context(mock.patch.object(module, "batched_nms", nms))
-            if hasattr(module, "_ScaleGradient"):  # a cascade's, which TorchScript cannot save
+            if hasattr(module, "_ScaleGradient"):  # a cascade's, which ONNX cannot hold
                 stack.enter_context(mock.patch.object(module, "_ScaleGradient", _Unscaled))
             if ".modeling." in name:
                 stack.enter_context(mock.patch.object(module, "min", _recorded_min, create=True))

@@ -25,6 +25,7 @@ class Difference:
         masks: largest difference of mask probabilities; 0 without masks.
         at_the_cut: detections without a counterpart that are not in `unmatched`, because their score is at a
             limit (see :func:`compare_detections`).
+        swapped: pairs of which rounding chose one, not in the other figures.
     """
 
     detections: tuple[int, int]
@@ -34,6 +35,7 @@ class Difference:
     scores: float
     masks: float
     at_the_cut: int = 0
+    swapped: int = 0
 
     @property
     def largest(self) -> float:
@@ -48,6 +50,7 @@ class Difference:
             f"scores {self.scores:.1e}"
             + (f", masks {self.masks:.1e}" if self.masks else "")
             + (f"; {self.at_the_cut} more at a limit" if self.at_the_cut else "")
+            + (f"; {self.swapped} swapped near ties" if self.swapped else "")
         )
 
 
@@ -57,11 +60,14 @@ def compare_detections(
     image_size: tuple[int, int],
     *,
     cut: float | np.ndarray = 0.0,
+    overlap: float = 1.0,
 ) -> Difference:
-    """Match the detections of two models within a class and measures how far apart they are.
+    """Match the detections of two models within a class and measure how far apart they are.
 
     Each detection of the first set, best first, takes the nearest one left in the second: nearest by the
-    larger of the score difference and the box difference relative to the image.
+    larger of the score difference and the box difference relative to the image. Of two boxes of equal scores
+    that overlap, rounding decides which one suppresses the other: such a swap, and what overlaps it and was
+    suppressed by one of the two alone, does not count.
 
     Args:
         one: ``boxes`` (n, 4), ``scores`` (n,), ``classes`` (n,), perhaps ``masks`` (n, ...).
@@ -69,29 +75,42 @@ def compare_detections(
         image_size: (height, width) of the image that the boxes are in.
         cut: score up to which a detection may be missing, a number or one per class: rounding decides whether
             it is just above a threshold, or just among the best hundred.
+        overlap: IoU above which boxes of a class suppress each other.
     """
-    limits = np.asarray(cut)
     side = float(max(image_size))
+    limits = np.broadcast_to(cut, int(max([0, *one["classes"], *other["classes"]])) + 1)
     left = np.ones(len(other["scores"]), dtype=bool)
     worst = np.zeros(3)
-    alone: list[bool] = []  # whether the score of a detection without counterpart is above the cut
+    alone: list[tuple[dict[str, np.ndarray], int]] = []
+    swapped: list[tuple[int, int]] = []
     for index in np.argsort(-one["scores"], kind="stable"):
         candidates = np.flatnonzero(left & (other["classes"] == one["classes"][index]))
         if not len(candidates):
-            limit = limits[one["classes"][index]] if limits.ndim else limits
-            alone.append(bool(one["scores"][index] > limit))
+            alone.append((one, index))
             continue
         boxes = np.abs(other["boxes"][candidates] - one["boxes"][index]).max(axis=1)
         scores = np.abs(other["scores"][candidates] - one["scores"][index])
         nearest = np.argmin(np.maximum(boxes / side, scores))
-        left[candidates[nearest]] = False
+        chosen = candidates[nearest]
+        left[chosen] = False
+        near_tie = scores[nearest] <= TOLERANCE < boxes[nearest] / side
+        if near_tie and _iou(one["boxes"][index], other["boxes"][chosen]) > overlap:
+            swapped.append((index, chosen))
+            continue
         mask = 0.0
         if "masks" in one:
-            gap = one["masks"][index].astype(np.float64) - other["masks"][candidates[nearest]]
-            mask = float(np.abs(gap).max(initial=0.0))
+            mask = float(
+                np.abs(one["masks"][index].astype(np.float64) - other["masks"][chosen]).max(initial=0)
+            )
         worst = np.maximum(worst, [boxes[nearest], scores[nearest], mask])
-    alone += (other["scores"] > (limits[other["classes"]] if limits.ndim else limits))[left].tolist()
-    unmatched = sum(alone)
+    alone += [(other, index) for index in np.flatnonzero(left)]
+    rivals = [(one["classes"][i], box) for i, j in swapped for box in (one["boxes"][i], other["boxes"][j])]
+    alone = [
+        (found, i)
+        for found, i in alone
+        if not any(c == found["classes"][i] and _iou(box, found["boxes"][i]) > overlap for c, box in rivals)
+    ]
+    unmatched = sum(bool(found["scores"][i] > limits[found["classes"][i]]) for found, i in alone)
     boxes, scores, masks = (float(value) for value in worst)
     return Difference(
         detections=(len(one["scores"]), len(other["scores"])),
@@ -101,4 +120,12 @@ def compare_detections(
         scores=scores,
         masks=masks,
         at_the_cut=len(alone) - unmatched,
+        swapped=len(swapped),
     )
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two XYXY boxes."""
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    common = float(np.prod(sides.clip(min=0)))
+    return common / max(float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])) - common, 1e-9)

@@ -17,7 +17,7 @@ from longtail_det2.utils.errors import ConfigError, DataError
 
 from .adapter import detect
 from .compare import TOLERANCE, Difference, compare_detections
-from .graph import MODEL_FILES, RECORDERS
+from .graph import MODEL_FILE, record_onnx
 from .metadata import METADATA_FILE, describe
 from .runtime import ExportedDetector
 from .source import TrainedDetector, to_input
@@ -45,7 +45,6 @@ def export_detector(
     detector: TrainedDetector,
     output: str | Path,
     *,
-    file_format: str = "onnx",
     pictures: Sequence[str | Path] = (),
     tolerance: float = TOLERANCE,
 ) -> Exported:
@@ -56,7 +55,6 @@ def export_detector(
     Args:
         detector: see :func:`longtail_det2.export.source.load_detector`.
         output: folder to make.
-        file_format: "onnx" or "torchscript".
         pictures: files to compare on; () takes the first of the config's test data, or a drawn one where
             there are none.
         tolerance: see :data:`longtail_det2.export.compare.TOLERANCE`.
@@ -65,22 +63,20 @@ def export_detector(
         ConfigError: the folder exists, a package is missing, or the outputs differ.
         DataError: an image cannot be read.
     """
-    if file_format not in RECORDERS:
-        raise ConfigError(f"there is no export format {file_format!r}; known: {', '.join(RECORDERS)}")
     check_vacant(Path(output))
     samples = dict(sample_pictures(detector, pictures))
     with folder_that_appears(Path(output)) as folder:
         first = to_input(next(iter(samples.values())), detector.min_size, detector.max_size)
-        names = RECORDERS[file_format](detector.model, first, folder / MODEL_FILES[file_format])
-        metadata = describe(detector, file_format, names)
+        names = record_onnx(detector.model, first, folder / MODEL_FILE)
+        metadata = describe(detector, names)
         _write_json(folder / METADATA_FILE, metadata)
         differences = verify(detector, ExportedDetector(folder), samples)
         worst = max(differences.items(), key=lambda item: item[1].largest)
         if worst[1].largest > tolerance:
             raise ConfigError(
                 f"the exported model differs from eager PyTorch by more than {tolerance:g}, nothing is "
-                f"written: {worst[0]}: {worst[1]}. Where two boxes of nearly equal scores overlap, rounding "
-                "decides which is kept: try another image (--sample-image)"
+                f"written: {worst[0]}: {worst[1]}. Rounding may decide between proposals of nearly equal "
+                "scores: try another image (--sample-image)"
             )
         metadata["verified"] = {name: str(difference) for name, difference in differences.items()}
         _write_json(folder / METADATA_FILE, metadata)
@@ -108,7 +104,8 @@ def verify(
             size = (image.shape[1], image.shape[2])
             other = exported.detect(image)
             cut = _cut(exported.metadata["thresholds"], found["scores"], other["scores"])
-            difference = compare_detections(found, other, size, cut=cut)
+            overlap = exported.metadata["thresholds"]["nms"] or 1.0
+            difference = compare_detections(found, other, size, cut=cut, overlap=overlap)
             differences[f"{name} at {size[1]} x {size[0]}"] = difference
     if not any(difference.detections[0] for difference in differences.values()):
         logger.warning("nothing was detected on the sample pictures: the comparison says little")

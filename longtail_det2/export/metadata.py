@@ -15,7 +15,7 @@ from longtail_det2.checkpoint.weights import sha256_of
 from longtail_det2.modeling.losses import ClassificationLoss
 from longtail_det2.utils.errors import ConfigError
 
-from .graph import MODEL_FILES, OPSET
+from .graph import MODEL_FILE, OPSET
 from .source import TrainedDetector
 
 METADATA_FILE = "metadata.json"
@@ -36,20 +36,18 @@ _THRESHOLDS = {
 """Names of settings and of the attributes that hold them, in predictors and in dense detectors."""
 
 
-def describe(detector: TrainedDetector, file_format: str, outputs: Sequence[str]) -> dict[str, Any]:
+def describe(detector: TrainedDetector, outputs: Sequence[str]) -> dict[str, Any]:
     """Return the metadata of an exported model.
 
     Args:
         detector: what was exported.
-        file_format: "torchscript" or "onnx".
         outputs: names in their order.
     """
     model = detector.model
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": {"file": MODEL_FILES[file_format], "kind": file_format}
-        | ({"opset": OPSET} if file_format == "onnx" else {}),
+        "model": {"file": MODEL_FILE, "kind": "onnx", "opset": OPSET},
         "input": {
             "name": "image",
             "shape": [3, "height", "width"],

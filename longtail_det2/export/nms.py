@@ -1,9 +1,9 @@
-"""Non-maximum suppression within classes, in the forms that a recorded graph can hold.
+"""Non-maximum suppression within classes, in a form that an ONNX graph can hold.
 
 Detectron2's ``batched_nms`` branches on the number of boxes. A tracer would record one branch: the one that
 shifts the boxes of each class away from those of others and then runs once. In float32 and with hundreds of
 classes that shift rounds coordinates to a sixteenth of a pixel, and other boxes survive than in eager mode,
-which shifts few boxes only. So each form here branches (or its arithmetic does) on the boxes it is run with.
+which shifts few boxes only. So the arithmetic here branches on the boxes it is run with.
 """
 
 from __future__ import annotations
@@ -25,19 +25,8 @@ NMS = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(boxes (n, 4), scores (n,), classes (n,), IoU threshold) to indices of survivors, best score first."""
 
 
-def scripted_nms() -> NMS:
-    """For TorchScript: torchvision's function, compiled with both of its branches."""
-    compiled: Any = torch.jit.script(torchvision_batched_nms)
-
-    def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-        survivors: Tensor = compiled(boxes.float(), scores, classes, iou_threshold)
-        return survivors
-
-    return batched_nms
-
-
 def onnx_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-    """For ONNX: one ``NonMaxSuppression`` with a row of scores for each class that occurs.
+    """One ``NonMaxSuppression`` with a row of scores for each class that occurs.
 
     Memory is (classes that occur) x (boxes); ``MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST`` bounds the second.
 

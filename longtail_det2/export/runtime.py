@@ -40,7 +40,7 @@ class ExportedDetector:
         path = Path(folder) / self.metadata["model"]["file"]
         if not path.is_file():
             raise ConfigError(f"{folder} has metadata, but no {path.name}")
-        self._run = _RUNNERS[self.metadata["model"]["kind"]](path, threads)
+        self._run = _onnx_runner(path, threads)
 
     def detect(self, image: Tensor) -> dict[str, np.ndarray]:
         """Return the raw outputs by name.
@@ -72,24 +72,9 @@ class ExportedDetector:
 def _onnx_runner(path: Path, threads: int) -> Any:
     try:
         import onnxruntime
-    except ImportError as error:
-        raise ConfigError(
-            'running ONNX needs the package onnxruntime: pip install "longtail-det2[export]"'
-        ) from error
+    except ImportError:
+        raise ConfigError("running ONNX needs a package: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda image: session.run(None, {"image": image.numpy()})
-
-
-def _torchscript_runner(path: Path, threads: int) -> Any:
-    model: Any = torch.jit.load(str(path), map_location="cpu")
-
-    def run(image: Tensor) -> list[np.ndarray]:
-        with torch.no_grad():
-            return [output.numpy() for output in model(image)]
-
-    return run
-
-
-_RUNNERS = {"onnx": _onnx_runner, "torchscript": _torchscript_runner}

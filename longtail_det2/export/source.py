@@ -25,9 +25,8 @@ from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.engine.setup import lazy_dataset_names
 from longtail_det2.model_zoo.model_zoo import get_checkpoint, use_weights
 from longtail_det2.model_zoo.run_facts import class_names_beside, config_without_paths, read_plain_yaml
+from longtail_det2.modeling.losses import ClassificationLoss, LossNormalizer
 from longtail_det2.utils.errors import ConfigError
-
-from .adapter import inference_copy
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,11 @@ def to_input(picture: np.ndarray, min_size: int, max_size: int) -> Tensor:
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    """Load weights; all of them have to be there."""
+    """Load weights; all but those of losses have to be there."""
     present = read_weights(path).tensors
-    missing = [name for name in inference_copy(model).state_dict() if name not in present]
+    kinds = (ClassificationLoss, LossNormalizer)
+    losses = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, kinds))
+    missing = [name for name in model.state_dict() if name not in present and not name.startswith(losses)]
     if missing:
         raise ConfigError(
             f"{path} has no weights for {len(missing)} parts of this detector, such as {missing[0]}: it is "

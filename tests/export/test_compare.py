@@ -58,3 +58,24 @@ def test_masks_are_compared():
     one, other = detections(2), detections(2)
     one["masks"], other["masks"] = np.zeros((2, 1, 3, 3)), np.full((2, 1, 3, 3), 0.25)
     assert compare_detections(one, other, (100, 100)).masks == 0.25
+
+
+def test_swaps_of_near_ties_do_not_count():
+    """Rounding decides which of two overlapping boxes survives, and with it whether a third one does."""
+    one = {
+        "boxes": np.array([[0, 0, 40, 40], [60, 60, 90, 90]], np.float32),
+        "scores": np.array([0.5, 0.4], np.float32),
+        "classes": np.array([0, 0]),
+    }
+    other = {
+        "boxes": np.array([[0, 8, 40, 48], [60, 60, 90, 90], [0, 0, 40, 30]], np.float32),
+        "scores": np.array([0.5 + 1e-7, 0.4, 0.3], np.float32),
+        "classes": np.array([0, 0, 0]),
+    }
+    difference = compare_detections(one, other, (100, 100), overlap=0.5)
+    assert (difference.swapped, difference.unmatched, difference.largest) == (1, 0, 0)
+    assert compare_detections(one, other, (100, 100), overlap=0.8).largest == float("inf")
+    other["scores"][0] = 0.51
+    assert compare_detections(one, other, (100, 100), overlap=0.5).largest > 0
+    other["scores"][0], other["classes"][2] = 0.5, 1
+    assert compare_detections(one, other, (100, 100), overlap=0.5).unmatched == 1

@@ -25,9 +25,8 @@ def hierarchy_like_rates():
     return rates
 
 
-@pytest.mark.parametrize("file_format", ["onnx", "torchscript"])
 @pytest.mark.parametrize("spread", [1.0, 200.0])
-def test_exported_scores(detector_maker, tmp_path, file_format, spread):
+def test_exported_scores(detector_maker, tmp_path, spread):
     """Also with logits so far apart that some scores need a sum of their own."""
     test = "MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.TEST"
     model, cfg = detector_maker("softmax", *LOSS, test, "softmax")  # there are no rates yet
@@ -38,7 +37,7 @@ def test_exported_scores(detector_maker, tmp_path, file_format, spread):
         model.roi_heads.box_predictor.cls_score.weight.mul_(spread)
         model.roi_heads.box_predictor.cls_score.bias[0] += spread - 1.0
     detector = TrainedDetector(model, cfg, "shapes", Path(__file__), min_size=96, max_size=160)
-    done = export_detector(detector, tmp_path / "out", file_format=file_format)
+    done = export_detector(detector, tmp_path / "out")
     assert all(one.detections[0] >= 5 and one.largest < 1e-4 for one in done.differences.values())
     found = ExportedDetector(tmp_path / "out").detect(to_input(drawn_picture(), 96, 160))
     loss.test_form = "softmax"

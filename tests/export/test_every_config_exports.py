@@ -1,4 +1,4 @@
-"""Each detector of the model zoo, with random weights, as ONNX and as TorchScript."""
+"""Each detector of the model zoo, with random weights, as ONNX."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def statistics_file(path, num_classes):
     return str(path)
 
 
-def check(name, calibrator, tmp_path, file_format, size, pictures=(), options=()):
+def check(name, calibrator, tmp_path, size, pictures=(), options=()):
     torch.manual_seed(0)
     cfg = load_cfg(name, ["MODEL.DEVICE", "cpu"])
     cfg.merge_from_list(list(options))
@@ -53,26 +53,21 @@ def check(name, calibrator, tmp_path, file_format, size, pictures=(), options=()
     picture = read_image(pictures[0]) if pictures else drawn_picture()
     model = calibrator(build_model(cfg), to_input(picture, *size))
     detector = TrainedDetector(model, cfg, name, Path(__file__), min_size=size[0], max_size=size[1])
-    done = export_detector(detector, tmp_path / "out", file_format=file_format, pictures=pictures)
-    if file_format == "torchscript":
-        state = torch.jit.load(str(tmp_path / "out/model.ts")).state_dict()
-        assert not [name for name in state if "loss" in name]
+    done = export_detector(detector, tmp_path / "out", pictures=pictures)
     assert all(one.detections[0] >= 5 and one.largest < 1e-4 for one in done.differences.values())
 
 
-@pytest.mark.parametrize("file_format", ["onnx", "torchscript"])
 @pytest.mark.parametrize("name", TINY)
-def test_tiny(name, calibrator, tmp_path, file_format):
-    check(name, calibrator, tmp_path, file_format, (128, 128))
+def test_tiny(name, calibrator, tmp_path):
+    check(name, calibrator, tmp_path, (128, 128))
 
 
-@pytest.mark.parametrize("file_format", ["onnx", "torchscript"])
-def test_masks(calibrator, tmp_path, file_format):
+def test_masks(calibrator, tmp_path):
     options = ["MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"]
     options += ["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 7, "MODEL.ROI_MASK_HEAD.NUM_CONV", 1]
     options += ["MODEL.ROI_MASK_HEAD.CONV_DIM", 16]
     name = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
-    check(name, calibrator, tmp_path, file_format, (128, 128), options=options)
+    check(name, calibrator, tmp_path, (128, 128), options=options)
     detector = ExportedDetector(tmp_path / "out")
     raw = detector.detect(to_input(drawn_picture(), 128, 128))
     assert raw["masks"].shape == (len(raw["scores"]), 1, 14, 14)
@@ -84,4 +79,4 @@ def test_masks(calibrator, tmp_path, file_format):
 @pytest.mark.parametrize("name", LARGE)
 def test_r50_on_photographs(name, calibrator, tmp_path, shared_dir):
     photographs = sorted((shared_dir / "data/photos/images/train").glob("*.jpg"))[:2]
-    check(name, calibrator, tmp_path, "onnx", (256, 426), photographs)
+    check(name, calibrator, tmp_path, (256, 426), photographs)

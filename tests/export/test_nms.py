@@ -3,7 +3,7 @@ import torch
 from torchvision.ops import batched_nms
 from torchvision.ops.boxes import _batched_nms_coordinate_trick, _batched_nms_vanilla
 
-from longtail_det2.export.nms import onnx_nms, scripted_nms
+from longtail_det2.export.nms import onnx_nms
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -67,15 +67,3 @@ def test_negative_scores_are_scores(session):
     found = run(session, boxes, scores, classes)
     assert found.tolist() == batched_nms(boxes, scores, classes, 0.5).tolist()
     assert (scores[found] < 0).any()
-
-
-def test_scripted_keeps_both_branches():
-    nms = scripted_nms()
-    traced = torch.jit.trace(
-        lambda b, s, c: nms(b, s, c, 0.5), candidates(5, 3), check_trace=False
-    )  # recorded with few boxes, used with many
-    for count in (0, 3, 1000, 4000):
-        boxes, scores, classes = candidates(count, 2, reach=60.0)
-        classes = classes + 20_000
-        expected = batched_nms(boxes, scores, classes, 0.5)
-        assert torch.equal(traced(boxes, scores, classes), expected)
