@@ -6,24 +6,21 @@ import logging
 import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import pycocotools.mask as coco_mask
+from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.ragged import gather_rows, offsets_of
 
-if TYPE_CHECKING:
-    from detectron2.structures import Instances
-
 logger = logging.getLogger(__name__)
 
-MEMORY_LIMIT = 1 << 30
-"""Bytes of masks that a process keeps in memory; all are on disk as soon as there are more."""
 _BYTES_PER_ROUND = 1 << 26
 _COLUMNS = {
     "image": (np.int32, ()),
@@ -61,13 +58,12 @@ class DetectionColumns:
     has_masks: bool
     _mask_start: np.ndarray
     _mask_length: np.ndarray
-    _mask_source: np.ndarray
-    _mask_bytes: Sequence[np.ndarray]
+    _mask_bytes: bytes | mmap.mmap
 
     def __len__(self) -> int:
         return len(self.score)
 
-    def boxes_xywh(self, rows: np.ndarray | slice) -> np.ndarray:
+    def boxes_xywh(self, rows: np.ndarray) -> np.ndarray:
         """(r, 4) float64 boxes of some rows, (x, y, width, height) in pixels."""
         box = self.box[rows].astype(np.float64)
         box[:, 2:] -= box[:, :2]
@@ -79,47 +75,38 @@ class DetectionColumns:
         return (self.box.astype(np.float64) / sides).astype(np.float32)
 
     def masks(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        """COCO's compressed RLE of some rows.
-
-        Args:
-            rows: (r,) of n.
-        """
+        """COCO's compressed RLE of some rows (r,)."""
         sizes = self.sizes[np.searchsorted(self.seen, self.image[rows])].tolist()
-        columns = (self._mask_source, self._mask_start, self._mask_length)
-        places = zip(sizes, *(column[rows].tolist() for column in columns), strict=True)
-        return [
-            {"size": size, "counts": self._mask_bytes[source][start : start + length].tobytes()}
-            for size, source, start, length in places
-        ]
+        places = zip(sizes, self._mask_start[rows].tolist(), self._mask_length[rows].tolist(), strict=True)
+        return [{"size": size, "counts": self._mask_bytes[at : at + length]} for size, at, length in places]
 
 
 class DetectionBuffer:
     """Collects `Instances` of one process as columns.
 
-    28 bytes a detection are kept in memory. RLE masks are kept in memory up to a limit, and beyond it in a
-    file without a name in the folder for temporary files (TMPDIR): the system removes it when the process
-    ends, however it ends.
+    28 bytes a detection are kept in memory. RLE masks are kept in a file without a name in the folder for
+    temporary files (TMPDIR): the system removes it when the process ends, however it ends.
     """
 
-    def __init__(self, store: AnnotationStore, *, with_masks: bool, memory_limit: int = MEMORY_LIMIT) -> None:
+    def __init__(self, store: AnnotationStore, *, with_masks: bool) -> None:
         """Open an empty buffer.
 
         Args:
             store: whose images and classes the detections are of.
             with_masks: keep masks.
-            memory_limit: bytes of masks.
+
+        Raises:
+            DataError: no temporary file can be made.
         """
-        self._store = store
-        self._with_masks = with_masks
-        self._memory_limit = memory_limit
+        self._store, self._with_masks = store, with_masks
         self._index = {name.decode(): place for place, name in enumerate(store.image_ids.tolist())}
         self.reset()
 
     def reset(self) -> None:
         """Drop everything."""
         self._rows: list[Mapping[str, Any]] = []
-        self._masks = _ByteLog(self._memory_limit)
-        self._dropped = {"not_in_store": 0, "not_finite": 0}
+        self._masks = _temporary_file() if self._with_masks else None
+        self._dropped = np.zeros(2, dtype=np.int64)  # outputs of unknown images, detections not finite
 
     def add(self, record: Mapping[str, Any], instances: Instances) -> None:
         """Append the detections of one image; those with a box or score that is not finite are dropped.
@@ -135,7 +122,7 @@ class DetectionBuffer:
         """
         image = self._index.get(str(record["image_id"]))
         if image is None:
-            self._dropped["not_in_store"] += 1
+            self._dropped[0] += 1
             return
         box = instances.pred_boxes.tensor.detach().float().cpu().numpy()
         score = instances.scores.detach().float().cpu().numpy()
@@ -147,9 +134,12 @@ class DetectionBuffer:
             )
         height, width = instances.image_size
         finite = np.flatnonzero(np.isfinite(box).all(axis=1) & np.isfinite(score))
-        self._dropped["not_finite"] += len(score) - len(finite)
-        counts = _encode_masks(instances, finite) if self._with_masks else []
-        self._masks.append(b"".join(counts))
+        self._dropped[1] += len(score) - len(finite)
+        counts: list[bytes] = []
+        if self._masks is not None and len(finite):
+            counts = _encode_masks(instances, finite)
+            with _disk_errors():
+                self._masks.writelines(counts)
         self._rows.append(
             {
                 "image": [image],
@@ -162,74 +152,49 @@ class DetectionBuffer:
             }
         )
 
-    def gather(self, *, distributed: bool = True) -> DetectionColumns | None:
+    def gather(self) -> DetectionColumns | None:
         """Join the columns of all processes, and empty the buffer.
 
         An image that several processes were given (padding of the last batch) counts once, the lowest rank
         first. Logs images without output, unknown images, and dropped detections.
-
-        Args:
-            distributed: False looks at this process alone.
 
         Returns:
             The detections; None on processes other than the main one.
         """
         rows, masks, dropped = self._rows, self._masks, self._dropped
         self.reset()
-        part = {name: _column(name, [row[name] for row in rows]) for name in _COLUMNS}
-        parts, sources, counters = [part], [masks.read()], [dropped]
-        if distributed and comm.get_world_size() > 1:
-            parts, counters = comm.gather(part), comm.gather(dropped)
-            sources = _gather_bytes(sources[0], self._memory_limit)
-            if not comm.is_main_process():
-                return None
-        found = _join(parts, sources, self._with_masks)
-        self._log(len(found.seen), {name: sum(one[name] for one in counters) for name in dropped})
+        parts = comm.gather(({name: _column(name, [row[name] for row in rows]) for name in _COLUMNS}, dropped))
+        with _disk_errors():
+            data = b"" if masks is None else _gather_bytes(masks)
+        if not comm.is_main_process():
+            return None
+        found = _join([columns for columns, _ in parts], data, masks is not None)
+        unknown, not_finite = sum(counts for _, counts in parts).tolist()
+        images, path = len(self._store), self._store.path
+        for count, message in (
+            (unknown, f"outputs are of images that are not in {path}"),
+            (not_finite, "detections with a box or score that is not finite were dropped"),
+            (images - len(found.seen), f"of {images} images had no output: their objects count as missed"),
+        ):
+            if count:
+                logger.warning("%d %s", count, message)
         return found
 
-    def _log(self, seen: int, dropped: Mapping[str, int]) -> None:
-        path = self._store.path
-        if dropped["not_in_store"]:
-            logger.warning("%d outputs are of images that are not in %s", dropped["not_in_store"], path)
-        if dropped["not_finite"]:
-            logger.warning(
-                "%d detections with a box or score that is not finite were dropped", dropped["not_finite"]
-            )
-        missing = len(self._store) - seen
-        if missing:
-            logger.warning(
-                "%d of %d images had no output: their objects count as missed", missing, len(self._store)
-            )
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{tempfile.gettempdir()}: cannot keep masks here ({error.strerror or error}); make room, or set "
+            "TMPDIR to another folder"
+        ) from error
 
 
-class _ByteLog:
-    """Bytes that are appended, then read once; on disk as soon as there are more than a limit."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._size = limit, 0
-        self._parts: list[bytes] = []
-        self._file: IO[bytes] | None = None
-
-    def append(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        if self._file is not None or self._size > self._limit:
-            try:
-                self._file = self._file or tempfile.TemporaryFile(buffering=1 << 20)  # noqa: SIM115
-                self._file.writelines(self._parts)
-            except OSError as error:
-                raise DataError(
-                    f"{tempfile.gettempdir()}: cannot keep masks here ({error.strerror or error}); make "
-                    "room, or set TMPDIR to another folder"
-                ) from error
-            self._parts = []
-
-    def read(self) -> np.ndarray:
-        """(bytes,) uint8; mapped from the file if there is one."""
-        if self._file is None:
-            return np.frombuffer(b"".join(self._parts), dtype=np.uint8)
-        self._file.flush()
-        return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+def _temporary_file() -> IO[bytes]:
+    with _disk_errors():
+        return tempfile.TemporaryFile(buffering=1 << 20)
 
 
 def _column(name: str, values: Sequence[Any]) -> np.ndarray:
@@ -239,8 +204,6 @@ def _column(name: str, values: Sequence[Any]) -> np.ndarray:
 
 
 def _encode_masks(instances: Instances, rows: np.ndarray) -> list[bytes]:
-    if len(rows) == 0:
-        return []
     if not instances.has("pred_masks"):
         raise ConfigError(
             "masks are to be evaluated, but the model gives none (pred_masks): switch MODEL.MASK_ON on, or "
@@ -251,35 +214,30 @@ def _encode_masks(instances: Instances, rows: np.ndarray) -> list[bytes]:
     return [encode(np.asfortranarray(masks[row], dtype=np.uint8))["counts"] for row in rows.tolist()]
 
 
-def _gather_bytes(own: np.ndarray, memory_limit: int) -> list[np.ndarray]:
-    """The bytes of every process, on the main process, sent in rounds of a bounded size."""
-    rounds = max(comm.all_gather(-(-len(own) // _BYTES_PER_ROUND)))
-    logs: list[_ByteLog] = []
-    for chunk in _chunks(own, rounds):
-        received = comm.gather(chunk)
-        logs = logs or [_ByteLog(memory_limit // len(received)) for _ in received]
-        for log, data in zip(logs, received, strict=True):
-            log.append(data)
-    return [log.read() for log in logs] or [np.zeros(0, np.uint8)] * comm.get_world_size()
-
-
-def _chunks(data: np.ndarray, rounds: int) -> Iterator[bytes]:
-    for start in range(0, rounds * _BYTES_PER_ROUND, _BYTES_PER_ROUND):
-        yield data[start : start + _BYTES_PER_ROUND].tobytes()
+def _gather_bytes(own: IO[bytes]) -> bytes | mmap.mmap:
+    """The bytes of all processes, rank after rank, on the main process, sent in rounds of a bounded size."""
+    sizes = comm.all_gather(own.tell())
+    if len(sizes) > 1:
+        starts, source = offsets_of(np.array(sizes)).tolist(), own
+        source.seek(0)
+        own = _temporary_file()
+        for place in range(0, max(sizes), _BYTES_PER_ROUND):
+            received = comm.gather(source.read(_BYTES_PER_ROUND))
+            for start, data in zip(starts, received, strict=False):
+                own.seek(start + place)
+                own.write(data)
+    own.flush()
+    return mmap.mmap(own.fileno(), 0, access=mmap.ACCESS_READ) if own.seek(0, 2) else b""
 
 
 def _join(
-    parts: Sequence[Mapping[str, np.ndarray]], sources: Sequence[np.ndarray], has_masks: bool
+    parts: Sequence[Mapping[str, np.ndarray]], mask_bytes: bytes | mmap.mmap, has_masks: bool
 ) -> DetectionColumns:
     """Columns of all ranks, each image once, ascending by image."""
     joined = {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
     seen, first = np.unique(joined["image"].astype(np.int64), return_index=True)
     rows, offsets = gather_rows(offsets_of(joined["count"]), first)
-    length = start = source = np.zeros(0, np.int64)
-    if has_masks:
-        starts = [offsets_of(part["length"])[:-1] for part in parts]
-        length, start = joined["length"][rows], np.concatenate(starts)[rows]
-        source = np.repeat(np.arange(len(parts)), [len(one) for one in starts])[rows]
+    of_masks = rows if has_masks else rows[:0]
     return DetectionColumns(
         seen=seen,
         sizes=joined["size"][first].astype(np.int64),
@@ -289,8 +247,7 @@ def _join(
         score=joined["score"][rows],
         box=joined["box"][rows],
         has_masks=has_masks,
-        _mask_start=start,
-        _mask_length=length,
-        _mask_source=source,
-        _mask_bytes=sources,
+        _mask_start=offsets_of(joined["length"])[:-1][of_masks],
+        _mask_length=joined["length"][of_masks],
+        _mask_bytes=mask_bytes,
     )

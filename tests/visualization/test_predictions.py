@@ -120,10 +120,3 @@ def test_damaged_counts_name_the_entry_when_they_are_drawn(store, tmp_path, coun
     found = read_predictions(path, store)
     with pytest.raises(DataError, match=r"results\.json: entry 2 has a segmentation"):
         DetectionsByImage(found)[0].bitmaps()
-
-
-def test_columns_of_different_lengths(store, tmp_path):
-    mask = runs_of(np.ones((48, 64)))
-    found = read_predictions(write_json(tmp_path / "results.json", [result("im0", segmentation=mask)]), store)
-    with pytest.raises(DataError, match="1 detections cannot have 0 masks"):
-        MaskedDetections(found.image, found.cls, found.score, found.box, [], found.entry, found.source)
