@@ -9,7 +9,6 @@ class. Coordinates of all files are normalised by the image's width and height.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from longtail_det2.evaluation.openimages_metric import (
 )
 from longtail_det2.utils.console import tell, tell_error
 from longtail_det2.utils.errors import ConfigError, DataError
-from longtail_det2.utils.io import atomic_writer
+from longtail_det2.utils.io import write_json
 
 EXAMPLE = """example:
   python scripts/evaluate_open_images.py \\
@@ -212,9 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(parser, args)
     try:
         document = evaluate(args)
-        with atomic_writer(args.output) as stream:
-            json.dump(document, stream, indent=1, allow_nan=False)
-            stream.write("\n")
+        write_json(args.output, document, indent=1)
     except (DataError, ConfigError, OSError) as error:
         return tell_error(error)
     tell(summary(document))

@@ -1,17 +1,8 @@
 """COCO's and LVIS's average precision of boxes and masks, and fixed AP, from columns; matching is hotcoco's.
 
 COCO (Lin et al., ECCV 2014; package `pycocotools`): of a class in an image the best 100 detections count;
-IoU thresholds 0.5, 0.55, ..., 0.95; interpolated precision at 101 recalls; area ranges in pixels.
-
-LVIS (Gupta et al., CVPR 2019; package `lvis` 0.5.3) differs by these rules:
-
-1. Of an image, the best 300 detections over all classes count. On equal scores the first do.
-2. Detections of a class in an image count only if the class is annotated there or verified absent.
-3. Detections without area do not count.
-4. An unmatched detection counts neither way in an image where not all objects of its class are annotated.
-
-Fixed AP (Dave et al. 2021, "Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details")
-replaces rule 1: the best 10,000 detections of each class over all images count.
+IoU thresholds 0.5, 0.55, ..., 0.95; interpolated precision at 101 recalls; area ranges in pixels. LVIS (Gupta
+et al., CVPR 2019; package `lvis` 0.5.3) and fixed AP (Dave et al. 2021): docs/lvis_metric.md has the rules.
 
 An object is gt of each of its labels and of their ancestors. Detections in a box around a group count neither
 way (COCO's crowd), nor do those in the box of an object whose mask is missing when masks are evaluated.
@@ -20,7 +11,7 @@ way (COCO's crowd), nor do those in the box of an object whose mask is missing w
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,32 +21,18 @@ import numpy as np
 from longtail_det2.data.datasets.coco import LVIS_THRESHOLDS, frequency_letters
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.detection_buffer import DetectionColumns
-from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth, mean_of_known
+from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth, class_ranges, mean_of_known
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.ragged import places_in_runs
 
 Task = Literal["bbox", "segm"]
 
-AREAS = ("all", "small", "medium", "large")
-"""Names of the area ranges of `AveragePrecision.ap`."""
+MEANS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+"""Names of the columns of `average_precision`; s, m, l: of small, medium, large objects."""
 _PAIRS_AT_ONCE = {"bbox": 1 << 18, "segm": 1 << 17}
-"""Detections and objects matched together: classes are processed in batches of about this many."""
+"""Detections and objects matched together, about."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AveragePrecision:
-    """AP in [0, 1]; NaN for a class without gt (in the area range).
-
-    Attributes:
-        ap: (K, 4) over the IoU thresholds, by area range (`AREAS`).
-        ap50: (K,) at IoU 0.5.
-        ap75: (K,) at IoU 0.75.
-    """
-
-    ap: np.ndarray
-    ap50: np.ndarray
-    ap75: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -99,12 +76,9 @@ class COCOMetric:
             rows = rows[np.isin(found.image * gt.store.num_classes + found.cls, gt.verified)]
         result = MetricResult({}, {"num_gt": gt.counts()})
         for task in self.tasks:
-            one = average_precision(gt, found, rows, task, max_detections=self.max_detections)
-            result.classes[f"coco_{task}"] = one.ap[:, 0]
-            result.summary[f"coco_{task}"] = {
-                **_means(one),
-                **{f"AP_{name}": mean_of_known(one.ap[classes, 0]) for name, classes in bins.items()},
-            }
+            values = average_precision(gt, found, rows, task, max_detections=self.max_detections)
+            groups = {f"AP_{name}": classes for name, classes in bins.items()}
+            _add(result, f"coco_{task}", values, MEANS, groups)
         return result
 
 
@@ -156,6 +130,7 @@ class LVISMetric:
         """
         store = gt.store
         frequency = class_frequencies(store, counts)
+        groups = {f"AP{letter}": np.flatnonzero(frequency == letter) for letter in "rcf"}
         result = MetricResult({}, {"num_gt": gt.counts(), "frequency": frequency})
         rank = gt.image_rank[found.image]
         choices = {"": best_of(rank, found.score, rank, self.max_detections)}
@@ -164,19 +139,10 @@ class LVISMetric:
             self._warn_of_few(found, store.num_classes)
         verified = np.concatenate([gt.keys, gt.absent])
         known = np.isin(found.image * store.num_classes + found.cls, verified)
-        groups = {f"AP{letter}": np.flatnonzero(frequency == letter) for letter in "rcf"}
         for task in self.tasks:
-            before: AveragePrecision | None = None
             for kind, chosen in choices.items():
-                rows = chosen[known[chosen]]
-                changed = _classes_that_differ(found.cls, store.num_classes, choices[""], chosen)
-                one = before = average_precision(
-                    gt, found, rows, task, federated=True, classes=changed if kind else None, known=before
-                )
-                means = _means(one) if not kind else {"AP": mean_of_known(one.ap[:, 0])}
-                means |= {name: mean_of_known(one.ap[classes, 0]) for name, classes in groups.items()}
-                result.summary[f"lvis_{task}{kind}"] = means
-                result.classes[f"lvis_{task}{kind}"] = one.ap[:, 0]
+                values = average_precision(gt, found, chosen[known[chosen]], task, federated=True)
+                _add(result, f"lvis_{task}{kind}", values, MEANS[:1] if kind else MEANS, groups)
         return result
 
     def _warn_of_few(self, found: DetectionColumns, num_classes: int) -> None:
@@ -224,10 +190,8 @@ def average_precision(
     *,
     federated: bool = False,
     max_detections: int | None = None,
-    classes: np.ndarray | None = None,
-    known: AveragePrecision | None = None,
-) -> AveragePrecision:
-    """AP of every class.
+) -> np.ndarray:
+    """(K, 6) AP in [0, 1] of every class, columns as `MEANS`; NaN without gt (in the area range).
 
     Args:
         gt: what there is.
@@ -236,33 +200,24 @@ def average_precision(
         task: "bbox" or "segm".
         federated: LVIS's rules 3 and 4; rules 1 and 2 are in `rows`.
         max_detections: the best detections of a class in an image that count; None: all.
-        classes: evaluate these alone; None: all.
-        known: result for the other classes.
     """
     num_classes = gt.store.num_classes
-    shape = (num_classes,)
-    ap, ap50, ap75 = np.full((*shape, 4), np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
-    if known is not None:
-        ap, ap50, ap75 = known.ap.copy(), known.ap50.copy(), known.ap75.copy()
-    wanted = np.bincount(gt.cls, minlength=num_classes) > 0
-    if classes is not None:
-        wanted &= np.isin(np.arange(num_classes), classes)
-    rows = rows[wanted[found.cls[rows]]]
-    pairs = np.flatnonzero(wanted[gt.cls])
-    for batch in _batches(gt.cls[pairs], found.cls[rows], num_classes, _PAIRS_AT_ONCE[task]):
-        precision = _precision(
-            gt,
-            found,
-            pairs[batch[gt.cls[pairs]]],
-            rows[batch[found.cls[rows]]],
-            task,
-            federated,
-            max_detections,
-        )
-        chosen = np.flatnonzero(batch & wanted)
-        ap[chosen] = precision.mean(axis=(0, 1))
-        ap50[chosen], ap75[chosen] = precision[0, ..., 0].mean(axis=0), precision[5, ..., 0].mean(axis=0)
-    return AveragePrecision(ap, ap50, ap75)
+    result = np.full((num_classes, len(MEANS)), np.nan)
+    per_class = np.bincount(gt.cls, minlength=num_classes)
+    rows = rows[per_class[found.cls[rows]] > 0]
+    per_class += np.bincount(found.cls[rows], minlength=num_classes)
+    for classes in class_ranges(per_class, _PAIRS_AT_ONCE[task]):
+        inside = np.zeros(num_classes, dtype=bool)
+        inside[classes.start : classes.stop] = True
+        pairs = np.flatnonzero(inside[gt.cls])
+        if not len(pairs):
+            continue
+        chosen = rows[inside[found.cls[rows]]]
+        precision = _precision(gt, found, pairs, chosen, task, federated, max_detections)
+        by_area, at_50, at_75 = precision.mean(axis=(0, 1)), precision[0], precision[5]
+        columns = (by_area[:, 0], at_50[..., 0].mean(axis=0), at_75[..., 0].mean(axis=0), by_area[:, 1:])
+        result[np.unique(gt.cls[pairs])] = np.column_stack(columns)
+    return result
 
 
 def best_of(group: np.ndarray, score: np.ndarray, tie: np.ndarray, limit: int) -> np.ndarray:
@@ -275,9 +230,7 @@ def best_of(group: np.ndarray, score: np.ndarray, tie: np.ndarray, limit: int) -
         limit: rows of a group.
     """
     order = np.lexsort((tie, -score, group))
-    first = np.flatnonzero(np.diff(group[order], prepend=-1))
-    place = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
-    return np.sort(order[place < limit])
+    return np.sort(order[places_in_runs(group[order]) < limit])
 
 
 def class_frequencies(store: AnnotationStore, train_counts: np.ndarray | None) -> np.ndarray:
@@ -303,23 +256,19 @@ def class_frequencies(store: AnnotationStore, train_counts: np.ndarray | None) -
     return np.array(frequency_letters(train_counts), dtype="U1")
 
 
-def _means(one: AveragePrecision) -> dict[str, float]:
-    by_area = {f"AP{name[0]}": one.ap[:, place] for place, name in enumerate(AREAS) if place}
-    values = {"AP": one.ap[:, 0], "AP50": one.ap50, "AP75": one.ap75, **by_area}
-    return {name: mean_of_known(value) for name, value in values.items()}
-
-
-def _classes_that_differ(cls: np.ndarray, num_classes: int, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Classes of which two choices hold different rows."""
-    return np.unique(cls[np.setxor1d(one, two, assume_unique=True)])
-
-
-def _batches(gt: np.ndarray, found: np.ndarray, num_classes: int, at_once: int) -> Iterator[np.ndarray]:
-    """(K,) bool masks of ranges of classes that have about `at_once` rows together."""
-    ends = np.cumsum(np.bincount(np.concatenate([gt, found]), minlength=num_classes))
-    number = ends // at_once
-    for one in np.unique(number):
-        yield number == one
+def _add(
+    result: MetricResult,
+    name: str,
+    values: np.ndarray,
+    means: Sequence[str],
+    groups: Mapping[str, np.ndarray],
+) -> None:
+    """Add what `average_precision` found: means over all classes, and of AP over groups of classes."""
+    result.classes[name] = values[:, 0]
+    result.summary[name] = {
+        **{mean: mean_of_known(column) for mean, column in zip(means, values.T, strict=False)},
+        **{group: mean_of_known(values[classes, 0]) for group, classes in groups.items()},
+    }
 
 
 def _precision(
@@ -379,15 +328,12 @@ def _image_entries(
         for rank, (height, width) in zip(gt.image_rank[images].tolist(), sizes, strict=True)
     ]
     if federated_classes is not None:
-        for name, keys in (
-            ("neg_category_ids", gt.absent),
-            ("not_exhaustive_category_ids", gt.not_exhaustive),
-        ):
+        lists = {"neg_category_ids": gt.absent, "not_exhaustive_category_ids": gt.not_exhaustive}
+        for name, keys in lists.items():
             image, cls = np.divmod(keys, gt.store.num_classes)
             inside = np.isin(cls, federated_classes)
             image, cls = image[inside], cls[inside]
-            edges = np.searchsorted(image, images)
-            last = np.searchsorted(image, images, side="right")
-            for entry, start, end in zip(entries, edges.tolist(), last.tolist(), strict=True):
-                entry[name] = cls[start:end].tolist()
+            ends = (np.searchsorted(image, images, side).tolist() for side in ("left", "right"))
+            for entry, first, last in zip(entries, *ends, strict=True):
+                entry[name] = cls[first:last].tolist()
     return entries

@@ -163,13 +163,15 @@ class DetectionBuffer:
         """
         rows, masks, dropped = self._rows, self._masks, self._dropped
         self.reset()
-        parts = comm.gather(({name: _column(name, [row[name] for row in rows]) for name in _COLUMNS}, dropped))
+        parts = comm.gather(
+            ({name: _column(name, [row[name] for row in rows]) for name in _COLUMNS}, dropped)
+        )
         with _disk_errors():
             data = b"" if masks is None else _gather_bytes(masks)
         if not comm.is_main_process():
             return None
         found = _join([columns for columns, _ in parts], data, masks is not None)
-        unknown, not_finite = sum(counts for _, counts in parts).tolist()
+        unknown, not_finite = np.sum([counts for _, counts in parts], axis=0).tolist()
         images, path = len(self._store), self._store.path
         for count, message in (
             (unknown, f"outputs are of images that are not in {path}"),

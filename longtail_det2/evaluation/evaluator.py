@@ -19,12 +19,12 @@ import longtail_det2
 from longtail_det2.data.statistics import FREQUENCY_BINS, frequency_bins
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.coco_metric import COCOMetric, LVISMetric
-from longtail_det2.evaluation.detection_buffer import MEMORY_LIMIT, DetectionBuffer, DetectionColumns
+from longtail_det2.evaluation.detection_buffer import DetectionBuffer, DetectionColumns
 from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth
 from longtail_det2.evaluation.openimages_io import Detections, write_detections
 from longtail_det2.evaluation.openimages_metric import OpenImagesMetric
 from longtail_det2.utils.errors import ConfigError
-from longtail_det2.utils.io import atomic_writer
+from longtail_det2.utils.io import atomic_writer, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,6 @@ class StoreEvaluator(DatasetEvaluator):
         output_dir: str | Path | None = None,
         train_counts: np.ndarray | Sequence[int] | None = None,
         frequency_thresholds: Sequence[float] | None = None,
-        memory_limit: int = MEMORY_LIMIT,
-        distributed: bool = True,
     ) -> None:
         """Open the store.
 
@@ -68,12 +66,10 @@ class StoreEvaluator(DatasetEvaluator):
             output_dir: folder for the result files, made if absent; None writes nothing.
             train_counts: (K,) training images of each class, for head, medium and tail.
             frequency_thresholds: None or empty for thirds of the leaves, or see `frequency_bins`.
-            memory_limit: bytes of masks that a process keeps in memory.
-            distributed: gather from all processes; False evaluates this process alone.
 
         Raises:
             ConfigError: a store that cannot be evaluated as asked, or training counts of other classes.
-            DataError: there is no usable store.
+            DataError: there is no usable store, or no room for masks.
         """
         self.store, self.metrics = open_store(dataset), tuple(metrics)
         for metric in self.metrics:
@@ -87,9 +83,8 @@ class StoreEvaluator(DatasetEvaluator):
                 f"{self.store.num_classes} classes: training and evaluation need the same classes"
             )
         self._bins = class_bins(self.store, self._train_counts, frequency_thresholds)
-        self._distributed = distributed
-        self._with_masks = any("segm" in getattr(metric, "tasks", ()) for metric in self.metrics)
-        self._buffer = DetectionBuffer(self.store, with_masks=self._with_masks, memory_limit=memory_limit)
+        with_masks = any("segm" in getattr(metric, "tasks", ()) for metric in self.metrics)
+        self._buffer = DetectionBuffer(self.store, with_masks=with_masks)
 
     def reset(self) -> None:
         """Forget all outputs."""
@@ -111,7 +106,7 @@ class StoreEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Gather, evaluate, write the files; an empty dict on processes other than the main one."""
-        found = self._buffer.gather(distributed=self._distributed)
+        found = self._buffer.gather()
         if found is None:
             return OrderedDict()
         gt = StoreGroundTruth(self.store)
@@ -143,9 +138,7 @@ class StoreEvaluator(DatasetEvaluator):
         if {"coco", "lvis"} & set(measured):
             write_instances(folder / "coco_instances_results.json", gt, found)
         document = results_document(self.store, self.metrics, measured, self._bins, self._train_counts)
-        with atomic_writer(folder / "results.json") as stream:
-            json.dump(document, stream, indent=1, allow_nan=False)
-            stream.write("\n")
+        write_json(folder / "results.json", document, indent=1)
 
 
 def build_evaluators(
@@ -157,8 +150,7 @@ def build_evaluators(
     coco: Mapping[str, Any] | None = None,
     lvis: Mapping[str, Any] | None = None,
     output_dir: str | Path | None = None,
-    train_counts: np.ndarray | Sequence[int] | None = None,
-    frequency_thresholds: Sequence[float] | None = None,
+    **options: Any,
 ) -> DatasetEvaluator:
     """Build the evaluator of a data set, for YAML and lazy configs.
 
@@ -171,8 +163,7 @@ def build_evaluators(
         coco: arguments of `COCOMetric` besides the tasks.
         lvis: arguments of `LVISMetric` besides the tasks.
         output_dir: see `StoreEvaluator`.
-        train_counts: likewise.
-        frequency_thresholds: likewise.
+        options: `train_counts` and `frequency_thresholds`, likewise.
 
     Raises:
         ConfigError: an unknown metric or argument, or see `StoreEvaluator`.
@@ -183,14 +174,10 @@ def build_evaluators(
         raise ConfigError(f"TEST.METRICS: there is no metric {unknown[0]!r}; there are {', '.join(METRICS)}")
     metadata = MetadataCatalog.get(dataset) if dataset in MetadataCatalog.list() else None
     if metadata is not None and metadata.get("evaluator_type") == "coco" and not metadata.get("store_path"):
-        return COCOEvaluator(
-            dataset,
-            tasks=tuple(tasks),
-            output_dir=None if output_dir is None else str(output_dir),
-            use_fast_impl=False,
-        )
+        folder = None if output_dir is None else str(output_dir)
+        return COCOEvaluator(dataset, tasks=tuple(tasks), output_dir=folder, use_fast_impl=False)
     store = open_store(dataset)
-    options = {
+    arguments = {
         "open_images": dict(open_images or {}),
         "coco": {"tasks": tuple(tasks), **(coco or {})},
         "lvis": {"tasks": tuple(tasks), **(lvis or {})},
@@ -198,18 +185,11 @@ def build_evaluators(
     chosen: list[Metric] = []
     for name in tuple(metrics) or default_metrics(store, tasks):
         try:
-            chosen.append(METRICS[name](**options[name]))
+            chosen.append(METRICS[name](**arguments[name]))
         except TypeError as error:
             raise ConfigError(f"dataloader.evaluator.{name}: {error}") from None
-    evaluator = StoreEvaluator(
-        store if metadata is None else dataset,
-        chosen,
-        output_dir=output_dir,
-        train_counts=train_counts,
-        frequency_thresholds=frequency_thresholds,
-    )
     logger.info("%s is evaluated by %s", dataset, ", ".join(metric.name for metric in chosen))
-    return evaluator
+    return StoreEvaluator(store if metadata is None else dataset, chosen, output_dir=output_dir, **options)
 
 
 def default_metrics(store: AnnotationStore, tasks: Sequence[str] = ("bbox",)) -> tuple[str, ...]:
@@ -301,25 +281,21 @@ def write_instances(path: Path, gt: StoreGroundTruth, found: DetectionColumns) -
     store = gt.store
     classes = [json.dumps(_file_id(name)) for name in store.class_ids]
     seen: list[bytes] = store.image_ids[found.seen].tolist()
-    offsets: list[int] = found.offsets.tolist()
     separator = ""
     with atomic_writer(path) as stream:
         stream.write("[")
         for place in np.argsort(gt.image_rank[found.seen]).tolist():
-            rows = np.arange(offsets[place], offsets[place + 1])
+            rows = np.arange(*found.offsets[place : place + 2])
             name = json.dumps(_file_id(seen[place].decode()))
             masks = found.masks(rows) if found.has_masks else [None] * len(rows)
-            columns = (
-                found.cls[rows].tolist(),
-                found.boxes_xywh(rows).tolist(),
-                found.score[rows].tolist(),
-                masks,
-            )
-            for cls, (x, y, w, h), score, mask in zip(*columns, strict=True):
+            columns = (column[rows].tolist() for column in (found.cls, found.score))
+            for cls, score, (x, y, w, h), mask in zip(
+                *columns, found.boxes_xywh(rows).tolist(), masks, strict=True
+            ):
                 segmentation = ""
                 if mask is not None:
-                    counts = {"size": mask["size"], "counts": mask["counts"].decode()}
-                    segmentation = f', "segmentation": {json.dumps(counts)}'
+                    mask["counts"] = mask["counts"].decode()
+                    segmentation = f', "segmentation": {json.dumps(mask)}'
                 # Nine digits give single precision back.
                 stream.write(
                     f'{separator}{{"image_id": {name}, "category_id": {classes[cls]}, "bbox": '
@@ -338,15 +314,15 @@ def open_store(dataset: str | Path | AnnotationStore) -> AnnotationStore:
     """
     if isinstance(dataset, AnnotationStore):
         return dataset
-    if isinstance(dataset, str) and dataset in MetadataCatalog.list():
-        path = MetadataCatalog.get(dataset).get("store_path")
-        if path is None:
-            raise ConfigError(
-                f"data set {dataset!r} has no annotation store: register it with "
-                "longtail_det2.data.datasets.builtin.register_store"
-            )
-        return AnnotationStore.open(path)
-    return AnnotationStore.open(dataset)
+    if dataset not in MetadataCatalog.list():
+        return AnnotationStore.open(dataset)
+    path = MetadataCatalog.get(str(dataset)).get("store_path")
+    if path is None:
+        raise ConfigError(
+            f"data set {dataset!r} has no annotation store: register it with "
+            "longtail_det2.data.datasets.builtin.register_store"
+        )
+    return AnnotationStore.open(path)
 
 
 def _file_id(text: str) -> int | str:

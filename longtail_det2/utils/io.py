@@ -61,10 +61,10 @@ def read_json(
         raise error(f"{path}: {kind} ({reason}){end}") from None
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write a JSON file of one line, atomically."""
+def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = None) -> None:
+    """Write a JSON file atomically; of one line without `indent`."""
     with atomic_writer(path) as file:
-        json.dump(content, file)
+        json.dump(content, file, indent=indent)
         file.write("\n")
 
 

@@ -1,4 +1,4 @@
-"""Detections as columns: several processes, the limit of memory, what is dropped."""
+"""Detections as columns: several processes, the file of masks, what is dropped."""
 
 import json
 
@@ -25,9 +25,8 @@ def case(make_lvis_store):
     return make_lvis_store(content), make_outputs(content, make_results("ties", content))
 
 
-def make(case, folder, memory_limit=1 << 30):
-    metric = LVISMetric(TASKS, fixed_ap_detections=40)
-    return StoreEvaluator(case[0], [metric], output_dir=folder, memory_limit=memory_limit)
+def make(case, folder):
+    return StoreEvaluator(case[0], [LVISMetric(TASKS, fixed_ap_detections=40)], output_dir=folder)
 
 
 def names(folder):
@@ -57,14 +56,13 @@ def rows_of(masks):
     return [int(coco_mask.area(mask)) // 9 for mask in masks]
 
 
-@pytest.mark.parametrize("limit", [0, 20, 1 << 30])
 @pytest.mark.parametrize("round_size", [16, 1 << 26])
-def test_ranks_are_joined_image_by_image(case, run_ranks, monkeypatch, limit, round_size):
+def test_ranks_are_joined_image_by_image(case, run_ranks, monkeypatch, round_size):
     monkeypatch.setattr(detection_buffer, "_BYTES_PER_ROUND", round_size)
     ids = [name.decode() for name in case[0].image_ids.tolist()]
 
     def run(rank):
-        buffer = DetectionBuffer(case[0], with_masks=True, memory_limit=limit)
+        buffer = DetectionBuffer(case[0], with_masks=True)
         if rank == 0:
             buffer.add({"image_id": ids[5], "height": 70, "width": 90}, detections(0.5, 0.4))
             buffer.add({"image_id": ids[1]}, detections(0.1, cls=2))
@@ -95,33 +93,20 @@ def test_nothing_at_all(case, run_ranks):
         assert len(found) == 0 and len(found.seen) == 0 and found.masks(np.zeros(0, int)) == []
 
 
-def test_the_limit_of_memory_changes_nothing(case, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    results = [
-        feed(make(case, tmp_path / str(limit), limit), case[1]).evaluate() for limit in (0, 500, 1 << 30)
-    ]
-    same(results[0], results[2])
-    same(results[1], results[2])
-    assert names(tmp_path / "temporary") == []
-    for name in FILES:
-        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / str(1 << 30) / name).read_bytes()
-
-
 def test_the_file_has_no_name(case, tmp_path, monkeypatch):
     """So nothing is left of it, however the process ends, and no run can remove that of another."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    evaluator = make(case, None, memory_limit=0)
+    evaluator = make(case, None)
     evaluator.process(*zip(*case[1], strict=True))
-    assert evaluator._buffer._masks._file is not None
+    assert evaluator._buffer._masks.tell() > 0
     assert names(tmp_path / "temporary") == []
 
 
 def test_a_folder_that_cannot_be_written(case, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
     with pytest.raises(DataError, match=r"absent: cannot keep masks here .*TMPDIR") as caught:
-        feed(make(case, None, memory_limit=0), case[1])
+        feed(make(case, None), case[1])
     assert "\n" not in str(caught.value)
 
 
