@@ -81,7 +81,7 @@ def compare_detections(
     limits = np.broadcast_to(cut, int(max([0, *one["classes"], *other["classes"]])) + 1)
     left = np.ones(len(other["scores"]), dtype=bool)
     worst = np.zeros(3)
-    alone: list[tuple[dict[str, np.ndarray], int]] = []
+    alone: list[tuple[Mapping[str, np.ndarray], int]] = []
     swapped: list[tuple[int, int]] = []
     for index in np.argsort(-one["scores"], kind="stable"):
         candidates = np.flatnonzero(left & (other["classes"] == one["classes"][index]))
@@ -103,7 +103,7 @@ def compare_detections(
                 np.abs(one["masks"][index].astype(np.float64) - other["masks"][chosen]).max(initial=0)
             )
         worst = np.maximum(worst, [boxes[nearest], scores[nearest], mask])
-    alone += [(other, index) for index in np.flatnonzero(left)]
+    alone += [(other, int(index)) for index in np.flatnonzero(left)]
     rivals = [(one["classes"][i], box) for i, j in swapped for box in (one["boxes"][i], other["boxes"][j])]
     alone = [
         (found, i)
