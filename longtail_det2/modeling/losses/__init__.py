@@ -1,13 +1,11 @@
-"""Classification losses, one class per file, on the contract of :mod:`.base`."""
+"""Classification losses on the contract of :mod:`.base`."""
 
-from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, build_classification_loss
-from .concurrent_seesaw import ConcurrentFocalSeesawLoss, ConcurrentSeesawLoss
+from .base import NORMALIZERS, ClassificationLoss, LossNormalizer, reduce_losses
+from .build import CLASSIFICATION_LOSS_REGISTRY, build_classification_loss
 from .concurrent_softmax import ConcurrentSoftmaxLoss
-from .focal_seesaw import FocalSeesawLoss
-from .reduction import NORMALIZERS, LossNormalizer, dense_unreduced, reduce_losses
 from .seesaw import SeesawLoss
-from .sigmoid_bce import SigmoidBCELoss
-from .sigmoid_focal import SigmoidFocalLoss
+from .seesaw_variants import ConcurrentFocalSeesawLoss, ConcurrentSeesawLoss, FocalSeesawLoss
+from .sigmoid import SigmoidBCELoss, SigmoidFocalLoss
 from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
 
 __all__ = [
@@ -24,6 +22,5 @@ __all__ = [
     "SigmoidFocalLoss",
     "SoftmaxCrossEntropyLoss",
     "build_classification_loss",
-    "dense_unreduced",
     "reduce_losses",
 ]

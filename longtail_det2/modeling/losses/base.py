@@ -1,4 +1,4 @@
-"""The contract between a classifier and its loss.
+"""The contract between a head and its classification loss.
 
 Shape shorthand in this package:
 
@@ -7,63 +7,71 @@ Shape shorthand in this package:
     L: number of logits: K + 1 for softmax, K for sigmoid, whatever the loss needs
 
 A head asks its loss how many logits to produce, how they become scores, which bias to start from and what
-each row costs. The head samples the rows, sums the losses and divides them (:func:`.reduce_losses`), so a
-loss serves RoI heads, dense heads and image classifiers alike. A loss reads no file and no catalog.
+each row costs. The head samples the rows, sums the losses (:func:`reduce_losses`) and divides them
+(:class:`LossNormalizer`), so a loss serves RoI heads, dense heads and image classifiers alike.
 """
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.registry import Registry
+from detectron2.utils import comm
 from torch import Tensor, nn
 
-from longtail_det2.data.statistics import read_statistics
+from longtail_det2.config import own_arguments
+from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.layers import at_least_float32
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-CLASSIFICATION_LOSS_REGISTRY = Registry("CLASSIFICATION_LOSS")
-CLASSIFICATION_LOSS_REGISTRY.__doc__ = """
-Classification losses by class name, the values of ``MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS``.
-
-A registered class is a :class:`ClassificationLoss` whose ``__init__`` is decorated with Detectron2's
-``configurable`` and whose ``from_config(cls, cfg, num_classes, statistics)`` returns its arguments.
-"""
-
 
 class ClassificationLoss(nn.Module, ABC):
     """Row-wise losses of a classifier, and how its logits are read.
 
-    State (counts, rates, frequencies) lives in buffers. A subclass computes in at least float32, never
-    synchronizes with the host, returns the same keys for every batch, and keeps its results attached to the
-    graph also when there are no rows or no positives.
+    State (counts, rates, frequencies) lives in buffers. A subclass reads no file, computes in at least
+    float32, never synchronizes with the host, returns the same keys for every batch, and keeps its results
+    attached to the graph also when there are no rows or no positives.
 
     Attributes:
         num_classes: K.
         num_logits: L, the width of the classifier.
+        config_node: node of ``MODEL.CLASSIFICATION_LOSS`` whose keys, in lower case, are arguments.
     """
 
-    def __init__(self, num_classes: int, num_logits: int) -> None:
-        """Set K and L.
+    config_node: str | None = None
 
-        Raises:
-            ConfigError: K is not positive.
-        """
+    def __init__(self, num_classes: int, num_logits: int) -> None:
+        """Set K and L; raises ConfigError where K is not positive."""
         super().__init__()
         if num_classes < 1:
-            raise ConfigError(f"a loss needs at least one class, got num_classes={num_classes}")
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; a loss needs at least one class. The train "
+                "scripts replace -1 by the number of classes of DATASETS.TRAIN; elsewhere set it yourself"
+            )
         self.num_classes, self.num_logits = num_classes, num_logits
         self._unset: dict[str, bool] = {}
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
+    ) -> dict[str, Any]:
+        """Return the constructor's arguments: K and, from `cfg`, the keys of `config_node`.
+
+        A subclass adds what it takes from other keys or from the `statistics` of the training data.
+        """
+        if cls.config_node is None:
+            return {"num_classes": num_classes}
+        node, key = cfg.MODEL.CLASSIFICATION_LOSS[cls.config_node], f"CLASSIFICATION_LOSS.{cls.config_node}"
+        return {"num_classes": num_classes, **own_arguments(cls, node, f"MODEL.{key}")}
 
     @abstractmethod
     def scores(self, logits: Tensor) -> Tensor:
@@ -99,15 +107,12 @@ class ClassificationLoss(nn.Module, ABC):
         return self.unreduced(logits, MultiLabelTargets.from_classes(rows, self.num_classes))
 
     def bias(self, prior: float | Tensor | None = None) -> Tensor | None:
-        """Return the bias that the classifier starts from.
+        """Return the bias (L,) that the classifier starts from, or None to leave the layer's own.
 
         Args:
             prior: probability of foreground before training: a scalar (the score of every class for sigmoid
                 losses, shared equally among the classes for softmax losses), or (K,) measured per class.
                 None: the loss's default for RoI heads.
-
-        Returns:
-            (L,), or None to leave the layer's own initialization.
 
         Raises:
             ConfigError: `prior` is no probability.
@@ -118,15 +123,11 @@ class ClassificationLoss(nn.Module, ABC):
         """Count the rows of a training step; the head calls this once per step, before `unreduced`."""
 
     def check_num_classes(self, num_classes: int) -> None:
-        """Compare K with a head's number of classes.
-
-        Raises:
-            ConfigError: they differ.
-        """
+        """Raise ConfigError where K is not a head's number of classes."""
         if num_classes != self.num_classes:
+            name = type(self).__name__
             raise ConfigError(
-                f"{type(self).__name__} was made for {self.num_classes} classes, but its head has "
-                f"{num_classes}"
+                f"{name} was made for {self.num_classes} classes, but its head has {num_classes}"
             )
 
     def checked(self, logits: Tensor, targets: MultiLabelTargets | None = None) -> Tensor:
@@ -149,11 +150,7 @@ class ClassificationLoss(nn.Module, ABC):
         return at_least_float32(logits)
 
     def hold(
-        self,
-        name: str,
-        values: np.ndarray | Tensor | None,
-        shape: tuple[int, ...],
-        at_most: float = math.inf,
+        self, name: str, values: np.ndarray | Tensor | None, shape: tuple[int, ...], at_most: float = math.inf
     ) -> None:
         """Keep an array of statistics as a buffer; None leaves it unset until a checkpoint brings it.
 
@@ -172,11 +169,7 @@ class ClassificationLoss(nn.Module, ABC):
         self._unset[name] = values is None
 
     def held(self, name: str) -> Tensor:
-        """Return an array of statistics.
-
-        Raises:
-            ConfigError: none was given, and no checkpoint has brought it.
-        """
+        """Return an array of statistics; raises ConfigError where neither data nor weights brought it."""
         if self._unset[name]:
             raise ConfigError(
                 f"{type(self).__name__} has no {name}: name a file of class statistics "
@@ -185,14 +178,14 @@ class ClassificationLoss(nn.Module, ABC):
         return self.get_buffer(name)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in self._unset:
+        for name, unset in self._unset.items():
             own, found = self.get_buffer(name), state_dict.get(prefix + name)
             if found is None or found.shape != own.shape:
                 continue
             if bool((found < 0).any()):  # saved while unset
                 state_dict[prefix + name] = own
                 continue
-            if not self._unset[name] and not torch.equal(found.to(own), own):
+            if not unset and not torch.equal(found.to(own), own):
                 logger.warning(
                     "The loaded weights bring other %s than the training data, and theirs are used. For the "
                     "data's, add the name of this loss (%s) to MODEL.RESET_WEIGHTS",
@@ -201,6 +194,11 @@ class ClassificationLoss(nn.Module, ABC):
                 )
             self._unset[name] = False
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``print(model)``."""
+        settings = {name: value for name, value in vars(self).items() if isinstance(value, int | float | str)}
+        return ", ".join(f"{name}={value}" for name, value in settings.items() if name != "training")
 
 
 def class_priors(prior: float | Tensor, num_classes: int, shared: bool) -> Tensor:
@@ -227,39 +225,91 @@ def class_priors(prior: float | Tensor, num_classes: int, shared: bool) -> Tenso
     return priors
 
 
-def build_classification_loss(
-    cfg: CfgNode, num_classes: int, key: str = "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS"
-) -> ClassificationLoss:
-    """Build the loss that the config names.
+def reduce_losses(
+    unreduced: Mapping[str, Tensor], normalizer: float | Tensor, weights: Mapping[str, float] | None = None
+) -> dict[str, Tensor]:
+    """Sum the losses of all rows, divide them by the head's normalizer and weight them.
 
     Args:
-        cfg: Detectron2's config with this project's keys.
-        num_classes: K.
-        key: where in `cfg` the name of the loss is.
+        unreduced: tensors of any shape by name.
+        normalizer: positive scalar without gradient.
+        weights: by key; a key without one takes that of ``loss_cls``, else 1.
 
-    Raises:
-        ConfigError: no loss has that name, `num_classes` is not positive, or ``DATASETS.STATISTICS`` has
-            another number of classes.
-        DataError: ``DATASETS.STATISTICS`` cannot be read, or lacks what the loss needs.
+    Returns:
+        Scalars with the same keys.
     """
-    node: Any = cfg
-    for part in key.split("."):
-        node = node[part]
-    name = str(node)
-    if num_classes < 1:
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; a model needs at least one class. The train "
-            "scripts replace -1 by the number of classes of DATASETS.TRAIN; elsewhere set the key yourself."
-        )
-    if name not in CLASSIFICATION_LOSS_REGISTRY:
-        known = sorted(key for key, _ in CLASSIFICATION_LOSS_REGISTRY)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{key}: there is no loss {name!r}.{hint} Known: {', '.join(known)}.")
-    path = cfg.DATASETS.STATISTICS
-    statistics = read_statistics(path) if path else None
-    if statistics and len(statistics.class_ids) != num_classes:
-        raise ConfigError(
-            f"DATASETS.STATISTICS: {path} has {len(statistics.class_ids)} classes, the model {num_classes}"
-        )
-    return CLASSIFICATION_LOSS_REGISTRY.get(name)(cfg, num_classes=num_classes, statistics=statistics)
+    weights = weights or {}
+    default = weights.get("loss_cls", 1.0)
+    return {
+        name: values.sum() / normalizer * weights.get(name, default) for name, values in unreduced.items()
+    }
+
+
+NORMALIZERS = ("regions", "foreground", "foreground_average", "elements")
+
+
+class LossNormalizer(nn.Module):
+    """The number that a head divides the sum of its losses over regions by, always at least 1.
+
+    ======================  ===========================================================================
+    ``regions``             all sampled regions of this process (Fast R-CNN)
+    ``foreground``          foreground regions of this process
+    ``foreground_average``  a moving average of the foreground regions of all processes, divided by the
+                            number of processes (RetinaNet, FCOS)
+    ``elements``            regions times classes, which makes the classification loss a mean over its
+                            elements; a box loss, which has no classes, is divided by the regions
+    ======================  ===========================================================================
+
+    The average is ``average <- momentum * average + (1 - momentum) * max(foreground, 1)`` as in Detectron2,
+    but a buffer, so that a resumed run continues it, and over all processes, so that several of them with a
+    part of the batch each train as one with the whole.
+
+    Attributes:
+        counting: False while a forward pass is recomputed for the gradient: the average must not move then.
+    """
+
+    average: Tensor | None
+    counting = True
+
+    def __init__(self, kind: str = "regions", *, initial: float = 100.0, momentum: float = 0.9) -> None:
+        """Make the normalizer; `initial` and `momentum` in [0, 1) are those of the moving average.
+
+        Raises:
+            ConfigError: unknown `kind`.
+        """
+        super().__init__()
+        if kind not in NORMALIZERS:
+            raise ConfigError(f"LOSS_NORMALIZER is {kind!r}; it must be one of {', '.join(NORMALIZERS)}")
+        self.kind, self.momentum = kind, momentum
+        start = torch.tensor(float(initial)) if kind == "foreground_average" else None
+        self.register_buffer("average", start)
+
+    @torch.no_grad()
+    def forward(
+        self, regions: int, foreground: Tensor, num_classes: int = 1
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """Count a batch of K classes; `regions` and `foreground`, a scalar, are those of this process.
+
+        Returns:
+            Two numbers: the divisor of the classification losses, and that of the box loss.
+        """
+        if self.average is not None:
+            count = self._averaged(self.average, foreground)
+        elif self.kind == "foreground":
+            count = foreground.float().clamp(min=1)
+        else:
+            count = float(max(regions, 1))
+        return (count * num_classes if self.kind == "elements" else count), count
+
+    def _averaged(self, average: Tensor, foreground: Tensor) -> Tensor:
+        processes = comm.get_world_size()
+        if self.counting:
+            count = foreground.to(average)
+            if processes > 1:
+                torch.distributed.all_reduce(count)
+            average.mul_(self.momentum).add_(count.clamp(min=1), alpha=1 - self.momentum)
+        return average / processes
+
+    def extra_repr(self) -> str:
+        """Show the kind in ``print(model)``."""
+        return self.kind

@@ -10,15 +10,11 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from longtail_det2.data.statistics import DIRECTIONS, ClassStatistics
-from longtail_det2.layers import (
-    concurrent_softmax_loss,
-    concurrent_softmax_scores,
-    multi_label_softmax_loss,
-)
+from longtail_det2.layers import concurrent_softmax_loss, concurrent_softmax_scores, multi_label_softmax_loss
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
-from .base import CLASSIFICATION_LOSS_REGISTRY
+from .build import CLASSIFICATION_LOSS_REGISTRY
 from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
 
 FORMS = ("concurrent", "softmax")
@@ -27,9 +23,7 @@ FORMS = ("concurrent", "softmax")
 def checked_direction(direction: str) -> str:
     """Return `direction`; raises ConfigError if it is not one of ``DIRECTIONS``."""
     if direction not in DIRECTIONS:
-        raise ConfigError(
-            f"DIRECTION (direction) is {direction!r}; it must be one of {', '.join(DIRECTIONS)}"
-        )
+        raise ConfigError(f"DIRECTION is {direction!r}; it must be one of {', '.join(DIRECTIONS)}")
     return direction
 
 
@@ -50,14 +44,14 @@ class ConcurrentSoftmaxLoss(SoftmaxCrossEntropyLoss):
     rates of 0 it is cross entropy.
 
     Training and test form are chosen separately. The training form "softmax" is
-    :func:`multi_label_softmax_loss`, the cross entropy that the paper starts from: all labels of a row,
-    ancestors too, are positives that share the probability. :class:`SoftmaxCrossEntropyLoss` differs: there
-    the most specific label is the only positive, and all others, ignored ones too, are negatives. With one
-    label and nothing ignored the two are equal. The test form "softmax" is the plain softmax.
+    :func:`multi_label_softmax_loss`, the cross entropy that the paper starts from; unlike in
+    :class:`SoftmaxCrossEntropyLoss` all labels of a row, ancestors too, are positives that share the
+    probability, and ignored ones are left out. The test form "softmax" is the plain softmax.
 
     Checkpoints keep the rates P(j | i); the direction in which they are read is always that of the config.
     """
 
+    config_node = "CONCURRENT_SOFTMAX"
     rates: Tensor
 
     @configurable
@@ -97,15 +91,9 @@ class ConcurrentSoftmaxLoss(SoftmaxCrossEntropyLoss):
     def from_config(
         cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
     ) -> dict[str, Any]:
-        """Read ``MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX``."""
-        keys = cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX
-        return {
-            "num_classes": num_classes,
-            "rates": statistics and statistics.rates(),
-            "direction": keys.DIRECTION,
-            "train": keys.TRAIN,
-            "test": keys.TEST,
-        }
+        """Read ``MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX``, and the rates from the statistics."""
+        arguments = super().from_config(cfg, num_classes, statistics)
+        return {**arguments, "rates": statistics and statistics.rates()}
 
     def scores(self, logits: Tensor) -> Tensor:
         """Scores of the test form; see :func:`concurrent_softmax_scores`."""
@@ -130,7 +118,3 @@ class ConcurrentSoftmaxLoss(SoftmaxCrossEntropyLoss):
             rates = directed_rates(self.rates, self.direction)
             losses = concurrent_softmax_loss(logits, targets.labels, rates)
         return {"loss_cls": losses * targets.known}
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"num_classes={self.num_classes}, train={self.train_form}, test={self.test_form}"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.utils import comm
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.layers import multi_label_seesaw_loss, seesaw_loss
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
-from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, class_priors
+from .base import ClassificationLoss, class_priors
+from .build import CLASSIFICATION_LOSS_REGISTRY
 
 LABELS = ("all", "most_specific")
 
@@ -45,6 +44,7 @@ class SeesawLoss(ClassificationLoss):
     "most_specific" takes the one label of each row, all other classes being negatives, and reads nothing.
     """
 
+    config_node = "SEESAW"
     class_counts: Tensor
 
     @configurable
@@ -72,32 +72,17 @@ class SeesawLoss(ClassificationLoss):
             ConfigError: a value is outside its range.
         """
         super().__init__(num_classes, num_classes + 1 + bool(objectness))
-        node = "MODEL.CLASSIFICATION_LOSS.SEESAW"
-        for key, value in (("P", p), ("Q", q)):
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"{node}.{key} is {value}; it must be a number that is not negative")
-        if not 0 < eps <= 1:
-            raise ConfigError(f"{node}.EPS is {eps}; it must be in (0, 1]")
-        if labels not in LABELS:
-            raise ConfigError(f"{node}.LABELS is {labels!r}; it must be one of {', '.join(LABELS)}")
+        for key, value, right, wanted in (
+            ("P", p, 0 <= p < math.inf, "a number that is not negative"),
+            ("Q", q, 0 <= q < math.inf, "a number that is not negative"),
+            ("EPS", eps, 0 < eps <= 1, "in (0, 1]"),
+            ("LABELS", labels, labels in LABELS, f"one of {', '.join(LABELS)}"),
+        ):
+            if not right:
+                raise ConfigError(f"MODEL.CLASSIFICATION_LOSS.SEESAW.{key} is {value!r}; it must be {wanted}")
         self.p, self.q, self.eps = float(p), float(q), float(eps)
         self.objectness, self.labels = bool(objectness), labels
         self.register_buffer("class_counts", torch.zeros(num_classes + 1, dtype=torch.int64))
-
-    @classmethod
-    def from_config(
-        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
-    ) -> dict[str, Any]:
-        """Read ``MODEL.CLASSIFICATION_LOSS.SEESAW``."""
-        keys = cfg.MODEL.CLASSIFICATION_LOSS.SEESAW
-        return {
-            "num_classes": num_classes,
-            "p": keys.P,
-            "q": keys.Q,
-            "eps": keys.EPS,
-            "objectness": keys.OBJECTNESS,
-            "labels": keys.LABELS,
-        }
 
     def scores(self, logits: Tensor) -> Tensor:
         """Scores of the classes and of background; a row sums to 1."""
@@ -165,10 +150,3 @@ class SeesawLoss(ClassificationLoss):
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(found)
         self.class_counts += found
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return (
-            f"num_classes={self.num_classes}, p={self.p}, q={self.q}, objectness={self.objectness}, "
-            f"labels={self.labels}"
-        )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.structures.multi_label import MultiLabelTargets
 
-from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, class_priors
+from .base import ClassificationLoss, class_priors
+from .build import CLASSIFICATION_LOSS_REGISTRY
 
 
 @CLASSIFICATION_LOSS_REGISTRY.register()
@@ -27,13 +25,6 @@ class SoftmaxCrossEntropyLoss(ClassificationLoss):
         """Make the loss of K = `num_classes` classes; L = K + 1."""
         super().__init__(num_classes, num_classes + 1)
 
-    @classmethod
-    def from_config(
-        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
-    ) -> dict[str, Any]:
-        """Take the number of classes; there are no keys."""
-        return {"num_classes": num_classes}
-
     def scores(self, logits: Tensor) -> Tensor:
         """Softmax over the K + 1 logits."""
         return F.softmax(self.checked(logits), dim=1)
@@ -45,8 +36,8 @@ class SoftmaxCrossEntropyLoss(ClassificationLoss):
 
     def background(self, logits: Tensor) -> dict[str, Tensor]:
         """Compute ``loss_cls`` of rows that are all background."""
-        rows = torch.full((len(logits),), self.num_classes, device=logits.device)
-        return {"loss_cls": F.cross_entropy(self.checked(logits), rows, reduction="none")}
+        logits = self.checked(logits)  # cross_entropy would keep an (R, L) matrix for the gradient
+        return {"loss_cls": logits.logsumexp(dim=1) - logits[:, -1]}
 
     def bias(self, prior: float | Tensor | None = None) -> Tensor | None:
         """Log-probabilities of the prior, relative to the most frequent class; None leaves the layer's."""

@@ -32,12 +32,24 @@ from longtail_det2.modeling.losses import (
     ClassificationLoss,
     LossNormalizer,
     build_classification_loss,
-    dense_unreduced,
     reduce_losses,
 )
 from longtail_det2.modeling.score_thresholds import ScoreThresholds
 from longtail_det2.structures.multi_label import DenseTargets
 from longtail_det2.utils.errors import ConfigError
+
+
+def dense_unreduced(loss: ClassificationLoss, logits: Tensor, targets: DenseTargets) -> dict[str, Tensor]:
+    """Compute the losses of anchors, almost all of them background, from their logits (R, L).
+
+    Returns:
+        (R + P,) each, by name: those of the background rows (0 elsewhere), then of the P positive rows.
+    """
+    positive = loss.unreduced(logits[targets.rows], targets.positives)
+    return {
+        name: torch.cat([torch.where(targets.background, values, 0), positive[name]])
+        for name, values in loss.background(logits).items()
+    }
 
 
 class MultiLabelDenseHead(nn.Module):

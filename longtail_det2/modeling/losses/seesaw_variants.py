@@ -1,4 +1,4 @@
-"""Seesaw loss with concurrent scores; not in the paper, whose data sets have one label per object."""
+"""Seesaw losses beyond the paper: concurrent scores, focal objectness for dense heads, and both."""
 
 from __future__ import annotations
 
@@ -9,13 +9,51 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from longtail_det2.data.statistics import ClassStatistics
-from longtail_det2.layers import concurrent_softmax_scores
+from longtail_det2.layers import concurrent_softmax_scores, focal_loss
 from longtail_det2.structures.multi_label import MultiLabelTargets
+from longtail_det2.utils.errors import ConfigError
 
-from .base import CLASSIFICATION_LOSS_REGISTRY
+from .build import CLASSIFICATION_LOSS_REGISTRY
 from .concurrent_softmax import checked_direction, directed_rates
-from .focal_seesaw import FocalSeesawLoss
 from .seesaw import SeesawLoss
+
+
+@CLASSIFICATION_LOSS_REGISTRY.register()
+class FocalSeesawLoss(SeesawLoss):
+    """Seesaw loss whose objectness is the focal loss of P(foreground), for heads with mostly background."""
+
+    @configurable
+    def __init__(self, *, focal_alpha: float = 0.25, focal_gamma: float = 2.0, **kwargs: Any) -> None:
+        """Make the loss.
+
+        Args:
+            focal_alpha: weight of foreground in [0, 1], see :class:`SigmoidFocalLoss`; below 0: no weights.
+            focal_gamma: exponent, 0 or more.
+            kwargs: of :class:`SeesawLoss`; `objectness` must stay True.
+
+        Raises:
+            ConfigError: a value is outside its range.
+        """
+        super().__init__(**kwargs)
+        if not (self.objectness and focal_alpha <= 1 and focal_gamma >= 0):
+            raise ConfigError(
+                "MODEL.CLASSIFICATION_LOSS.FOCAL_SEESAW.ALPHA must be at most 1 and GAMMA at least 0, got "
+                f"{focal_alpha} and {focal_gamma}; SEESAW.OBJECTNESS must be True, got {self.objectness}"
+            )
+        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
+    ) -> dict[str, Any]:
+        """Read ``SEESAW`` and ``FOCAL_SEESAW`` of ``MODEL.CLASSIFICATION_LOSS``."""
+        keys = cfg.MODEL.CLASSIFICATION_LOSS.FOCAL_SEESAW
+        arguments = super().from_config(cfg, num_classes, statistics)
+        return {**arguments, "focal_alpha": keys.ALPHA, "focal_gamma": keys.GAMMA}
+
+    def objectness_loss(self, logits: Tensor, foreground: Tensor) -> Tensor:
+        """(R,) focal loss of P(foreground) (Lin et al. 2017, equation 5)."""
+        return focal_loss(logits[:, 0] - logits[:, 1], foreground, self.focal_alpha, self.focal_gamma)
 
 
 @CLASSIFICATION_LOSS_REGISTRY.register()
@@ -27,18 +65,11 @@ class ConcurrentSeesawLoss(SeesawLoss):
     rate is 0, as with one label per object, it is softmax.
     """
 
-    rates: Tensor
-
     @configurable
     def __init__(
         self, *, rates: np.ndarray | Tensor | None = None, direction: str = "given_row", **kwargs: Any
     ) -> None:
-        """Make the loss.
-
-        Args:
-            rates: see :class:`ConcurrentSoftmaxLoss`.
-            direction: likewise.
-            kwargs: of :class:`SeesawLoss`.
+        """Make the loss; `rates` and `direction` as in :class:`ConcurrentSoftmaxLoss`, the rest as above.
 
         Raises:
             ConfigError: a value is outside its range.
@@ -61,11 +92,7 @@ class ConcurrentSeesawLoss(SeesawLoss):
         return concurrent_softmax_scores(logits, directed_rates(self.held("rates"), self.direction))
 
     def unreduced(self, logits: Tensor, targets: MultiLabelTargets) -> dict[str, Tensor]:
-        """Compute the losses of :class:`SeesawLoss`.
-
-        Raises:
-            ConfigError: there are no rates for the scores.
-        """
+        """Compute the losses of :class:`SeesawLoss`; raises ConfigError without rates for the scores."""
         self.held("rates")
         return super().unreduced(logits, targets)
 

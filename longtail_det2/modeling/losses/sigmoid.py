@@ -1,4 +1,4 @@
-"""Binary cross entropy per class: the multi-label baseline that knows a hierarchy."""
+"""Binary cross entropy per class, the multi-label baseline that knows a hierarchy, and its focal form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.layers import focal_loss
 from longtail_det2.structures.multi_label import IGNORED, POSITIVE, MultiLabelTargets
+from longtail_det2.utils.errors import ConfigError
 
-from .base import CLASSIFICATION_LOSS_REGISTRY, ClassificationLoss, class_priors
+from .base import ClassificationLoss, class_priors
+from .build import CLASSIFICATION_LOSS_REGISTRY
 
 
 @CLASSIFICATION_LOSS_REGISTRY.register()
@@ -29,6 +31,9 @@ class SigmoidBCELoss(ClassificationLoss):
     classes. Divided by the number of rows this is Detectron2's sigmoid loss, and K times the mean that
     ``F.binary_cross_entropy_with_logits`` takes by default (normalizer "elements").
     """
+
+    config_node = "SIGMOID_BCE"
+    alpha, gamma = -1.0, 0.0  # as a focal loss
 
     @configurable
     def __init__(self, *, num_classes: int, prior_prob: float = 0.01) -> None:
@@ -46,17 +51,6 @@ class SigmoidBCELoss(ClassificationLoss):
         super().__init__(num_classes, num_classes)
         class_priors(prior_prob, num_classes, shared=False)
         self.prior_prob = prior_prob
-        self.alpha, self.gamma = -1.0, 0.0  # as a focal loss
-
-    @classmethod
-    def from_config(
-        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
-    ) -> dict[str, Any]:
-        """Read ``MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE``."""
-        return {
-            "num_classes": num_classes,
-            "prior_prob": cfg.MODEL.CLASSIFICATION_LOSS.SIGMOID_BCE.PRIOR_PROB,
-        }
 
     def scores(self, logits: Tensor) -> Tensor:
         """Sigmoid of each logit, and 0 for background; rows do not sum to 1."""
@@ -78,6 +72,51 @@ class SigmoidBCELoss(ClassificationLoss):
         prior = self.prior_prob if prior is None else prior
         return torch.logit(class_priors(prior, self.num_classes, shared=False)).float()
 
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"num_classes={self.num_classes}, prior_prob={self.prior_prob}"
+
+@CLASSIFICATION_LOSS_REGISTRY.register()
+class SigmoidFocalLoss(SigmoidBCELoss):
+    """The focal loss of dense detectors (Lin et al. 2017, equation 5), for objects with several labels.
+
+    With p_t the score given to the truth and w = 0 for ignored entries, else 1:
+
+        ``loss_cls`` = sum_k w_k alpha_t (1 - p_t)^gamma (-log p_t)
+
+    Dense heads divide it by their average number of positives, as Detectron2 does; in RoI heads set
+    LOSS_NORMALIZER to "foreground".
+    """
+
+    @configurable
+    def __init__(
+        self, *, num_classes: int, alpha: float = 0.25, gamma: float = 2.0, prior_prob: float = 0.01
+    ) -> None:
+        """Make the loss; L = K.
+
+        Args:
+            num_classes: K.
+            alpha: weight of positive entries in [0, 1]; negative ones have 1 - `alpha`. Below 0: 1 for both.
+            gamma: how fast well classified entries lose weight; 0 or more.
+            prior_prob: see :class:`SigmoidBCELoss`.
+
+        Raises:
+            ConfigError: a value is outside its range.
+        """
+        super().__init__(num_classes=num_classes, prior_prob=prior_prob)
+        if not (alpha <= 1.0 and gamma >= 0.0):
+            raise ConfigError(
+                f"the focal loss needs alpha <= 1 and gamma >= 0, got alpha={alpha} and gamma={gamma} "
+                "(MODEL.RETINANET.FOCAL_LOSS_ALPHA and FOCAL_LOSS_GAMMA)"
+            )
+        self.alpha, self.gamma = alpha, gamma
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, num_classes: int, statistics: ClassStatistics | None
+    ) -> dict[str, Any]:
+        """Read Detectron2's keys in ``MODEL.RETINANET``, for every detector."""
+        keys = cfg.MODEL.RETINANET
+        return {
+            "num_classes": num_classes,
+            "alpha": keys.FOCAL_LOSS_ALPHA,
+            "gamma": keys.FOCAL_LOSS_GAMMA,
+            "prior_prob": keys.PRIOR_PROB,
+        }
