@@ -151,6 +151,13 @@ class LabelHierarchy:
         names = self.class_ids
         return {names[i]: [names[p] for p in above] for i, above in enumerate(self.parents) if len(above)}
 
+    def specificity_order(self, labels: np.ndarray) -> np.ndarray:
+        """Place of each class (K,) from the most specific one: deeper, then rarer in `labels`, then lower."""
+        place = np.empty(self.num_classes, dtype=np.int64)
+        counts = np.bincount(labels, minlength=self.num_classes)
+        place[np.lexsort((counts, -self.depth))] = np.arange(self.num_classes)
+        return place
+
     def expand(self, rows: np.ndarray, classes: np.ndarray, up: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Repeat each (row, class) pair for every proper ancestor of its class.
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from longtail_det2.data.datasets import openimages
-from longtail_det2.data.datasets.openimages import group_rows, specificity_order
+from longtail_det2.data.datasets.openimages import group_rows
+from longtail_det2.data.hierarchy import LabelHierarchy
 
 NUM_CLASSES = 6
 GROUP_OF = 4
@@ -44,11 +45,13 @@ def as_dict(objects):
 
 
 def make_rank(label):
-    return specificity_order(np.array([0, 1, 1, 2, 0, 1]), np.bincount(label, minlength=NUM_CLASSES))
+    return LabelHierarchy(list("abcdef"), [[], [0], [0], [1], [], [4]]).specificity_order(label)
 
 
 def test_rank_is_by_depth_then_rarity_then_index():
-    assert specificity_order(np.array([0, 2, 1, 2, 2]), np.array([5, 9, 1, 3, 3])).tolist() == [4, 2, 3, 0, 1]
+    hierarchy = LabelHierarchy(list("abcde"), [[], [2], [0], [2], [2]])
+    labels = np.repeat(np.arange(5), [5, 9, 1, 3, 3])
+    assert hierarchy.specificity_order(labels).tolist() == [4, 2, 3, 0, 1]
 
 
 @pytest.mark.parametrize("seed", range(5))

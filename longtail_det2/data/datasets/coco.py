@@ -178,7 +178,7 @@ def _read(
         issues.raise_errors()
         raise DataError(f"{path}: no sound image or category is left")
     columns = images.columns()
-    columns |= _object_columns(annotations, box, columns["image_size"], tree.depth, issues, settings)
+    columns |= _object_columns(annotations, box, columns["image_size"], tree, issues, settings)
     counts = rows_per_class(columns["label_offsets"][columns["object_offsets"]], columns["label"], tree)
     frequency = _find_frequency(source, tree, counts, settings.frequency)
     content = {
@@ -196,7 +196,7 @@ def _object_columns(
     annotations: CocoAnnotations,
     box: np.ndarray,
     sizes: np.ndarray,
-    depth: np.ndarray,
+    tree: LabelHierarchy,
     issues: Issues,
     settings: CocoOptions,
 ) -> dict[str, np.ndarray]:
@@ -206,13 +206,11 @@ def _object_columns(
         annotations: a of them, of images that are kept.
         box: (a, 4) float32 shares.
         sizes: (n, 2) height and width of the images.
-        depth: (K,) depth of the classes in the hierarchy.
+        tree: of the classes.
         issues: takes equal boxes and bad masks.
         settings: whether equal boxes are merged, and masks kept.
     """
-    num_classes = len(depth)
-    rank = np.empty(num_classes, dtype=np.int64)  # of two equally deep classes the rarer one goes first
-    rank[np.lexsort((np.bincount(annotations.label, minlength=num_classes), -depth))] = np.arange(num_classes)
+    num_classes, rank = tree.num_classes, tree.specificity_order(annotations.label)
     keys = (annotations.flags, *box.T[::-1], annotations.image)
     order = np.lexsort(keys)
     starts = np.ones(len(order), dtype=bool)

@@ -186,8 +186,7 @@ def _write_objects(
 ) -> dict[str, int]:
     """Write the objects of the rows (image, label, box, flags); returns counts for the summary."""
     image, label, box, flags = rows
-    order = specificity_order(tree.depth, np.bincount(label, minlength=tree.num_classes))
-    objects = group_rows(image, label, box, flags, order)
+    objects = group_rows(image, label, box, flags, tree.specificity_order(label))
     per_image = np.bincount(objects.image, minlength=num_images)
     writer.add("object_offsets", offsets_of(per_image))
     for name in ("box", "flags", "label_offsets", "label"):
@@ -230,20 +229,14 @@ class Objects(NamedTuple):
     label: np.ndarray  # (l,) class indices, most specific first within an object
 
 
-def specificity_order(depth: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Place of each class (K,) among all, from the most specific one: deeper, rarer, lower index first."""
-    place = np.empty(len(depth), dtype=np.int64)
-    place[np.lexsort((counts, -depth))] = np.arange(len(depth))
-    return place
-
-
 def group_rows(
     image: np.ndarray, label: np.ndarray, box: np.ndarray, flags: np.ndarray, order_of_class: np.ndarray
 ) -> Objects:
     """Join the rows with equal boxes.
 
     Rows are in any order: (r,) int32 image indices, (r,) class indices, (r, 4) float32 with coordinates in
-    [0, 1], (r,) uint8 bits of `ObjectFlag`. `order_of_class` is a result of `specificity_order`.
+    [0, 1], (r,) uint8 bits of `ObjectFlag`. `order_of_class` is what
+    `LabelHierarchy.specificity_order` gives.
     """
     rows = np.argsort(image, kind="stable")
     ordered = image[rows]
