@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a trained detector on pictures and folders: drawn pictures, and a file of predictions if wanted."""
+"""Run a trained detector on image files and folders: drawings, a file of predictions, or both."""
 
 import argparse
 import logging
@@ -28,11 +28,11 @@ from longtail_det2.visualization.multi_label_visualizer import (  # noqa: E402
     labels_metadata,
     room_for,
 )
-from longtail_det2.visualization.pictures import (  # noqa: E402
-    PictureFile,
-    PicturePredictions,
+from longtail_det2.visualization.predictor import (  # noqa: E402
+    ImageFile,
     Predictor,
-    find_pictures,
+    coco_results,
+    find_images,
     write_predictions,
 )
 
@@ -42,7 +42,9 @@ examples:
       --input photo.jpg holidays/ --output drawn
   python scripts/demo.py --config-file own_data/faster_rcnn_small_photos.yaml \\
       --weights output/my_run/model_final.pth --store stores/my_train --input holidays/ --output drawn \\
-      --predictions drawn/predictions.csv --score-threshold 0.3
+      --score-threshold 0.3
+  python scripts/demo.py --config-file output/my_run/config.yaml --weights output/my_run/model_final.pth \\
+      --input holidays/ --predictions predictions.json
 
 Predictions of several classes on one box are drawn as one object with several labels, and with the mask of
 the most certain one if the detector has masks. The predictions file has all of them, whatever their score:
@@ -58,9 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="path or name in the model zoo, YAML or lazy")
     add("--weights", default="", metavar="FILE", help="checkpoint; else the config's published weights")
-    add("--input", nargs="+", required=True, metavar="PATH", help="pictures and folders of pictures")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the drawn pictures")
-    add("--predictions", type=Path, metavar="FILE", help="also write all predictions: .csv or .json")
+    add("--input", nargs="+", required=True, metavar="PATH", help="image files and folders of images")
+    add("--output", type=Path, metavar="DIR", help="folder for the drawings (default: none are made)")
+    add("--predictions", type=Path, metavar="FILE", help="write all predictions: .csv or .json")
     add(
         "--store", type=Path, metavar="DIR", help="annotation store with the names (and hierarchy) of classes"
     )
@@ -85,43 +87,54 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draws all pictures, then writes the predictions."""
-    if args.predictions is not None and args.predictions.suffix.lower() not in (".csv", ".json"):
-        raise ConfigError(f"--predictions {args.predictions}: the file must end in .csv or .json")
-    pictures = find_pictures(args.input, leave_out=args.output)
+    """Predict all images, draw them, then write the predictions."""
+    check_targets(args)
+    images = find_images(args.input, leave_out=args.output)
     detector = load_detector(args.config_file, args.weights, args.opts)
     class_ids, names, metadata = describe_classes(detector, args.store)
     predictor = Predictor(detector, args.device or default_device())
-    targets = output_names(pictures)
-    image_ids = choose_image_ids(pictures)
-    with_masks = args.predictions is not None and args.predictions.suffix.lower() == ".json"
-    done: list[PicturePredictions] = []
-    drawn = 0
-    for picture, target, image_id in zip(pictures, targets, image_ids, strict=True):
+    sizes: dict[str, tuple[int, int]] = {}
+    rows: list[dict[str, Any]] = []
+    drawn, best = 0, 0.0
+    for image, target, image_id in zip(images, output_names(images), choose_image_ids(images), strict=True):
         try:
-            pixels, instances = predictor(picture.path)
+            pixels, instances = predictor(image.path)
         except DataError as error:
-            if picture.was_named:
+            if image.was_named:
                 raise
             print(f"passed over: {error}", file=sys.stderr)
             continue
-        done.append(PicturePredictions.of(image_id, instances, with_masks=with_masks))
+        sizes[image_id] = instances.image_size
         drawn += int((instances.scores >= args.score_threshold).sum())
-        save_drawing(pixels, instances, metadata, args.score_threshold, args.output / target)
-    if not done:
-        raise DataError(
-            f"{', '.join(args.input)}: none of {len(pictures)} files is a picture that can be read"
+        best = max([best, *instances.scores.tolist()])
+        if args.output is not None:
+            save_drawing(pixels, instances, metadata, args.score_threshold, args.output / target)
+        if args.predictions is not None:
+            if args.predictions.suffix.lower() == ".csv" and instances.has("pred_masks"):
+                instances.remove("pred_masks")
+            rows += coco_results(image_id, instances, class_ids, names)
+    if not sizes:
+        raise DataError(f"{', '.join(args.input)}: none of {len(images)} files is an image that can be read")
+    if args.output is not None:
+        print(
+            f"{pluralize(len(sizes), 'image')} in {args.output}, {pluralize(drawn, 'prediction')} drawn "
+            f"(scores from {args.score_threshold:g})"
         )
-    print(
-        f"{pluralize(len(done), 'picture')} in {args.output}, {pluralize(drawn, 'prediction')} drawn "
-        f"(scores from {args.score_threshold:g})"
-    )
-    if not drawn:
-        best = max((float(one.scores.max()) for one in done if len(one.scores)), default=0.0)
-        print(f"the highest score is {best:.3f}: a lower --score-threshold draws something")
+        if not drawn:
+            print(f"the highest score is {best:.3f}: a lower --score-threshold draws something")
     if args.predictions is not None:
-        write_predictions(args.predictions, done, class_ids, names)
-        print(f"{pluralize(sum(len(one.scores) for one in done), 'prediction')} in {args.predictions}")
+        write_predictions(args.predictions, rows, sizes, class_ids)
+        print(
+            f"{pluralize(len(rows), 'prediction')} of {pluralize(len(sizes), 'image')} in {args.predictions}"
+        )
+
+
+def check_targets(args: argparse.Namespace) -> None:
+    """Raise ConfigError where nothing is to be written, or predictions in no known form."""
+    if args.output is None and args.predictions is None:
+        raise ConfigError("nothing to do: give --output for drawings, --predictions for a file, or both")
+    if args.predictions is not None and args.predictions.suffix.lower() not in (".csv", ".json"):
+        raise ConfigError(f"--predictions {args.predictions}: the file must end in .csv or .json")
 
 
 def describe_classes(
@@ -173,31 +186,31 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def output_names(pictures: Sequence[PictureFile]) -> list[Path]:
+def output_names(images: Sequence[ImageFile]) -> list[Path]:
     """Where each drawing goes, below the output folder: no two the same."""
     taken: set[Path] = set()
     targets = []
-    for picture in pictures:
-        target = picture.name.with_suffix(".jpg")
+    for image in images:
+        target = image.name.with_suffix(".jpg")
         number = 1
         while target in taken:
             number += 1
-            target = picture.name.with_name(f"{picture.name.stem}-{number}.jpg")
+            target = image.name.with_name(f"{image.name.stem}-{number}.jpg")
         taken.add(target)
         targets.append(target)
     return targets
 
 
-def choose_image_ids(pictures: Sequence[PictureFile]) -> list[str]:
+def choose_image_ids(images: Sequence[ImageFile]) -> list[str]:
     """File names without suffix, as in Open Images; whole paths where these are not distinct."""
-    stems = [picture.name.stem for picture in pictures]
+    stems = [image.name.stem for image in images]
     if len(set(stems)) == len(stems):
         return stems
-    return [picture.path.as_posix() for picture in pictures]
+    return [image.path.as_posix() for image in images]
 
 
 def save_drawing(pixels: np.ndarray, instances: Any, metadata: Any, threshold: float, target: Path) -> None:
-    """Writes one drawn picture."""
+    """Write one drawing."""
     room = room_for(int((instances.scores >= threshold).sum()))
     visualizer = MultiLabelVisualizer(pixels, metadata, min_size=room)
     drawing = visualizer.draw_instance_predictions(instances, score_threshold=threshold)

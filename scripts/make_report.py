@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the report of a run: one HTML file with results, curves and pictures that opens from disk."""
+"""Write the report of a run: one HTML file with results, curves and images that opens from disk."""
 
 import argparse
 import logging
@@ -11,7 +11,7 @@ from pathlib import Path
 warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
 
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
-from longtail_det2.visualization.report import ReportOptions, build_report  # noqa: E402
+from longtail_det2.visualization.report import build_report  # noqa: E402
 
 EPILOG = """\
 example:
@@ -19,7 +19,7 @@ example:
       --train-store output/demo/datasets/shapes/stores/train \\
       --val-store output/demo/datasets/shapes/stores/validation
 
-Without the stores the report has no pictures and no data set sizes. Parts that the run does not have (it was
+Without the stores the report has no images and no data set sizes. Parts that the run does not have (it was
 only evaluated, or not yet) are left out.
 """
 
@@ -32,11 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="OUTPUT_DIR of the run")
     add("--train-store", type=Path, metavar="DIR", help="annotation store that was trained on")
-    add("--val-store", type=Path, metavar="DIR", help="annotation store of the evaluation, for the pictures")
+    add("--val-store", type=Path, metavar="DIR", help="annotation store of the evaluation, for the images")
     add("--dataset", metavar="NAME", help="which evaluation below inference/ (default: the only one)")
     add("--output", type=Path, required=True, metavar="HTML", help="file to write")
     add("--title", default="", help="heading")
-    add("--pictures", type=int, default=12, metavar="N", help="most validation pictures (default: 12)")
+    add("--number", type=int, default=12, metavar="N", help="most validation images (default: 12)")
     add("--score-threshold", type=float, metavar="T", help="draw predictions from this score on")
     return parser
 
@@ -45,7 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error that the user can mend."""
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = ReportOptions(title=args.title, pictures=args.pictures, score_threshold=args.score_threshold)
     try:
         build_report(
             args.run,
@@ -53,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
             train_store=args.train_store,
             val_store=args.val_store,
             dataset=args.dataset,
-            options=options,
+            title=args.title,
+            images=args.number,
+            score_threshold=args.score_threshold,
         )
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)

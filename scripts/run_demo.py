@@ -25,7 +25,6 @@ import torch
 from longtail_det2.data.datasets.openimages import prepare_openimages
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.open_images_csv import read_classes
-from longtail_det2.data.store import AnnotationStore
 from longtail_det2.engine.cli import USER_ERROR, parse_args
 from longtail_det2.engine.trainer import main as train_main
 from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth
@@ -33,9 +32,9 @@ from longtail_det2.evaluation.openimages_metric import evaluate_detections, expa
 from longtail_det2.shapes import ShapesOptions, generate_shapes
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import atomic_writer
-from longtail_det2.visualization.report import ReportOptions, build_report
-from longtail_det2.visualization.report_facts import duration
-from longtail_det2.visualization.run_data import Evaluation, read_run
+from longtail_det2.utils.wording import duration
+from longtail_det2.visualization.report import build_report
+from longtail_det2.visualization.run_data import Evaluation, read_evaluation
 
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
 TRAIN, VALIDATION = "shapes_train", "shapes_validation"
@@ -282,7 +281,7 @@ def evaluate(demo: Demo) -> None:
     hierarchy = LabelHierarchy.from_json(files["hierarchy"], class_ids)
     result = evaluate_detections(expand_ground_truth(truth, hierarchy), detections, len(class_ids))
     evaluation = evaluation_of(demo)
-    trained = evaluation.summary["mAP50"]
+    trained = evaluation.summary["bbox"]["mAP50"] or math.nan
     print(f"  {result.num_images:,} images, {len(detections):,} predictions")
     print(f"  mAP@0.5 from the CSV files {100 * result.mean_ap:.2f} %, in the run {100 * trained:.2f} %")
     if not math.isclose(result.mean_ap, trained, abs_tol=1e-3):
@@ -301,7 +300,8 @@ def report(demo: Demo) -> Path:
         train_store=demo.store("train"),
         val_store=demo.store("validation"),
         dataset=VALIDATION,
-        options=ReportOptions(title="Long-tailed shapes: the demonstration", steps=steps),
+        title="Long-tailed shapes: the demonstration",
+        steps=steps,
     )
 
 
@@ -311,7 +311,7 @@ def evaluation_of(demo: Demo) -> Evaluation:
     Raises:
         DataError: there are none.
     """
-    evaluation = read_run(demo.run, VALIDATION).evaluation
+    evaluation = read_evaluation(demo.run, VALIDATION)
     if evaluation is None:
         raise DataError(f"{demo.evaluation}: the evaluation left no results.json; run with --force")
     return evaluation
@@ -320,22 +320,14 @@ def evaluation_of(demo: Demo) -> Evaluation:
 def print_results(demo: Demo) -> None:
     """Means with the classes and training images behind them."""
     evaluation = evaluation_of(demo)
-    counts = AnnotationStore.open(demo.store("train")).image_counts(expanded=True).tolist()
-    print(f"Open Images challenge metric, mAP@0.5 on {VALIDATION} (balanced), in %:")
-    for name, value in evaluation.summary.items():
+    for name, value in evaluation.summary["bbox"].items():
+        counts = [one["train_images"] for one in evaluation.members(name)]
         group = name.partition("_")[2]
-        members = [
-            counts[place]
-            for place, one in enumerate(evaluation.classes)
-            if group in ("", "expanded") or group == one.group or (group == "leaves" and one.is_leaf)
-        ]
         label = {"": "all classes (official)", "expanded": "all, expanded predictions"}.get(group, group)
         behind = (
-            f"{len(members):3} classes, {min(members):,} to {max(members):,} training images"
-            if members
-            else ""
+            f"{len(counts):3} classes, {min(counts):,} to {max(counts):,} training images" if counts else ""
         )
-        print(f"  {label:26} {100 * value:6.2f}   {behind}")
+        print(f"  {label:26} {100 * (value or 0):6.2f}   {behind}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws annotated images of an annotation store or of any registered data set: boxes, all labels, masks."""
+"""Draw annotated images of an annotation store or of any registered data set: boxes, all labels, masks."""
 
 import argparse
 import logging
@@ -22,19 +22,19 @@ from longtail_det2.data.datasets.builtin import register_datasets  # noqa: E402
 from longtail_det2.data.images import read_image  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 from longtail_det2.utils.wording import pluralize  # noqa: E402
-from longtail_det2.visualization.inputs import add_data_arguments, open_data, picture_names  # noqa: E402
+from longtail_det2.visualization.inputs import add_data_arguments, image_names, open_data  # noqa: E402
 from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer, room_for  # noqa: E402
 
 EPILOG = """\
 examples:
-  python scripts/visualize_data.py --store datasets/shapes/stores/train --output pictures
-  python scripts/visualize_data.py --dataset shapes_train --class "pink cross" --number 5 --output pictures
-  python scripts/visualize_data.py --dataset my_train --output pictures \\
+  python scripts/visualize_data.py --store datasets/shapes/stores/train --output drawings
+  python scripts/visualize_data.py --dataset shapes_train --class "pink cross" --number 5 --output drawings
+  python scripts/visualize_data.py --dataset my_train --output drawings \\
       DATASETS.STORES my_train=annotations/train.json:images/train
-  python scripts/visualize_data.py --store datasets/shapes/stores/train --output pictures --augmented \\
+  python scripts/visualize_data.py --store datasets/shapes/stores/train --output drawings --augmented \\
       --config-file shapes/faster_rcnn_tiny_sigmoid_shapes.yaml
 
-Dashed boxes enclose groups; masks are tinted. With --augmented the pictures show what the model is trained
+Dashed boxes enclose groups; masks are tinted. With --augmented the drawings show what the model is trained
 on: the image after augmentation, each object's labels with their ancestors, how many classes are ignored for
 it, and, if the config trains masks (MODEL.MASK_ON), the masks that it learns.
 """
@@ -47,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_data_arguments(parser)
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the pictures")
-    add("--number", type=int, default=16, metavar="N", help="how many pictures (default: 16)")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the drawings")
+    add("--number", type=int, default=16, metavar="N", help="how many images (default: 16)")
     add("--seed", type=int, default=0, help="which ones are drawn (default: 0)")
     add("--class", dest="class_name", metavar="NAME", help="only images with this class (name or id)")
     add("--augmented", action="store_true", help="show what the mapper hands to the model")
@@ -64,18 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{pluralize(count, 'picture')} in {args.output}")
+    print(f"{pluralize(count, 'image')} in {args.output}")
     return 0
 
 
 def draw(args: argparse.Namespace) -> int:
-    """Draws the pictures; returns how many."""
+    """Draw the images; returns how many."""
     dataset, metadata, cfg = open_data(args)
     chosen = choose(dataset, metadata, args)
     picture_of = augmented_drawer(metadata, cfg, args) if args.augmented else annotation_drawer(metadata)
     args.output.mkdir(parents=True, exist_ok=True)
     records = [dataset[index] for index in chosen]
-    names = picture_names([record["image_id"] for record in records])
+    names = image_names([record["image_id"] for record in records])
     for record, name in zip(records, names, strict=True):
         picture_of(record).save(str(args.output / name))
     return len(chosen)
@@ -112,7 +112,7 @@ def class_index(dataset: Any, metadata: Any, name: str) -> int:
 
 
 def annotation_drawer(metadata: Any) -> Callable[[dict[str, Any]], Any]:
-    """Draws a record's annotations on its image."""
+    """Draw a record's annotations on its image."""
 
     def picture(record: dict[str, Any]) -> Any:
         pixels = read_image(record["file_name"], "RGB", image_id=record["image_id"])
@@ -125,7 +125,7 @@ def annotation_drawer(metadata: Any) -> Callable[[dict[str, Any]], Any]:
 def augmented_drawer(
     metadata: Any, cfg: CfgNode, args: argparse.Namespace
 ) -> Callable[[dict[str, Any]], Any]:
-    """Draws what the training mapper makes of a record."""
+    """Draw what the training mapper makes of a record."""
     if args.store is not None:
         register_datasets(stores=[f"store_to_draw={args.store}"])
     cfg.DATASETS.TRAIN = (args.dataset or "store_to_draw",)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws truth and predictions of an annotation store or of any registered data set, side by side."""
+"""Draw truth and predictions of an annotation store or of any registered data set, side by side."""
 
 import argparse
 import logging
@@ -16,22 +16,23 @@ from PIL import Image  # noqa: E402
 
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 from longtail_det2.utils.wording import pluralize  # noqa: E402
-from longtail_det2.visualization.inputs import add_data_arguments, open_data, picture_names  # noqa: E402
-from longtail_det2.visualization.predictions import TruthIndex, read_predictions  # noqa: E402
-from longtail_det2.visualization.report_pictures import (  # noqa: E402
+from longtail_det2.visualization.inputs import add_data_arguments, image_names, open_data  # noqa: E402
+from longtail_det2.visualization.predictions import (  # noqa: E402
     DetectionsByImage,
+    TruthIndex,
     default_threshold,
-    draw_pair,
+    read_predictions,
 )
+from longtail_det2.visualization.report_images import draw_pair  # noqa: E402
 
 EPILOG = """\
 examples:
-  python scripts/visualize_results.py --output pictures \\
+  python scripts/visualize_results.py --output drawings \\
       --predictions output/demo/run/inference/shapes_validation/predictions.csv \\
       --store output/demo/datasets/shapes/stores/validation
-  python scripts/visualize_results.py --output pictures \\
+  python scripts/visualize_results.py --output drawings \\
       --predictions coco_instances_results.json --store my_store
-  python scripts/visualize_results.py --output pictures --predictions predictions.csv \\
+  python scripts/visualize_results.py --output drawings --predictions predictions.csv \\
       --dataset my_val DATASETS.STORES my_val=annotations/val.json:images/val
 
 Left the truth, right the predictions, with the masks of COCO results that have "segmentation". Predictions of
@@ -39,7 +40,7 @@ several classes on one box are drawn as one object, with the mask of the most ce
 """
 
 LARGEST_SIDE = 960
-"""Larger pictures are shrunk to so many pixels."""
+"""Larger images are shrunk to so many pixels."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,8 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="predictions.csv or COCO results (.json)",
     )
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the pictures")
-    add("--number", type=int, default=16, metavar="N", help="how many pictures (default: 16)")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the drawings")
+    add("--number", type=int, default=16, metavar="N", help="how many images (default: 16)")
     add("--seed", type=int, default=0, help="which ones are drawn (default: 0)")
     add("--image-id", nargs="+", default=[], metavar="ID", help="draw these images")
     add("--score-threshold", type=float, metavar="T", help="draw predictions from this score on")
@@ -74,14 +75,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{pluralize(count, 'picture')} in {args.output}, predictions with a score of "
-        f"at least {threshold:.2f}"
+        f"{pluralize(count, 'image')} in {args.output}, predictions with a score of at least {threshold:.2f}"
     )
     return 0
 
 
 def draw(args: argparse.Namespace) -> tuple[int, float]:
-    """Draws the pictures; returns how many, and the score threshold."""
+    """Draw the images; returns how many, and the score threshold."""
     dataset, metadata, _ = open_data(args)
     truth = TruthIndex.of_dataset(str(args.dataset or args.store), dataset, metadata)
     detections = read_predictions(args.predictions, truth)
@@ -91,11 +91,10 @@ def draw(args: argparse.Namespace) -> tuple[int, float]:
     by_image = DetectionsByImage(detections, threshold)
     args.output.mkdir(parents=True, exist_ok=True)
     chosen = choose(truth, args)
-    for index, name in zip(chosen, picture_names([truth.image_ids[index] for index in chosen]), strict=True):
-        left, right = draw_pair(dataset, index, by_image[index], metadata, largest_side=LARGEST_SIDE)
-        assert right is not None
-        gap = np.full((left.shape[0], 8, 3), 255, dtype=np.uint8)
-        Image.fromarray(np.hstack([left, gap, right])).save(args.output / name)
+    for index, name in zip(chosen, image_names([truth.image_ids[index] for index in chosen]), strict=True):
+        pair = draw_pair(dataset, index, by_image[index], metadata, largest_side=LARGEST_SIDE)
+        gap = np.full((pair["truth"].shape[0], 8, 3), 255, dtype=np.uint8)
+        Image.fromarray(np.hstack([pair["truth"], gap, pair["predictions"]])).save(args.output / name)
     return len(chosen), threshold
 
 

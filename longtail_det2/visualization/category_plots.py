@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from longtail_det2.data.statistics import FREQUENCY_BINS, ClassStatistics
-from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import atomic_path
 from longtail_det2.utils.wording import pluralize
 
-_SETTINGS: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "text.color": "#15181d",
-    "axes.labelcolor": "#525b68",
-    "axes.edgecolor": "#d5dae1",
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "xtick.color": "#d5dae1",
-    "ytick.color": "#d5dae1",
-    "xtick.labelcolor": "#15181d",
-    "ytick.labelcolor": "#15181d",
-    "grid.color": "#e4e8ed",
-    "legend.frameon": False,
-    "svg.hashsalt": "longtail_det2",
-}
-_BIN_COLORS = ("#0068a8", "#b06f00", "#bb2a6b")
-"""Of head, medium and tail."""
+from .style import COLORS, INK, log_scale, plot_figure
+
 _HEAT = LinearSegmentedColormap.from_list("rates", ["#ffffff", "#cfe3f1", "#6aaed6", "#0068a8", "#062c4a"])
 _LONGEST_NAME = 26
 _MOST_CLASSES = 40
@@ -103,7 +79,7 @@ def draw_heat_map(path: Path, rates: np.ndarray, class_names: Sequence[str], cla
     values = rates[np.ix_(classes, classes)]
     names = [_label(class_names[int(c)]) for c in classes]
     side = min(max(0.25 * len(classes), 2.4), 14.0)
-    with category_figure(path, side + 3.6, side + 2.4) as figure:
+    with plot_figure(side + 3.6, side + 2.4, path) as figure:
         axes = figure.subplots()
         shown = np.ma.masked_array(values, mask=np.eye(len(classes), dtype=bool))
         image = axes.imshow(shown, cmap=_HEAT.with_extremes(bad="#eceff2"), norm=PowerNorm(0.5, 0, 1))
@@ -112,6 +88,8 @@ def draw_heat_map(path: Path, rates: np.ndarray, class_names: Sequence[str], cla
         axes.set_xticks(places, names, rotation=90, fontsize=size)
         axes.set_yticks(places, names, fontsize=size)
         axes.tick_params(length=0)
+        axes.grid(False)
+        axes.spines[:].set_visible(True)
         if len(classes) <= _CELLS_WITH_LINES:
             axes.set_xticks(places[1:] - 0.5, minor=True)
             axes.set_yticks(places[1:] - 0.5, minor=True)
@@ -134,44 +112,51 @@ def draw_long_tail(path: Path, counts: np.ndarray, bins: np.ndarray) -> None:
     Args:
         path: .png or .svg file, written atomically.
         counts: (K,) images per class.
-        bins: (K,) indices into ``FREQUENCY_BINS``.
+        bins: (K,) indices into `FREQUENCY_BINS`.
 
     Raises:
         DataError: the file cannot be written.
     """
-    order = np.argsort(-counts, kind="stable")
-    heights = np.maximum(counts[order], 0.5)
-    positions, most = np.arange(1, len(order) + 1), int(counts.max(initial=0))
-    with category_figure(path, 8.6, 4.4) as figure:
+    with plot_figure(8.6, 4.4, path) as figure:
         axes = figure.subplots()
-        for number, name in enumerate(FREQUENCY_BINS):
-            members = bins[order] == number
-            if not members.any():
-                continue
-            share = counts[bins == number].sum() / max(int(counts.sum()), 1)
-            axes.bar(
-                positions[members],
-                heights[members],
-                width=1.0 if len(order) > 150 else 0.82,
-                color=_BIN_COLORS[number],
-                linewidth=0,
-                label=f"{name}: {pluralize(int(members.sum()), 'class', 'classes')}, {share:.1%}",
-            )
-        handles = axes.get_legend_handles_labels()[0]
-        axes.set_yscale("log")
-        axes.set_ylim(0.5, max(most, 2) * 1.4)
-        axes.set_xlim(0.2, len(order) + 0.8)
-        axes.set_axisbelow(True)
-        axes.grid(True, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 1000 else (1,), numticks=20))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("classes by frequency (below: classes of a bin, and their share of the counts)")
-        axes.set_ylabel("images (logarithmic)")
+        plot_long_tail(axes, counts, bins)
         axes.set_title(f"{pluralize(len(counts), 'class', 'classes')}; {inequality_text(counts)}")
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4)
+        figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower center", ncols=4)
+
+
+def plot_long_tail(
+    axes: Axes, counts: np.ndarray, bins: np.ndarray, names: Sequence[str] = FREQUENCY_BINS
+) -> None:
+    """Plot the images of the classes as bars, the most frequent first.
+
+    Args:
+        axes: to plot into.
+        counts: (K,) images per class.
+        bins: (K,) indices into `names`.
+        names: of at most as many groups as there are `COLORS`; each gets a label for the legend.
+    """
+    order = np.argsort(-counts, kind="stable")
+    ranks = np.arange(1, len(order) + 1)
+    for number, name in enumerate(names):
+        members = bins[order] == number
+        if not members.any():
+            continue
+        share = counts[bins == number].sum() / max(int(counts.sum()), 1)
+        axes.bar(
+            ranks[members],
+            counts[order][members],
+            width=1.0 if len(order) > 150 else 0.82,
+            color=COLORS[number],
+            linewidth=0,
+            label=f"{name}: {pluralize(int(members.sum()), 'class', 'classes')}, {share:.1%}",
+        )
+    log_scale(axes, "y", counts=True)
+    axes.set_ylim(0, max(int(counts.max(initial=0)), 2) * 1.4)
+    axes.set_xlim(0.2, len(order) + 0.8)
+    axes.grid(False, axis="x")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("classes by frequency (legend: classes of a group, and their share of the counts)")
+    axes.set_ylabel("images (logarithmic)")
 
 
 def inequality_text(counts: np.ndarray) -> str:
@@ -194,7 +179,7 @@ def _write_cells(axes: Axes, shown: np.ma.MaskedArray) -> None:
     for (row, column), value in np.ndenumerate(shown.filled(0)):
         if value > 0:
             text = "1" if value == 1 else f"{value:.2f}".lstrip("0") if value >= 0.005 else "<.01"
-            color = "#ffffff" if value > 0.3 else "#15181d"
+            color = "#ffffff" if value > 0.3 else INK
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
 
 
@@ -203,22 +188,3 @@ def _label(name: str) -> str:
     name = " ".join(name.split())
     name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
     return name.replace("$", r"\$")
-
-
-@contextmanager
-def category_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of `width` x `height` inches that is saved as `path` when the block ends.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    try:
-        with atomic_path(path) as temporary, mpl.rc_context(_SETTINGS), warnings.catch_warnings():
-            # Names in scripts that the font lacks are drawn as boxes, which nobody here can mend.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-            figure = Figure(figsize=(width, height), layout="constrained")
-            yield figure
-            metadata = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror})") from None

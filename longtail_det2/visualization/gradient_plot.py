@@ -1,4 +1,4 @@
-"""The picture of the gradients that a classifier got: the ratio of raising to lowering, class by class."""
+"""The plot of the gradients that a classifier got: the ratio of raising to lowering, class by class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from longtail_det2.data.datasets.coco import frequency_letters
 from longtail_det2.data.store_writer import FREQUENCIES
@@ -17,10 +16,8 @@ from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import read_json
 
-from .category_plots import category_figure
+from .style import COLORS, MARKERS, MUTED, log_scale, plot_figure
 
-_COLORS = ("#0068a8", "#b06f00", "#bb2a6b", "#16836a", "#7351b5", "#6b7482")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
 _SMOOTHED = 9
 """Classes of neighbouring frequency, in each run, whose median is the line."""
 
@@ -43,7 +40,7 @@ class GradientRatios:
 
 
 def read_gradients(run: Path) -> GradientRatios:
-    """Reads what a run left in its output folder.
+    """Read what a run left in its output folder.
 
     Args:
         run: folder with class_gradients.json and sampled_classes.json.
@@ -90,7 +87,7 @@ def ratios_of_groups(runs: Sequence[GradientRatios]) -> tuple[float, float, floa
 
 
 def draw_gradients(path: Path, methods: Mapping[str, Sequence[GradientRatios]]) -> None:
-    """Draws the ratio of positive to negative gradient of each class against its training images.
+    """Draw the ratio of positive to negative gradient of each class against its training images.
 
     A dot is a class of one run, a line the running median over classes of neighbouring frequency. Classes
     without training images, or that were never a positive, are not drawn.
@@ -106,29 +103,22 @@ def draw_gradients(path: Path, methods: Mapping[str, Sequence[GradientRatios]]) 
     for run in others:
         if run.class_ids != first.class_ids:
             raise DataError(f"{run.name} is of other classes than {first.name}: draw them by themselves")
-    with category_figure(path, 7.2, 4.4) as figure:
+    with plot_figure(7.2, 4.4, path) as figure:
         axes = figure.subplots()
         for place, (label, runs) in enumerate(methods.items()):
             images, ratio = _pooled(runs)
-            color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)]
+            color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
             alpha = max(0.45 / len(runs) ** 0.5, 0.15)
             axes.plot(images, ratio, marker, color=color, markersize=3.5, alpha=alpha, markeredgewidth=0)
             line = _running_median(ratio, _SMOOTHED * len(runs))
             axes.plot(images, line, color=color, linewidth=1.8, label=label)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-            axis.set_minor_formatter(NullFormatter())
-        axes.axhline(1, color="#525b68", linewidth=0.8)
-        axes.grid(True)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        for which in ("x", "y"):
+            log_scale(axes, which)
+        axes.axhline(1, color=MUTED, linewidth=0.8)
         axes.set_xlabel("training images of the class (logarithmic)")
         axes.set_ylabel("raising / lowering gradient (logarithmic)")
         axes.set_title("Gradients of the classes' logits, summed over training")
-        figure.legend(loc="outside lower center", ncols=3, columnspacing=1.4)
+        figure.legend(loc="outside lower center", ncols=3)
 
 
 def _pooled(runs: Sequence[GradientRatios]) -> tuple[np.ndarray, np.ndarray]:

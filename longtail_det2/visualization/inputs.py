@@ -1,8 +1,9 @@
-"""What the picture scripts have in common: finding the data set that is meant, naming the pictures."""
+"""What the drawing scripts have in common: finding the data set that is meant, naming the files."""
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ _LONGEST_NAME = 150
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that name a data set: --store, or --dataset with what registers it."""
+    """Add the options that name a data set: --store, or --dataset with what registers it."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--store", type=Path, metavar="DIR", help="annotation store")
     source.add_argument(
@@ -34,7 +35,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_data(args: argparse.Namespace) -> tuple[Any, Any, CfgNode]:
-    """The data set (records by index), its metadata for drawing, and the config.
+    """Return the data set (records by index), its metadata for drawing, and the config.
 
     Args:
         args: with the options of `add_data_arguments`.
@@ -48,15 +49,15 @@ def open_data(args: argparse.Namespace) -> tuple[Any, Any, CfgNode]:
         store = AnnotationStore.open(args.store)
         return MultiLabelDataset(store), labels_metadata(store.class_names, store.hierarchy), cfg
     register_datasets(args.root or cfg.DATASETS.ROOT, cfg.DATASETS.STORES)
-    dataset = get_dataset(args.dataset)
-    return dataset, MetadataCatalog.get(args.dataset), cfg
+    return get_dataset(args.dataset), MetadataCatalog.get(args.dataset), cfg
 
 
-def picture_names(image_ids: Sequence[object], suffix: str = ".png") -> list[str]:
-    """File names for pictures of some images, no two the same, without folders."""
-    names: list[str] = []
+def image_names(image_ids: Sequence[object], suffix: str = ".png") -> list[str]:
+    """Return file names for drawings of some images, no two the same, without folders."""
+    taken: Counter[str] = Counter()
+    names = []
     for image_id in image_ids:
         name = str(image_id).replace("/", "_").replace("\\", "_")[-_LONGEST_NAME:]
-        taken = sum(other == name for other in names)
-        names.append(f"{name}-{taken + 1}" if taken else name)
-    return [name + suffix for name in names]
+        taken[name] += 1
+        names.append((f"{name}-{taken[name]}" if taken[name] > 1 else name) + suffix)
+    return names

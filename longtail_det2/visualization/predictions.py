@@ -5,27 +5,24 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.openimages_io import Detections, read_detections
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import read_json
-from longtail_det2.visualization.mask_drawing import check_runs, read_segmentation
+
+from .mask_drawing import read_mask
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["MaskedDetections", "TruthIndex", "read_predictions", "select_rows"]
 
-
-@dataclass(frozen=True)
-class TruthIndex:
+class TruthIndex(NamedTuple):
     """What predictions refer to: the images and classes of a data set, in order.
 
     Attributes:
@@ -33,8 +30,6 @@ class TruthIndex:
         image_ids: n identifiers.
         image_sizes: (n, 2) (height, width).
         class_ids: K identifiers as they stand in prediction files, as text.
-        class_names: K display names.
-        hierarchy: of the classes, if known.
         num_labels: annotated labels.
     """
 
@@ -42,31 +37,21 @@ class TruthIndex:
     image_ids: Sequence[str]
     image_sizes: np.ndarray
     class_ids: Sequence[str]
-    class_names: Sequence[str]
-    hierarchy: LabelHierarchy | None
     num_labels: int
 
     @classmethod
     def of_store(cls, store: AnnotationStore) -> TruthIndex:
-        """Of an annotation store."""
-        return cls(
-            str(store.path),
-            [name.decode() for name in store.image_ids.tolist()],
-            store.image_sizes,
-            store.class_ids,
-            store.class_names,
-            store.hierarchy,
-            len(store.labels),
-        )
+        """Index an annotation store."""
+        image_ids = [name.decode() for name in store.image_ids.tolist()]
+        return cls(str(store.path), image_ids, store.image_sizes, store.class_ids, len(store.labels))
 
     @classmethod
     def of_dataset(cls, name: str, dataset: Any, metadata: Any) -> TruthIndex:
-        """Of a registered data set: of a store, or any other with sizes in its records."""
+        """Index a registered data set: of a store, or any other with sizes in its records."""
         if isinstance(dataset, MultiLabelDataset):
             return cls.of_store(dataset.store)
         records = [dataset[index] for index in range(len(dataset))]
-        names = list(metadata.get("thing_classes") or ())
-        ids = [str(index) for index in range(len(names))]
+        ids = [str(index) for index in range(len(metadata.get("thing_classes") or ()))]
         for class_id, index in (metadata.get("thing_dataset_id_to_contiguous_id") or {}).items():
             ids[index] = str(class_id)
         try:
@@ -75,62 +60,70 @@ class TruthIndex:
         except KeyError as error:
             raise DataError(f"data set {name!r}: its records have no {error}") from None
         num_labels = sum(len(one.get("annotations", ())) for one in records)
-        return cls(name, image_ids, sizes.reshape(-1, 2), ids, names, None, num_labels)
+        return cls(name, image_ids, sizes.reshape(-1, 2), ids, num_labels)
 
 
 @dataclass(frozen=True)
 class MaskedDetections(Detections):
-    """Detections with the masks that a results file has beside them.
+    """Detections with the masks of a results file.
 
     Attributes:
-        runs: D masks as `longtail_det2.visualization.mask_drawing.check_runs` returns them, at the size of
-            their image; None where an entry has none. They are decoded when they are drawn.
+        rle: (D,) masks of their image's size, None without one; decoded when they are drawn.
         entry: (D,) place of each detection in the file.
         source: the file.
     """
 
-    runs: Sequence[dict[str, Any] | None]
+    rle: np.ndarray
     entry: np.ndarray
     source: str
 
     def bitmaps(self) -> list[np.ndarray | None]:
-        """The masks as (height, width) bool.
+        """Decode the masks to (height, width) bool.
 
         Raises:
-            DataError: counts that are no run lengths of the image's size, with file and entry.
+            DataError: a damaged mask, with file and entry.
         """
         masks = []
-        for runs, entry in zip(self.runs, self.entry.tolist(), strict=True):
+        for rle, entry in zip(self.rle.tolist(), self.entry.tolist(), strict=True):
             try:
-                masks.append(None if runs is None else read_segmentation(runs, *runs["size"]))
+                masks.append(None if rle is None else read_mask(rle, *rle["size"]))
             except ValueError as error:
                 raise DataError(f"{self.source}: entry {entry} has a segmentation {error}") from None
         return masks
 
 
-def select_rows(detections: Detections, rows: np.ndarray) -> Detections:
-    """Some of the detections, with their masks if they have any.
+class DetectionsByImage:
+    """Looks detections up by image."""
 
-    Args:
-        detections: D of them.
-        rows: integer places in [0, D).
-    """
-    every = detections
-    chosen = Detections(every.image[rows], every.cls[rows], every.score[rows], every.box[rows])
-    if not isinstance(every, MaskedDetections):
-        return chosen
-    runs = [every.runs[row] for row in rows.tolist()]
-    return MaskedDetections(**vars(chosen), runs=runs, entry=every.entry[rows], source=every.source)
+    def __init__(self, detections: Detections, score_threshold: float = 0.0) -> None:
+        """Keep the detections with at least `score_threshold`."""
+        rows = np.flatnonzero(detections.score >= score_threshold)
+        self._rows = rows[np.argsort(detections.image[rows], kind="stable")]
+        self._images = detections.image[self._rows]
+        self._all = detections
+
+    def __getitem__(self, image: int) -> Detections:
+        """Return the detections of an image, with their masks if they have any; possibly none."""
+        rows = self._rows[slice(*np.searchsorted(self._images, (image, image + 1)))]
+        columns = {name: one[rows] for name, one in vars(self._all).items() if isinstance(one, np.ndarray)}
+        return replace(self._all, **columns)
+
+
+def default_threshold(num_labels: int, detections: Detections) -> float:
+    """Return a score to draw from: 0.5, or less until as many predictions reach it as there are labels."""
+    if not len(detections) or not num_labels:
+        return 0.5
+    place = len(detections) - min(num_labels, len(detections))
+    return float(min(0.5, np.partition(detections.score, place)[place]))
 
 
 def read_predictions(path: str | Path, truth: AnnotationStore | TruthIndex) -> Detections:
-    """Reads predictions for the images of a store or data set.
+    """Read predictions for the images of a store or data set.
 
     Args:
         path: `.csv` with ImageID, LabelName, Score, XMin, XMax, YMin, YMax (normalised), or `.json` as
             Detectron2's COCO evaluator writes it: a list of {"image_id", "category_id", "bbox", "score"} with
-            bbox XYWH in pixels, and perhaps "segmentation": {"size": [height, width], "counts": text}, COCO's
-            compressed run lengths.
+            bbox XYWH in pixels, and perhaps "segmentation", COCO's RLE.
         truth: gives the order of images and classes; its class ids are the labels, as text.
 
     Returns:
@@ -154,59 +147,38 @@ def read_predictions(path: str | Path, truth: AnnotationStore | TruthIndex) -> D
 
 
 def _read_json(path: Path, index: TruthIndex) -> tuple[Detections, int]:
-    rows = _json_rows(path)
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a list of results, got {type(rows).__name__}")
     image_of = {name: place for place, name in enumerate(index.image_ids)}
     class_of = {name: place for place, name in enumerate(index.class_ids)}
-    images, classes, scores, boxes, runs = [], [], [], [], []
+    found = []
     for number, row in enumerate(rows):
         try:
-            label = str(row["category_id"])
-            image = image_of.get(str(row["image_id"]), -1)
-            x, y, width, height = (float(value) for value in row["bbox"])
-            score = float(row["score"])
+            numbers = [float(value) for value in (row["score"], *row["bbox"])]
+            image, label = image_of.get(str(row["image_id"])), str(row["category_id"])
+            if len(numbers) != 5 or not all(map(math.isfinite, numbers)):
+                raise ValueError("five finite numbers are needed")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{path}: entry {number} is no COCO result ({error!r}); expected image_id, category_id, bbox "
                 "(x, y, width, height) and score"
             ) from None
-        if not all(map(math.isfinite, (x, y, width, height, score))):
-            raise DataError(f"{path}: entry {number} has a number that is not finite")
         if label not in class_of:
             raise DataError(f"{path}: entry {number}: category_id {label!r} is no class of {index.name}")
-        images.append(image)
-        classes.append(class_of[label])
-        scores.append(score)
-        boxes.append((x, y, x + width, y + height))
-        runs.append(_read_runs(path, number, row, None if image < 0 else index.image_sizes[image].tolist()))
-    image = np.array(images, dtype=np.int64)
-    known = np.flatnonzero(image >= 0)
-    height, width = index.image_sizes[image[known]].reshape(-1, 2).T.astype(np.float64)
-    box = np.array(boxes, dtype=np.float64).reshape(-1, 4)[known]
-    box /= np.maximum(np.stack([width, height, width, height], axis=1), 1)
-    columns = image[known], np.array(classes, dtype=np.int32)[known], np.array(scores)[known], box
-    masks = [runs[row] for row in known.tolist()]
-    unknown = len(rows) - len(known)
-    if any(one is not None for one in masks):
-        return MaskedDetections(*columns, masks, known, str(path)), unknown
-    return Detections(*columns), unknown
-
-
-def _read_runs(path: Path, number: int, row: Any, size: Sequence[int] | None) -> dict[str, Any] | None:
-    """The mask of an entry; None without one, or in an image that is not known (no size)."""
-    value = row.get("segmentation")
-    if value is None or size is None:
-        return None
-    try:
-        return check_runs(value, *size)
-    except ValueError as error:
-        raise DataError(
-            f"{path}: entry {number} has a segmentation {error}; expected COCO's compressed run lengths, "
-            '{"size": [height, width], "counts": text}'
-        ) from None
-
-
-def _json_rows(path: Path) -> list[Any]:
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a list of results, got {type(rows).__name__}")
-    return rows
+        rle = row.get("segmentation")
+        if image is not None:
+            size = index.image_sizes[image].tolist()
+            if rle is not None and (not isinstance(rle, dict) or rle.get("size") != size):
+                raise DataError(
+                    f"{path}: entry {number} has a segmentation that is not RLE of the size {size} of its image"
+                )
+            found.append((image, class_of[label], number, rle, *numbers))
+    image, cls, entry, rle, *numbers = np.array(found, dtype=object).reshape(-1, 9).T
+    image, cls, entry = image.astype(np.int64), cls.astype(np.int32), entry.astype(np.int64)
+    score, x, y, width, height = np.array(numbers, dtype=np.float64)
+    sides = np.maximum(index.image_sizes[image].reshape(-1, 2), 1)[:, [1, 0, 1, 0]]
+    columns = image, cls, score, np.stack([x, y, x + width, y + height], axis=1) / sides
+    if any(one is not None for one in rle.tolist()):
+        return MaskedDetections(*columns, rle, entry, str(path)), len(rows) - len(found)
+    return Detections(*columns), len(rows) - len(found)

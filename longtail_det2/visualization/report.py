@@ -1,41 +1,44 @@
-"""The report of a run: one HTML file that opens from disk."""
+"""The report of a run: one HTML file that opens from disk, made of report.html.j2 and what the run left."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jinja2
+import numpy as np
+
+import longtail_det2
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.utils.errors import DataError
+from longtail_det2.engine.run_record import read_run_record
+from longtail_det2.model_zoo.run_facts import config_without_paths, read_plain_yaml
+from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import atomic_writer
-from longtail_det2.visualization import report_sections as sections
-from longtail_det2.visualization.report_html import page
-from longtail_det2.visualization.run_data import Evaluation, read_run
+from longtail_det2.utils.wording import duration, pluralize
+
+from .predictions import default_threshold, read_predictions
+from .report_images import draw_images
+from .report_plots import COLOR_OF, ap_plot, long_tail_plot, training_plots
+from .run_data import Evaluation, read_evaluation, read_log
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["ReportOptions", "build_report"]
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """What a report contains beside what the run left.
-
-    Attributes:
-        title: heading; empty for one made of the data set's name.
-        pictures: most validation pictures.
-        score_threshold: least score of drawn predictions in [0, 1]; None chooses one.
-        steps: pairs (what was done, seconds), shown as they come.
-    """
-
-    title: str = ""
-    pictures: int = 12
-    score_threshold: float | None = None
-    steps: Sequence[tuple[str, float]] = ()
+_CARDS = {
+    "AP": ("mAP{0:g}", "mAP{0:g}_leaves", "mAP{0:g}_head", "mAP{0:g}_medium", "mAP{0:g}_tail"),
+    "lvis": ("AP", "APf", "APc", "APr"),
+    "coco": ("AP", "AP50", "AP_head", "AP_medium", "AP_tail"),
+}
+_GROUP_OF_MEAN = {"APf": "frequent", "APc": "common", "APr": "rare"}
+_SETTINGS = {
+    "Model": "MODEL.META_ARCHITECTURE",
+    "Backbone": "MODEL.BACKBONE.NAME",
+    "Images per iteration": "SOLVER.IMS_PER_BATCH",
+    "Learning rate": "SOLVER.BASE_LR",
+    "Sampler": "DATALOADER.SAMPLER_TRAIN",
+}
 
 
 def build_report(
@@ -45,20 +48,26 @@ def build_report(
     train_store: str | Path | AnnotationStore | None = None,
     val_store: str | Path | AnnotationStore | None = None,
     dataset: str | None = None,
-    options: ReportOptions | None = None,
+    title: str = "",
+    images: int = 12,
+    score_threshold: float | None = None,
+    steps: Sequence[tuple[str, float]] = (),
 ) -> Path:
-    """Writes the report of a run.
+    """Write the report of a run.
 
     Parts whose input is missing (no training log, no evaluation, no predictions, no store) are left out, and
     the report says so.
 
     Args:
-        run: output folder of the run: metrics.json, config.yaml, inference/<data set>/.
+        run: output folder of the run: run.json, config.yaml, metrics.json, inference/<data set>/.
         output: HTML file to write; its folder is made if absent.
-        train_store: training annotations, for sizes and training counts.
-        val_store: validation annotations, for the pictures.
+        train_store: training annotations, for their sizes.
+        val_store: validation annotations, for the images.
         dataset: which evaluation below inference/; None takes the only or first one.
-        options: further content.
+        title: heading; empty for one made of the data set's name.
+        images: most validation images.
+        score_threshold: least score of drawn predictions in [0, 1]; None chooses one.
+        steps: pairs (what was done, seconds), shown as they come.
 
     Returns:
         `output`.
@@ -66,45 +75,160 @@ def build_report(
     Raises:
         DataError: there is no folder `run`, a store is unusable, or the predictions do not fit `val_store`.
     """
-    run, output, options = Path(run), Path(output), options or ReportOptions()
+    run, output = Path(run), Path(output)
     if not run.is_dir():
         raise DataError(f"{run}: there is no such folder; give the OUTPUT_DIR of a run")
-    data = read_run(run, dataset)
-    train, validation = _open(train_store), _open(val_store)
-    evaluation = _with_training_counts(data.evaluation, train)
-    title = options.title or (f"Results on {evaluation.dataset}" if evaluation else "Training run")
-    parts = [sections.header(title, data.log, evaluation)]
-    parts += [f'<p class="note">{escape(problem)}</p>' for problem in data.problems]
+    train, validation = (
+        store if store is None or isinstance(store, AnnotationStore) else AnnotationStore.open(store)
+        for store in (train_store, val_store)
+    )
+    log, config, evaluation = read_log(run / "metrics.json"), _read_config(run), read_evaluation(run, dataset)
+    content: dict[str, Any] = {
+        "title": title or (f"Results on {evaluation.folder.name}" if evaluation else "Training run"),
+        "dataset": dataset or "<data set>",
+        "version": longtail_det2.__version__,
+        "iterations": int(log["iteration"][-1]) + 1 if log else 0,
+        "config": config_without_paths(config) if config else "",
+        "training": training_plots(log),
+        "evaluation": evaluation,
+        "colors": COLOR_OF,
+    }
+    facts = [("Training data", _describe(train)), ("Validation data", _describe(validation))]
+    facts += _facts(read_run_record(run), config)
+    if "time" in log:
+        seconds = np.diff(log["iteration"], prepend=-1) @ np.nan_to_num(
+            log["time"], nan=np.nanmedian(log["time"])
+        )
+        facts.append(("Time in training steps", duration(float(seconds))))
+    if steps:
+        steps = [*steps, ("together", sum(seconds for _, seconds in steps))]
+        facts.append(("Steps", ", ".join(f"{name} {duration(seconds)}" for name, seconds in steps)))
+    content["facts"] = [(name, value) for name, value in facts if value not in ("", None)]
     if evaluation is not None:
-        parts += [sections.cards(evaluation), sections.results(evaluation)]
-        parts += [sections.coco_results(evaluation), sections.lvis_results(evaluation)]
-    parts.append(sections.run_facts(data, train, validation, options.steps))
-    if evaluation is not None:
-        parts += [sections.ap_by_frequency(evaluation), sections.long_tail(evaluation)]
-    parts.append(sections.training(data.log))
+        content.update(_results(evaluation))
     if validation is not None:
-        parts.append(sections.pictures(validation, evaluation, options.pictures, options.score_threshold))
-    if evaluation is not None:
-        parts.append(sections.per_class(evaluation))
-    parts.append(sections.footer())
+        content.update(_images(validation, evaluation, images, score_threshold))
+    folder = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
+    environment.filters["commas"] = lambda value: "–" if value is None else f"{value:,.10g}"
+    page = environment.get_template("report.html.j2").render(content)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(output) as stream:
-        stream.write(page(title, [part for part in parts if part]))
+        stream.write(page)
     logger.info("report: %s (%.1f MB)", output, os.path.getsize(output) / 1e6)
     return output
 
 
-def _open(store: str | Path | AnnotationStore | None) -> AnnotationStore | None:
-    return store if store is None or isinstance(store, AnnotationStore) else AnnotationStore.open(store)
+def _read_config(run: Path) -> dict[str, Any]:
+    try:
+        return read_plain_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    except ConfigError as error:
+        logger.warning("%s: the report goes without it", error)
+        return {}
 
 
-def _with_training_counts(evaluation: Evaluation | None, train: AnnotationStore | None) -> Evaluation | None:
-    """Counts inner classes in the images that show one of their subclasses too, as training truth does."""
-    if evaluation is None or train is None:
-        return evaluation
-    if [one.id for one in evaluation.classes] != list(train.class_ids):
-        logger.warning("%s has other classes than the evaluation: its counts are not used", train.path)
-        return evaluation
-    counts = train.image_counts(expanded=True).tolist()
-    classes = zip(evaluation.classes, counts, strict=True)
-    return replace(evaluation, classes=tuple(replace(one, train_images=n) for one, n in classes))
+def _describe(store: AnnotationStore | None) -> str:
+    if store is None:
+        return ""
+    inner = f", {len(store.hierarchy.inner):,} inner" if len(store.hierarchy.inner) else ""
+    return (
+        f"{len(store):,} images, {store.num_objects:,} objects with {len(store.labels):,} labels of "
+        f"{store.num_classes:,} classes ({len(store.hierarchy.leaves):,} leaves{inner})"
+    )
+
+
+def _facts(record: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what run.json and config.yaml say: no defaults that were not used, no host name, no folders."""
+
+    def setting(key: str) -> Any:
+        node: Any = config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+    words = [str(word) for word in record.get("options", ())]
+    lazy = all("=" in word for word in words)
+    options = words if lazy else [" ".join(words[k : k + 2]) for k in range(0, len(words), 2)]
+    yield "Config", record.get("config")
+    yield "Options", " ".join(one for one in options if "/" not in one or "://" in one)
+    for name, key in _SETTINGS.items():
+        yield name, setting(key)
+    if str(setting("MODEL.META_ARCHITECTURE")).startswith("MultiLabel"):
+        yield "Classification loss", setting("MODEL.DENSE_HEAD.CLASSIFICATION_LOSS")
+    elif str(setting("MODEL.ROI_HEADS.NAME")).startswith("MultiLabel"):
+        yield "Classification loss", setting("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS")
+    yield "Seed", record.get("seed")
+    yield "Started", record.get("started")
+    yield "Software", ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    yield "Commit", record.get("commit")
+    if machine := record.get("machine"):
+        processes = pluralize(record.get("processes", 1), "process", "processes")
+        yield (
+            "Machine",
+            f"{machine.get('cpus')} CPU cores, {', '.join(machine.get('gpus', ())) or 'no GPU'}, {processes}",
+        )
+
+
+def _results(evaluation: Evaluation) -> dict[str, Any]:
+    """Collect means, plots and the table of classes of an evaluation."""
+    metrics = evaluation.document.get("metrics", {})
+    options = {name: one.get("options", {}) for name, one in metrics.items()}
+    iou = options.get("open_images", {}).get("iou_threshold", 0.5)
+    key, summary = evaluation.ap_key, evaluation.summary
+    means = summary.get("bbox" if key == "AP" else key, {})
+    cards = [name.format(100 * iou) for name in _CARDS[key.partition("_")[0]]]
+    columns = [
+        key,
+        *(name for name in ("AP_expanded", *summary) if name != key and name in evaluation.classes[0]),
+    ]
+    return {
+        "options": options,
+        "metric": metrics.get("open_images", {}).get("metric", ""),
+        "cards": [
+            (name, _GROUP_OF_MEAN.get(name) or name.partition("_")[2], means[name])
+            for name in cards
+            if means.get(name) is not None
+        ],
+        "tables": {
+            metric: {_name(task, iou): means for task, means in summary.items() if task.startswith(metric)}
+            for metric in ("coco", "lvis")
+            if any(task.startswith(metric) for task in summary)
+        },
+        "ap_plot": ap_plot(evaluation, f"{_name(key, iou)}, %"),
+        "long_tail_plot": long_tail_plot(evaluation),
+        "ap_columns": {name: _name(name, iou) for name in columns},
+        "classes": sorted(
+            evaluation.classes,
+            key=lambda one: (not one["is_leaf"], -(one["train_images"] or 0), one["name"]),
+        ),
+    }
+
+
+def _name(task: str, iou: float) -> str:
+    """Return what the AP of a task is in words."""
+    metric, _, rest = task.partition("_")
+    if metric == "AP":
+        return "AP expanded" if rest else f"AP at IoU {iou:g}"
+    words = rest.replace("bbox", "boxes").replace("segm", "masks").replace("_fixed", ", fixed AP")
+    return f"{metric.upper()}'s AP, {words}"
+
+
+def _images(
+    store: AnnotationStore, evaluation: Evaluation | None, count: int, threshold: float | None
+) -> dict[str, Any]:
+    path = None if evaluation is None else evaluation.predictions
+    detections = None if path is None else read_predictions(path, store)
+    rare: set[int] = set()
+    if evaluation is not None and [one["id"] for one in evaluation.classes] == list(store.class_ids):
+        groups = map(evaluation.group_of, evaluation.classes)
+        rare = {place for place, group in enumerate(groups) if group in ("tail", "rare")}
+    if threshold is None and detections is not None:
+        threshold = default_threshold(len(store.labels), detections)
+    images = draw_images(store, detections, rare, count=count, threshold=threshold or 0)
+    return {
+        "images": images,
+        "threshold": threshold,
+        "has_predictions": path is not None,
+        "masks": store.has_masks,
+    }

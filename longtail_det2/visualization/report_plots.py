@@ -1,172 +1,129 @@
-"""The report's figures: AP against training frequency, the long tail itself, training curves."""
+"""The report's plots as inline SVG: AP against training frequency, the long tail, training curves."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Mapping, Sequence
+from xml.etree import ElementTree
 
+import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from longtail_det2.visualization.run_data import ClassResult, TrainingLog
-from longtail_det2.visualization.svg_theme import COLORS, SERIES, new_figure, style_axes, to_svg
+from .category_plots import plot_long_tail
+from .run_data import Evaluation
+from .style import COLORS, INK, MARKERS, log_scale, plot_figure
 
-__all__ = [
-    "COLOR_OF_GROUP",
-    "GROUP_NAMES",
-    "ap_figure",
-    "frequency_figure",
-    "group_of_class",
-    "training_figure",
-]
-
-GROUP_NAMES = {
-    "head": "head",
-    "medium": "medium",
-    "tail": "tail",
-    "frequent": "frequent",
-    "common": "common",
-    "rare": "rare",
-    "leaf": "leaf classes",
-    "inner": "inner classes (have subclasses)",
-}
-"""What the legends call the kinds of classes."""
-
-COLOR_OF_GROUP = {
-    **{name: name for name in ("head", "medium", "tail", "inner")},
-    "frequent": "head",
-    "common": "medium",
-    "rare": "tail",
-    "leaf": "s1",
-}
-"""Names of colours of the theme."""
-
-_MARKERS = {"head": "o", "medium": "s", "tail": "^", "s1": "o", "inner": "D"}
-_ZERO_AT = 0.5
-"""Where the logarithmic axis shows the count 0."""
+GROUPS = ("head", "medium", "tail", "frequent", "common", "rare", "leaf", "inner")
+COLOR_OF = dict(zip(GROUPS, (*COLORS[:3], *COLORS[:3], COLORS[0], COLORS[5]), strict=True))
+"""Colours of the groups of classes; see `Evaluation.group_of`."""
+_MARKER_OF = dict(zip(GROUPS, (*MARKERS[:3], *MARKERS[:3], MARKERS[0], MARKERS[3]), strict=True))
+_SVG = "{http://www.w3.org/2000/svg}"
+_SIZE = 5.2, 3.7
+"""In inches: readable at half the page's width and on a telephone."""
 
 
-def group_of_class(result: ClassResult) -> str:
-    """Key of GROUP_NAMES: the frequency group; else whether the class is a leaf."""
-    if not result.is_leaf:
-        return "inner"
-    return result.group if result.group in COLOR_OF_GROUP else "leaf"
-
-
-def ap_figure(classes: Sequence[ClassResult], task: str = "", label: str = "AP at IoU 0.5, %") -> str | None:
-    """SVG of AP against training images, one mark a class; None if no class has both.
+def ap_plot(evaluation: Evaluation, label: str) -> str | None:
+    """Plot the AP of each class against its training images, with its numbers as hover text.
 
     Args:
-        classes: of an evaluation.
-        task: whose AP, see :meth:`ClassResult.ap_of`.
+        evaluation: gives classes, their groups and the AP to show.
         label: of the axis.
+
+    Returns:
+        SVG; None if no class has both numbers.
     """
-    shown = [one for one in classes if one.train_images is not None and not math.isnan(one.ap_of(task))]
-    if not shown:
+    key = evaluation.ap_key
+    classes = [one for one in evaluation.classes if None not in (one.get("train_images"), one.get(key))]
+    if not classes:
         return None
-    titles: dict[str, list[str]] = {}
-    with new_figure(8.6, 4.2) as figure:
+    hover: dict[str, list[str]] = {}
+    with plot_figure(*_SIZE) as figure:
         axes = figure.subplots()
-        style_axes(axes, "training images with the class (logarithmic)", label)
-        for group, name in GROUP_NAMES.items():
-            members = [one for one in shown if group_of_class(one) == group]
+        for group in GROUPS:
+            members = [one for one in classes if evaluation.group_of(one) == group]
             if not members:
                 continue
-            counts = np.array([max(one.train_images or 0, _ZERO_AT) for one in members])
-            values = np.array([100 * one.ap_of(task) for one in members])
-            _scatter(axes, counts, values, group, f"{name} ({len(members)})", f"dots-{group}")
-            titles[f"dots-{group}"] = [_hover(one, task) for one in members]
+            counts = [one["train_images"] for one in members]
+            values = [100 * one[key] for one in members]
+            color = COLOR_OF[group]
+            axes.plot(
+                counts,
+                values,
+                _MARKER_OF[group],
+                color=color,
+                markerfacecolor="none" if group == "inner" else color,
+                markersize=5,
+                alpha=0.85,
+                clip_on=False,
+                label=f"{group} ({len(members)})",
+                gid=f"classes-{group}",
+            )
+            hover[f"classes-{group}"] = [
+                f"{one['name']}: AP {100 * one[key]:.1f} %, {one['train_images']:,} training images"
+                for one in members
+            ]
             if group != "inner":
-                ends = (counts.min() / 1.06, counts.max() * 1.06)
-                color = COLORS[COLOR_OF_GROUP[group]]
-                axes.plot(ends, [values.mean()] * 2, color=color, linewidth=1.6, alpha=0.75)
-        axes.set_ylim(-3, 103)
-        _log_axis(axes, "x", [max(one.train_images or 0, _ZERO_AT) for one in shown])
-        figure.legend(loc="outside upper left", ncols=4, handletextpad=0.2, columnspacing=1.4)
-        return to_svg(figure, "ap", "AP of each class against its number of training images", titles)
+                axes.plot([min(counts), max(counts)], [np.mean(values)] * 2, color=color, linewidth=1.6)
+        axes.set_ylim(0, 100)
+        log_scale(axes, "x", counts=True)
+        axes.set_xlabel("training images of the class (logarithmic)")
+        axes.set_ylabel(label)
+        return _finish(figure, "AP of each class against its number of training images", hover)
 
 
-def frequency_figure(classes: Sequence[ClassResult], task: str = "") -> str | None:
-    """SVG of training images by rank, leaves and inner classes apart; None without training counts.
-
-    Args:
-        classes: of an evaluation.
-        task: whose AP the marks tell, see :meth:`ClassResult.ap_of`.
-    """
-    known = [one for one in classes if one.train_images is not None]
+def long_tail_plot(evaluation: Evaluation) -> str | None:
+    """Plot the training images of the leaf classes by rank; None if they are unknown."""
+    leaves = [one for one in evaluation.classes if one.get("is_leaf", True)]
+    known = [one for one in leaves if one.get("train_images") is not None]
     if not known:
         return None
-    titles: dict[str, list[str]] = {}
-    with new_figure(8.6, 3.4) as figure:
+    groups = [evaluation.group_of(one) for one in known]
+    names = [group for group in GROUPS if group in groups]
+    counts, bins = (
+        np.array(column)
+        for column in ([one["train_images"] for one in known], list(map(names.index, groups)))
+    )
+    with plot_figure(*_SIZE) as figure:
         axes = figure.subplots()
-        style_axes(axes, "rank of the class by training images", "training images (logarithmic)")
-        leaves = _by_count([one for one in known if one.is_leaf])
-        inner = _by_count([one for one in known if not one.is_leaf])
-        if leaves:
-            heights = [max(one.train_images or 0, _ZERO_AT) for one in leaves]
-            axes.plot(range(1, len(leaves) + 1), heights, color=COLORS["grid"], linewidth=1, zorder=1)
-        for group, name in GROUP_NAMES.items():
-            ranked = [
-                (rank, one)
-                for rank, one in enumerate(inner if group == "inner" else leaves, 1)
-                if group_of_class(one) == group
-            ]
-            if not ranked:
-                continue
-            ranks = np.array([rank for rank, _ in ranked], dtype=float)
-            counts = np.array([max(one.train_images or 0, _ZERO_AT) for _, one in ranked])
-            if group != "inner":
-                color = COLORS[COLOR_OF_GROUP[group]]
-                axes.vlines(ranks, _ZERO_AT, counts, color=color, linewidth=1, alpha=0.35)
-            _scatter(axes, ranks, counts, group, f"{name} ({len(ranked)})", f"rank-{group}")
-            titles[f"rank-{group}"] = [_hover(one, task) for _, one in ranked]
-        _log_axis(axes, "y", [max(one.train_images or 0, _ZERO_AT) for one in known])
-        figure.legend(loc="outside upper left", ncols=4, handletextpad=0.2, columnspacing=1.4)
-        return to_svg(figure, "frequency", "Training images of each class, by rank", titles)
+        plot_long_tail(axes, counts, bins, names)
+        axes.set_xlabel("leaf classes by frequency")
+        return _finish(figure, "Training images of each leaf class, by rank", columns=2)
 
 
-def training_figure(log: TrainingLog | None) -> str | None:
-    """SVG of the losses (raw and smoothed) and of the learning rate; None without a log."""
-    if log is None or not log.losses:
-        return None
-    has_rate = "lr" in log.values and not np.isnan(log.values["lr"]).all()
-    with new_figure(8.6, 4.8 if has_rate else 3.6) as figure:
-        ratios = [3.2, 1] if has_rate else [1]
-        panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
-        style_axes(panels[0], "" if has_rate else "iteration", "loss (logarithmic)")
-        for place, name in enumerate(log.losses):
-            color = COLORS["ink" if name == "total_loss" else SERIES[(place - 1) % len(SERIES)]]
-            values = log.values[name]
-            known = ~np.isnan(values) & (values > 0)
-            x, y = log.iteration[known], values[known]
-            if not len(y):
-                continue
-            panels[0].plot(x, y, color=color, linewidth=0.8, alpha=0.28)
+def training_plots(log: Mapping[str, np.ndarray]) -> list[str]:
+    """Plot the losses, as logged and as moving average over 4 % of the curve, and the learning rate if logged."""
+    if not log:
+        return []
+    plots = []
+    x = log["iteration"]
+    marker = "." if len(x) == 1 else ""
+    with plot_figure(*_SIZE) as figure:
+        axes = figure.subplots()
+        names = ["total_loss", *sorted(name for name in log if name.startswith("loss"))]
+        for name, color in zip(names, (INK, *COLORS, *COLORS), strict=False):
+            known = log[name] > 0
+            axes.plot(x[known], log[name][known], color=color, linewidth=0.8, alpha=0.28)
             label = name.removeprefix("loss_").replace("_", " ")
-            wide = 2.0 if name == "total_loss" else 1.5
-            panels[0].plot(
-                x, smooth(y), color=color, linewidth=wide, label=label, marker="." if len(x) == 1 else ""
-            )
-        panels[0].set_yscale("log")
-        panels[0].yaxis.set_major_formatter(FuncFormatter(_plain_number))
-        panels[0].yaxis.set_minor_formatter(NullFormatter())
-        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        if has_rate:
-            style_axes(panels[1], "iteration", "learning rate")
-            panels[1].plot(log.iteration, log.values["lr"], color=COLORS["s1"], linewidth=1.4)
-            panels[1].set_ylim(bottom=0)
-        figure.legend(loc="outside upper left", ncols=6, columnspacing=1.4)
-        return to_svg(figure, "training", "Training losses and learning rate against the iteration")
+            axes.plot(x[known], smooth(log[name][known]), color=color, label=label, marker=marker)
+        log_scale(axes, "y")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.set(xlabel="iteration", ylabel="loss (logarithmic)")
+        plots.append(_finish(figure, "Training losses against the iteration"))
+    if "lr" in log:
+        with plot_figure(*_SIZE) as figure:
+            axes = figure.subplots()
+            axes.plot(x, log["lr"], color=COLORS[0], marker=marker)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axes.set(xlabel="iteration", ylabel="learning rate", ylim=(0, None))
+            plots.append(_finish(figure, "Learning rate against the iteration"))
+    return plots
 
 
 def smooth(values: np.ndarray, share: float = 0.04) -> np.ndarray:
-    """Exponential moving average over about `share` of the curve, without the bias of its start.
-
-    Args:
-        values: (T,) finite.
-        share: averaging length as a part of T, in (0, 1].
-    """
+    """Return the exponential moving average over about `share` of a curve (T,), without the bias of its start."""
     keep = 1 - 1 / max(share * len(values), 1.0)
     smoothed = np.empty(len(values))
     total = weight = 0.0
@@ -176,44 +133,35 @@ def smooth(values: np.ndarray, share: float = 0.04) -> np.ndarray:
     return smoothed
 
 
-def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, group: str, label: str, gid: str) -> None:
-    kind = COLOR_OF_GROUP[group]
-    color = COLORS[kind]
-    face = "none" if group == "inner" else color
-    size = 30 if kind == "tail" else 24
-    style = {"s": size, "marker": _MARKERS[kind], "linewidths": 1.1, "alpha": 0.85}
-    points = axes.scatter(x, y, c=face, edgecolors=color, label=label, **style)
-    points.set(gid=gid, zorder=3, clip_on=False)
+def _finish(
+    figure: Figure, description: str, hover: Mapping[str, Sequence[str]] | None = None, columns: int = 4
+) -> str:
+    """Add the legend and return an `<svg>` element.
 
-
-def _log_axis(axes: Axes, which: str, counts: Sequence[float]) -> None:
-    """Logarithmic axis with plain numbers, and a place for the count 0."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    low, high = min(counts), max(max(counts), 10)
-    limits = (low / 1.25 if low > _ZERO_AT else _ZERO_AT / 1.25, high * 1.25)
-    (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
-    first = math.floor(math.log10(low)) if low >= 1 else 0
-    steps = (1, 2, 5) if high / max(low, 1) < 1e4 else (1,)
-    ticks = [step * 10.0**power for power in range(first, math.ceil(math.log10(high)) + 1) for step in steps]
-    ticks = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
-    if low < 1:
-        ticks.insert(0, _ZERO_AT)
-    axis.set_ticks(ticks)
-    axis.set_ticks([], minor=True)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value <= _ZERO_AT else f"{value:,.0f}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _plain_number(value: float, _position: int | None = None) -> str:
-    return f"{value:g}"
-
-
-def _by_count(classes: Sequence[ClassResult]) -> list[ClassResult]:
-    return sorted(classes, key=lambda one: (-(one.train_images or 0), one.name))
-
-
-def _hover(one: ClassResult, task: str) -> str:
-    ap = "no ground truth" if math.isnan(one.ap_of(task)) else f"AP {100 * one.ap_of(task):.1f} %"
-    text = f"{one.name}: {ap}, {one.train_images:,} training images"
-    return text if math.isnan(one.num_gt) else f"{text}, {one.num_gt:g} objects to find"
+    Args:
+        figure: of one plot.
+        description: for readers who do not see it; keeps the ids of several plots on a page apart.
+        hover: texts of the markers of a line by its gid.
+        columns: of the legend.
+    """
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": description}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    root = ElementTree.fromstring(buffer.getvalue())
+    used = set(re.findall(r"#([\w-]+)", buffer.getvalue().decode()))
+    for element in list(root.iter()):
+        element.tag = element.tag.rpartition("}")[2]
+        texts = (hover or {}).get(element.get("id", ""), ())
+        for marker, text in zip(element.iter(f"{_SVG}use"), texts, strict=False):
+            ElementTree.SubElement(marker, "title").text = text
+        element.attrib = {
+            name.rpartition("}")[2]: value
+            for name, value in element.attrib.items()
+            if name != "id" or value in used
+        }
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": description}
+    return ElementTree.tostring(root, encoding="unicode")

@@ -17,13 +17,8 @@ from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.engine.build import build_model
 from longtail_det2.export.source import load_detector
 from longtail_det2.utils.errors import DataError
-from longtail_det2.visualization.pictures import (
-    PicturePredictions,
-    Predictor,
-    find_pictures,
-    write_predictions,
-)
 from longtail_det2.visualization.predictions import MaskedDetections, read_predictions
+from longtail_det2.visualization.predictor import Predictor, find_images, write_predictions
 
 OPTIONS = ["MODEL.ROI_HEADS.NUM_CLASSES", "5", "INPUT.MIN_SIZE_TEST", "48", "MODEL.DEVICE", "cpu"]
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
@@ -61,16 +56,8 @@ def script(repository):
 @pytest.fixture
 def demo(script, weights, tmp_path, config):
     def call(*arguments, output=tmp_path / "out"):
-        command = [
-            "--config-file",
-            config,
-            "--weights",
-            str(weights),
-            "--output",
-            str(output),
-            "--device",
-            "cpu",
-        ]
+        command = ["--config-file", config, "--weights", str(weights), "--device", "cpu"]
+        command += [] if output is None else ["--output", str(output)]
         return script.main([*command, *map(str, arguments), "--opts", *OPTIONS])
 
     return call
@@ -86,7 +73,7 @@ def test_folder_and_files(demo, store, tmp_path, capsys):
     assert demo(*command, "--predictions", out / "predictions.csv") == 0
     drawn = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.jpg"))
     assert drawn == ["deeper/still/im9.jpg", *(f"im{index}.jpg" for index in range(4))]
-    assert "5 pictures in" in capsys.readouterr().out
+    assert "5 images in" in capsys.readouterr().out
     with open(out / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
     assert {row["ImageID"] for row in rows} <= {"im0", "im1", "im2", "im3", "im9"}
@@ -98,7 +85,7 @@ def test_folder_and_files(demo, store, tmp_path, capsys):
 def test_results_inside_the_folder_are_no_inputs(demo, store, capsys):
     for _ in range(2):
         assert demo("--input", store.image_root, output=store.image_root / "drawn") == 0
-        assert "4 pictures" in capsys.readouterr().out
+        assert "4 images" in capsys.readouterr().out
 
 
 def test_predictions_equal_the_evaluation(demo, store, weights, tmp_path):
@@ -133,7 +120,7 @@ def test_what_is_no_picture(demo, store, tmp_path, capsys):
     (folder / "bad.jpg").write_bytes(b"not a picture")
     assert demo("--input", folder) == 0  # in a folder, a broken file is passed over
     printed = capsys.readouterr()
-    assert "1 picture in" in printed.out
+    assert "1 image in" in printed.out
     assert "passed over: " in printed.err and "bad.jpg: cannot read the image" in printed.err
 
     def error(*arguments):
@@ -145,9 +132,9 @@ def test_what_is_no_picture(demo, store, tmp_path, capsys):
     assert "bad.jpg: cannot read the image (not an image of a known" in error("--input", folder / "bad.jpg")
     assert "nowhere: no such file or folder" in error("--input", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "no pictures there; files that end in .bmp" in error("--input", tmp_path / "empty")
+    assert "no images there; their names end in .bmp" in error("--input", tmp_path / "empty")
     (folder / "good.png").unlink()
-    assert "none of 1 files is a picture" in error("--input", folder)
+    assert "none of 1 files is an image" in error("--input", folder)
     shutil.copy(store.image_root / "im0.png", folder / "good.png")
     assert "must end in .csv or .json" in error("--input", folder, "--predictions", "p.txt")
     assert "no annotation store" in error("--input", folder, "--store", tmp_path / "nowhere")
@@ -167,7 +154,7 @@ def test_equal_names_get_ids_and_drawings_of_their_own(store, tmp_path, demo):
 
 def test_inputs_named_twice_count_once(store):
     path = store.image_root / "im0.png"
-    assert len(find_pictures([path, store.image_root, path])) == 4
+    assert len(find_images([path, store.image_root, path])) == 4
 
 
 def test_names_are_those_of_the_config_s_test_data(script, weights, store, tmp_path, capsys):
@@ -187,15 +174,24 @@ def test_names_are_those_of_the_config_s_test_data(script, weights, store, tmp_p
 
 
 def test_no_predictions_at_all(tmp_path):
-    nothing = PicturePredictions(
-        "a", (4, 6), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0)
-    )
-    write_predictions(tmp_path / "p.csv", [nothing], ["x"], ["X"])
+    write_predictions(tmp_path / "p.csv", [], {"a": (4, 6)}, ["x"])
     assert (tmp_path / "p.csv").read_text() == "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n"
-    write_predictions(tmp_path / "p.json", [nothing], ["x"], ["X"])
+    write_predictions(tmp_path / "p.json", [], {"a": (4, 6)}, ["x"])
     assert json.loads((tmp_path / "p.json").read_text()) == []
     with pytest.raises(DataError, match="cannot be written"):
-        write_predictions(tmp_path / "p.csv" / "q.csv", [nothing], ["x"], ["X"])
+        write_predictions(tmp_path / "p.csv" / "q.csv", [], {}, ["x"])
+
+
+def test_predictions_without_drawings(demo, store, tmp_path, capsys):
+    command = ["--input", store.image_root / "im2.png"]
+    assert demo(*command, "--predictions", tmp_path / "drawn.csv") == 0
+    assert demo(*command, "--predictions", tmp_path / "p.csv", output=None) == 0
+    assert (tmp_path / "p.csv").read_text() == (tmp_path / "drawn.csv").read_text()
+    assert " predictions of 1 image in" in capsys.readouterr().out
+    assert demo(*command, "--predictions", tmp_path / "p.json", output=None) == 0
+    assert "segmentation" not in json.loads((tmp_path / "p.json").read_text())[0]
+    assert demo(*command, output=None) == 2
+    assert "nothing to do" in capsys.readouterr().err
 
 
 def test_drawing_is_upright(demo, store, tmp_path):
@@ -235,9 +231,3 @@ def test_masks_are_drawn_and_written(demo, store, weights, tmp_path, monkeypatch
         assert (np.abs(np.asarray(drawn) - with_masks) > 20).any(axis=2).mean() > 0.01
     with open(out / "p.csv") as file:
         assert len(list(csv.DictReader(file))) == len(rows)
-
-
-def test_predictions_without_masks_have_no_segmentation(tmp_path):
-    one = PicturePredictions("a", (4, 6), np.ones((1, 4), np.float32), np.zeros(1, np.int64), np.ones(1))
-    write_predictions(tmp_path / "p.json", [one], ["x"], ["X"])
-    assert "segmentation" not in json.loads((tmp_path / "p.json").read_text())[0]

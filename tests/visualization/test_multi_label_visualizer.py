@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,22 @@ def test_long_label_lists_are_cut(metadata):
     visualizer = MultiLabelVisualizer(blank(), labels_metadata([str(i) for i in range(20)]), max_labels=2)
     text = visualizer.text_of(DrawnObject([0, 0, 9, 9], list(range(20))))
     assert text == "0\n+ 1\n… 18 more"
+
+
+def test_texts_are_limited(metadata, drawn, caplog):
+    objects = [DrawnObject([k, k, k + 9, k + 9], [0], [0.01 * k]) for k in range(30)]
+    MultiLabelVisualizer(blank(), metadata, max_texts=2).draw_objects(objects)
+    assert {text for text, _ in drawn[0]} == {"red circle 28%", "red circle 29%"} and len(drawn[1]) == 30
+    assert "28 of 30 boxes have no text" in caplog.text
+
+
+def test_thousands_of_boxes(metadata):
+    corner = np.random.default_rng(0).random((3000, 2)) * 500
+    boxes = np.hstack([corner, corner + 20])
+    merged = merge_predictions(boxes, np.arange(3000) % 4, np.linspace(0, 1, 3000))
+    started = time.process_time()
+    MultiLabelVisualizer(blank(520, 520), metadata).draw_objects(merged)
+    assert time.process_time() - started < 30  # about 4; placing each text among all boxes took minutes
 
 
 def test_text_stays_inside_the_picture(metadata, drawn):

@@ -5,8 +5,7 @@ import pycocotools.mask as coco_mask
 import pytest
 
 from longtail_det2.utils.errors import DataError
-from longtail_det2.visualization.predictions import MaskedDetections, read_predictions
-from longtail_det2.visualization.report_pictures import DetectionsByImage
+from longtail_det2.visualization.predictions import DetectionsByImage, MaskedDetections, read_predictions
 
 
 def write_json(path, rows):
@@ -93,21 +92,12 @@ def test_masks_stay_with_their_detections(store, tmp_path):
     assert not isinstance(DetectionsByImage(plain)[1], MaskedDetections)
 
 
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        ([[1, 2, 3, 4, 5, 6]], "that is not {size"),
-        ("abc", "that is not {size"),
-        ({"counts": "0"}, "of the size None in an image of"),
-        ({"size": [64, 48], "counts": "0"}, r"of the size \[64, 48\] in an image of \[48, 64\]"),
-        ({"size": {}, "counts": "0"}, "of the size {}"),
-        ({"size": [48, 64], "counts": [3072]}, "no compressed RLE"),
-        ({"size": [48, 64], "counts": None}, "no compressed RLE"),
-    ],
-)
-def test_masks_of_another_form_name_the_entry(store, tmp_path, mask, message):
+@pytest.mark.parametrize("mask", [[[1, 2, 3, 4, 5, 6]], {"size": [64, 48], "counts": "0"}, {"size": {}}])
+def test_masks_of_another_form_name_the_entry(store, tmp_path, mask):
     path = write_json(tmp_path / "results.json", [result("im0"), result("im0", segmentation=mask)])
-    with pytest.raises(DataError, match=f"results.json: entry 1 has a segmentation .*{message}"):
+    with pytest.raises(
+        DataError, match=r"results.json: entry 1 has a segmentation that is not RLE of .* \[48"
+    ):
         read_predictions(path, store)
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from longtail_det2.evaluation.openimages_io import Detections
 from longtail_det2.utils.errors import DataError
-from longtail_det2.visualization.picture_choice import choose, tally_image
-from longtail_det2.visualization.report import ReportOptions, build_report
-from longtail_det2.visualization.report_plots import ap_figure, frequency_figure, smooth, training_figure
-from longtail_det2.visualization.run_data import ClassResult, read_run
+from longtail_det2.visualization.report import build_report
+from longtail_det2.visualization.report_images import choose_images, score_image
+from longtail_det2.visualization.report_plots import ap_plot, long_tail_plot, smooth, training_plots
+from longtail_det2.visualization.run_data import Evaluation, read_evaluation
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 
@@ -52,41 +52,62 @@ def read(path):
     return html, " ".join(page.text), page
 
 
+def row_of(html, table, name):
+    """Cells of a row of the table below a heading."""
+    part = html[html.index(f"{table}</h2>") :]
+    row = part[part.index(f">{name}</th>") :].split("</tr>")[0]
+    return re.findall(r">([^<>]*)</td>", row)
+
+
 def test_full_report(run, store, tmp_path):
     output = tmp_path / "new" / "report.html"
-    options = ReportOptions(title="A <title>", steps=[("train", 65.0)])
-    assert build_report(run, output, train_store=store, val_store=store.path, options=options) == output
+    options = {"title": "A <title>", "steps": [("train", 65.0)]}
+    assert build_report(run, output, train_store=store, val_store=store.path, **options) == output
     html, text, page = read(output)
-    summary = read_run(run).evaluation.summary
+    summary = read_evaluation(run).summary["bbox"]
     for name in ("mAP50", "mAP50_expanded", "mAP50_leaves", "mAP50_head", "mAP50_tail"):
         assert f"{100 * summary[name]:.1f}" in text
     assert "A <title>" in text and "green <circle>" in text and "<circle>" not in html
-    assert "OpenImagesEvaluator" in text and "COCO" in text
     assert "4 images, 5 objects with 6 labels of 5 classes (3 leaves, 2 inner)" in text
-    assert "200 iterations" in text and "learning rate 0.125" in text and "train 1 min 05 s" in text
+    assert "200 iterations" in text and "0.125" in text and "train 1 min 05 s" in text
     assert "/secret" not in html and str(tmp_path) not in html
     assert page.images == 6  # three images with objects, truth and predictions
-    assert html.count("<svg") == 3 and html.count("<title>") == 1 + 2 * 5  # a hover text per class and figure
+    assert html.count("<svg") == 4 and html.count("<title>") == 1 + 5  # a hover text per class
     assert output.stat().st_size < 2_000_000
     assert [path for path in output.parent.iterdir() if path != output] == []
+
+
+def test_facts_are_those_of_the_run(run, store, tmp_path):
+    record = {
+        "config": "shapes/tiny.yaml",
+        "options": ["SOLVER.MAX_ITER", "3", "DATASETS.ROOT", "/secret", "MODEL.WEIGHTS", "hub://r50"],
+        "seed": 11,
+        "processes": 2,
+        "commit": "c0ffee",
+        "versions": {"torch": "9.9"},
+        "machine": {"host": "secret", "cpus": 3, "gpus": ["H9000"]},
+    }
+    (run / "run.json").write_text(json.dumps(record))
+    build_report(run, tmp_path / "report.html")
+    _, text, _ = read(tmp_path / "report.html")
+    text = " ".join(text.split())
+    for fact in ("shapes/tiny.yaml", "SOLVER.MAX_ITER 3 MODEL.WEIGHTS hub://r50", "c0ffee", "torch 9.9"):
+        assert fact in text
+    assert "Seed 11" in text and "3 CPU cores, H9000, 2 processes" in text and "secret" not in text
 
 
 def test_report_of_a_run_with_masks(masked_run, masked_store, tmp_path):
     build_report(masked_run, tmp_path / "report.html", train_store=masked_store, val_store=masked_store)
     html, text, page = read(tmp_path / "report.html")
-    evaluation = read_run(masked_run).evaluation
-    table = html[html.index("COCO&#x27;s metric</h2>") :]
-    table = table[: table.index("</table>")]
-    for task, name in (("coco_bbox", "boxes"), ("coco_segm", "masks")):
-        row = table[table.index(f">{name}</th>") :].split("</tr>")[0]
-        cells = re.findall(r">([^<>]*)</td>", row)
-        means = [evaluation.coco[task][key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
-        assert cells[:6] == ["–" if np.isnan(mean) else f"{100 * mean:.1f}" for mean in means]
-        assert len(cells) == 10 and not np.isnan(means[0])
-    assert "by the Open Images challenge metric and by COCO's" in text
+    summary = read_evaluation(masked_run).summary
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP_leaves", "AP_tail"):
+        means = [summary[task][name] for task in ("coco_bbox", "coco_segm")]
+        assert row_of(html, "COCO's metric", name) == [
+            "–" if one is None else f"{100 * one:.1f}" for one in means
+        ]
     assert "COCO's AP, boxes, %" in text and "COCO's AP, masks, %" in text
     assert "Masks are tinted" in text and page.images == 6
-    pictures = re.findall(r'base64,[^"]+', html)
+    images = re.findall(r'base64,[^"]+', html)
     results = masked_run / "inference" / "masked" / "coco_instances_results.json"
     rows = json.loads(results.read_text())
     for row in rows:
@@ -94,73 +115,53 @@ def test_report_of_a_run_with_masks(masked_run, masked_store, tmp_path):
     results.write_text(json.dumps(rows))
     build_report(masked_run, tmp_path / "plain.html", val_store=masked_store)
     plain = re.findall(r'base64,[^"]+', read(tmp_path / "plain.html")[0])
-    same = [one == other for one, other in zip(pictures, plain, strict=True)]
-    assert same == [True, False] * 3  # truth and predictions of each picture
+    same = [one == other for one, other in zip(images, plain, strict=True)]
+    assert same == [True, False] * 3  # truth and predictions of each image
 
 
 def test_report_of_a_run_with_the_lvis_metric_alone(lvis_run, masked_store, tmp_path):
     folder, means = lvis_run
-    evaluation = read_run(folder).evaluation
-    assert evaluation.summary == {} and not evaluation.coco
-    for task, values in means.items():
-        expected = {name: value / 100 for name, value in values.items()}
-        assert evaluation.lvis[task] == pytest.approx(expected, nan_ok=True)
-    assert evaluation.predictions.name == "coco_instances_results.json"
-    assert [one.train_images for one in evaluation.classes] == masked_store.image_counts(
-        expanded=True
-    ).tolist()
+    path = folder / "inference" / "masked" / "results.json"
+    document = json.loads(path.read_text())
+    document["metrics"]["lvis"]["options"].update(max_detections=123, fixed_ap_detections=4567)
+    path.write_text(json.dumps(document))
+    evaluation = read_evaluation(folder)
+    assert evaluation.ap_key == "lvis_segm" and evaluation.predictions.suffix == ".json"
+    inner = masked_store.hierarchy.inner.tolist()
+    groups = [evaluation.group_of(one) for one in evaluation.classes]
+    assert groups == ["inner" if k in inner else "rare" for k in range(5)]  # of four images
     build_report(folder, tmp_path / "report.html", train_store=masked_store, val_store=masked_store)
-    page = Page((tmp_path / "report.html").read_text())
-    text = " ".join(page.text)
-    assert "by LVIS's metric." in text and "masks, fixed AP" in text and page.images
-    assert "challenge" not in text and "nan" not in text.split()
-    assert f"{means['lvis_segm']['AP']:.1f}" in text
+    html, text, page = read(tmp_path / "report.html")
+    assert "challenge" not in text and "nan" not in text.split() and "AP expanded" not in text
+    assert "LVIS's AP, masks, %" in text and page.images
+    row = row_of(html, "LVIS's metric", "APr")
+    tasks = ("lvis_bbox", "lvis_segm", "lvis_bbox_fixed", "lvis_segm_fixed")
+    assert sorted(row) == sorted(f"{means[task]['APr']:.1f}" for task in tasks)
+    assert "the best 123 detections" in text and "the best 4,567 of each class" in text
+    known = next(one for one in evaluation.classes if one["lvis_segm"])
+    assert f"{known['name']}: AP {100 * known['lvis_segm']:.1f} %, {known['train_images']}" in html
 
 
-def test_figures_and_table_of_classes_show_lvis_ap_by_frequency(lvis_run, masked_store, tmp_path):
-    folder, _ = lvis_run
-    evaluation = read_run(folder).evaluation
-    assert evaluation.main_task == "lvis_segm"
-    inner = set(masked_store.hierarchy.inner.tolist())
-    for k, one in enumerate(evaluation.classes):
-        assert one.is_leaf == (k not in inner) and one.group == "rare"  # of four images
-        assert one.num_gt > 0 or np.isnan(one.ap_of("lvis_segm"))
-    assert sum(not one.is_leaf for one in evaluation.classes) == len(inner) > 0
-    build_report(folder, tmp_path / "report.html", train_store=masked_store, val_store=masked_store)
-    html = (tmp_path / "report.html").read_text()
-    known = next(one for one in evaluation.classes if one.ap_of("lvis_segm") > 0)
-    assert f"{known.name}: AP {100 * known.ap_of('lvis_segm'):.1f} %, {known.train_images}" in html
-    text = " ".join(Page(html).text)
-    assert "LVIS's AP, masks, %" in text and "AP expanded" not in text
-
-
-def test_figures_show_coco_ap_where_that_is_all(coco_run, masked_store, tmp_path):
-    evaluation = read_run(coco_run).evaluation
-    assert evaluation.main_task == "coco_bbox"
-    leaves = [one for one in evaluation.classes if one.is_leaf]
-    assert {one.group for one in leaves} <= {"head", "medium", "tail"} and leaves
+def test_coco_metric_alone(coco_run, masked_store, tmp_path):
+    evaluation = read_evaluation(coco_run)
+    assert evaluation.ap_key == "coco_bbox"
     build_report(coco_run, tmp_path / "report.html", val_store=masked_store)
-    assert "COCO's AP, boxes, %" in " ".join(Page((tmp_path / "report.html").read_text()).text)
+    html, text, _ = read(tmp_path / "report.html")
+    assert "COCO's AP, boxes, %" in text and 'class="card"' in html and "challenge" not in text
 
 
-def test_damaged_masks_pass_a_picture_over(masked_run, masked_store, tmp_path, caplog):
+def test_damaged_masks_leave_an_image_out(masked_run, masked_store, tmp_path, caplog):
     results = masked_run / "inference" / "masked" / "coco_instances_results.json"
     rows = json.loads(results.read_text())
     rows[0]["segmentation"]["counts"] = "04"
     results.write_text(json.dumps(rows))
     build_report(masked_run, tmp_path / "report.html", val_store=masked_store)
     assert read(tmp_path / "report.html")[2].images == 4
-    assert "picture passed over: " in caplog.text and "entry 0 has a segmentation whose run" in caplog.text
+    assert "image left out: " in caplog.text and "entry 0 has a segmentation whose counts" in caplog.text
     rows[0]["segmentation"]["size"] = [3, 4]
     results.write_text(json.dumps(rows))
-    with pytest.raises(DataError, match="entry 0 has a segmentation of the size"):
+    with pytest.raises(DataError, match="entry 0 has a segmentation that is not RLE"):
         build_report(masked_run, tmp_path / "report.html", val_store=masked_store)
-
-
-def test_report_without_coco_metric_does_not_speak_of_it(run, store, tmp_path):
-    build_report(run, tmp_path / "report.html", val_store=store)
-    _, text, _ = read(tmp_path / "report.html")
-    assert "COCO's metric" not in text and "COCO's AP, boxes" not in text and "Masks are" not in text
 
 
 def test_report_is_the_same_every_time(run, store, tmp_path):
@@ -198,12 +199,12 @@ def test_nothing_evaluated_is_not_a_number(run, store, tmp_path):
     document = json.loads(path.read_text())
     document["summary"] = dict.fromkeys(document["summary"])
     for one in document["classes"]:
-        one.update(AP=None, AP_expanded=None, num_gt=0.0, train_images=None, group=None)
+        one.update(AP=None, AP_expanded=None, num_gt=0.0, train_images=None)
     path.write_text(json.dumps(document))
     build_report(run, tmp_path / "report.html", val_store=store)
     html, _, _ = read(tmp_path / "report.html")
     assert not re.search(r"\bnan\b", re.sub("<(img|script).*?>", "", html), re.IGNORECASE)
-    assert html.count("<svg") == 1  # only the losses
+    assert html.count("<svg") == 2  # only the losses and the learning rate
 
 
 def test_errors_name_the_problem(run, store, tmp_path):
@@ -222,66 +223,64 @@ def test_unreadable_images_are_passed_over(run, store, tmp_path, caplog):
     (tmp_path / "images" / "im1.png").unlink()
     build_report(run, tmp_path / "report.html", val_store=store)
     assert read(tmp_path / "report.html")[2].images == 2
-    assert caplog.text.count("picture passed over") == 2
+    assert caplog.text.count("image left out") == 2
 
 
-def classes(counts, aps):
-    return [
-        ClassResult(f"c{i}", f"<c{i}>", ap, float("nan"), 3.0, count, True, None)
+def evaluation_of(counts, aps):
+    classes = [
+        {"name": f"<c{i}>", "AP": ap, "train_images": count, "is_leaf": True, "frequency_bin": None}
         for i, (count, ap) in enumerate(zip(counts, aps, strict=True))
     ]
+    return Evaluation(None, {"summary": {"bbox": {}}, "classes": classes})
 
 
 @pytest.mark.parametrize("counts", [[0, 1, 10**6], [0, 0, 0], [5, 5, 5]])
-def test_figures_of_unusual_counts(counts):
-    for svg in (ap_figure(classes(counts, [0.0, 1.0, 0.5])), frequency_figure(classes(counts, [0.0] * 3))):
-        Page(svg)
-        assert svg.count("<title>") == 3 and "&lt;c1&gt;" in svg and "var(--" in svg and "#0" not in svg
+def test_plots_of_any_counts(counts):
+    svg = ap_plot(evaluation_of(counts, [0.0, 0.5, 1.0]), "AP")
+    Page(svg)
+    assert svg.count("<title>") == 3 and "&lt;c1&gt;: AP 50.0 %" in svg
+    Page(long_tail_plot(evaluation_of(counts, [0.0] * 3)))
 
 
-def test_figures_without_content():
-    nothing = classes([None, None], [0.5, float("nan")])
-    assert ap_figure(nothing) is None and frequency_figure(nothing) is None
-    assert training_figure(None) is None
-    assert ap_figure(classes([3], [float("nan")])) is None
+def test_plots_without_content():
+    nothing = evaluation_of([None, None], [0.5, None])
+    assert ap_plot(nothing, "AP") is None and long_tail_plot(nothing) is None
+    assert ap_plot(evaluation_of([3], [None]), "AP") is None
+    assert training_plots({}) == []
+    one = np.array([1.0])
+    assert len(training_plots({"iteration": one, "total_loss": one * np.nan, "lr": one})) == 2
 
 
 def test_smoothing():
     np.testing.assert_allclose(smooth(np.full(50, 2.0)), 2.0)
-    np.testing.assert_allclose(smooth(np.array([3.0])), 3.0)
     noisy = np.random.default_rng(0).normal(size=1000)
     assert smooth(noisy).std() < 0.4 * noisy.std()
 
 
 def detections(*rows):
-    columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
-    box = np.array(columns[2], dtype=np.float64).reshape(-1, 4)
-    return Detections(np.zeros(len(rows), int), np.array(columns[0], int), np.array(columns[1], float), box)
+    columns = list(zip(*rows, strict=True))
+    return Detections(np.zeros(len(rows), int), *(np.array(column) for column in columns))
 
 
-def test_tally(store):
+def test_scores_of_images(store):
     first, second = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
     low = (0, 0, 0.05, 1)
     shown = [(0, 0.9, first), (4, 0.8, first), (1, 0.7, second), (2, 0.6, second), (0, 0.5, low)]
-    tally = tally_image(store, 0, detections(*shown))
-    assert (tally.labels, tally.found, tally.wrong) == (3, 2, 2)
-    assert tally.found_classes == (0, 1) and tally.missed_classes == (0,)
-    assert (tally.most_labels, tally.groups) == (2, 0)
+    assert score_image(store, 0, detections(*shown))[1:] == ([0, 1], [0], 2)
     # A small box inside a group finds it; an ancestor on it is not wrong.
-    group = tally_image(store, 1, detections((1, 0.9, (0.3, 0.3, 0.4, 0.4)), (3, 0.9, (0.3, 0.3, 0.4, 0.4))))
-    assert (group.found, group.wrong, group.groups) == (1, 0, 1)
-    assert tally_image(store, 0, None).found == 0
-    assert tally_image(store, 3, detections((0, 0.9, first))).wrong == 1
+    group = detections((1, 0.9, (0.3, 0.3, 0.4, 0.4)), (3, 0.9, (0.3, 0.3, 0.4, 0.4)))
+    assert score_image(store, 1, group)[1:] == ([1], [], 0)
+    assert score_image(store, 0, None).found == []
+    assert score_image(store, 3, detections((0, 0.9, first))).wrong == 1
 
 
-def test_choice_of_pictures(store):
-    tallies = [tally_image(store, index, None) for index in range(len(store))]
-    chosen = choose(tallies, {2: "tail"}, 10, with_predictions=False)
-    assert [(one.index, why) for one, why in chosen] == [
-        (0, "several labels on a box"),
-        (2, "rare classes"),
-        (1, "a group of objects"),
+def test_choice_of_images(store):
+    first = detections((0, 0.9, (0.1, 0.1, 0.5, 0.5)))
+    scores = [score_image(store, index, first if index == 0 else None) for index in range(len(store))]
+    chosen = choose_images(scores, {2}, 10)
+    assert [(one.index, reason) for one, reason in chosen] == [
+        (2, "rare classes missed"),
+        (0, "among the best"),
+        (1, "among the worst"),
     ]
-    assert len(choose(tallies, {2: "tail"}, 2, with_predictions=True)) == 2
-    many = choose(tallies, {}, 10, with_predictions=True)
-    assert len({one.index for one, _ in many}) == len(many) == 3
+    assert len(choose_images(scores, {2}, 2)) == 2

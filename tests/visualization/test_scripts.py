@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.visualization.inputs import picture_names
+from longtail_det2.visualization.inputs import image_names
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_make_report(script, run, store, tmp_path, capsys):
     main = script("make_report").main
     stores = ["--train-store", str(store.path), "--val-store", str(store.path)]
     output = tmp_path / "report.html"
-    assert main(["--run", str(run), *stores, "--output", str(output), "--pictures", "1"]) == 0
+    assert main(["--run", str(run), *stores, "--output", str(output), "--number", "1"]) == 0
     assert output.read_text().count("<img") == 2
     assert main(["--run", str(tmp_path / "absent"), "--output", str(output)]) == 2
     assert "no such folder" in capsys.readouterr().err
@@ -99,8 +99,8 @@ def test_data_set_of_the_command_line(script, store, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
-def test_picture_names():
-    assert picture_names(["a/b", "a_b", 7]) == ["a_b.png", "a_b-2.png", "7.png"]
+def test_image_names():
+    assert image_names(["a/b", "a_b", 7]) == ["a_b.png", "a_b-2.png", "7.png"]
 
 
 def test_masks_of_the_mapper(script, masked_store, tmp_path):
@@ -145,8 +145,7 @@ def test_results_with_masks(script, masked_run, masked_store, tmp_path, capsys):
     ("mask", "message"),
     [
         ({"size": [48, 64], "counts": "04"}, "entry 1 has a segmentation whose counts cover 4 of 3072"),
-        ({"size": [64, 48], "counts": "04"}, "entry 1 has a segmentation of the size [64, 48]"),
-        (17, "entry 1 has a segmentation that is not"),
+        (17, "entry 1 has a segmentation that is not RLE of the size [48, 64]"),
     ],
 )
 def test_malformed_masks_end_in_one_line(script, masked_run, masked_store, tmp_path, capsys, mask, message):
@@ -165,5 +164,5 @@ def test_another_image_than_the_one_of_the_masks(script, masked_run, masked_stor
     results = masked_run / "inference" / "masked" / "coco_instances_results.json"
     command = ["--predictions", str(results), "--store", str(masked_store.path), "--image-id", "im0"]
     assert script("visualize_results").main([*command, "--output", str(tmp_path / "out")]) == 2
-    message = "image 'im0': masks are of (48, 64) pixels (height, width), the file has (50, 60)"
+    message = "image 'im0': a mask of (48, 64) pixels (height, width) does not fit an image of (50, 60)"
     assert message in capsys.readouterr().err

@@ -1,0 +1,229 @@
+"""Which validation images a report shows, and their drawings: truth and predictions side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.data.catalog import Metadata
+from detectron2.structures import Boxes, pairwise_ioa, pairwise_iou
+from PIL import Image
+
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.images import read_image
+from longtail_det2.data.store import AnnotationStore, ObjectFlag
+from longtail_det2.evaluation.openimages_io import Detections
+from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.wording import pluralize
+
+from .multi_label_visualizer import MultiLabelVisualizer, labels_metadata, merge_predictions, room_for
+from .predictions import DetectionsByImage, MaskedDetections
+
+logger = logging.getLogger(__name__)
+
+_MOST_CANDIDATES = 2000
+"""Larger data sets are sampled evenly."""
+_OVERLAP = 0.5
+_SMALLEST_SIDE = 480
+"""Pixels to which smaller images are enlarged, to make room for the text."""
+_LARGEST_SIDE = 640
+"""Pixels to which larger images are shrunk, so that the report stays small."""
+
+
+class ImageScore(NamedTuple):
+    """How well the drawn predictions of one image agree with its truth.
+
+    Attributes:
+        index: image in the store.
+        found: classes of the (object, label) pairs for which a prediction of the class overlaps enough.
+        missed: those of the other pairs.
+        wrong: predictions that say something untrue about all objects they overlap, or overlap none.
+    """
+
+    index: int
+    found: list[int]
+    missed: list[int]
+    wrong: int
+
+    @property
+    def quality(self) -> float:
+        """F-measure in [0, 1]."""
+        return 2 * len(self.found) / max(2 * len(self.found) + len(self.missed) + self.wrong, 1)
+
+
+class ReportImage(NamedTuple):
+    """One row of the report's images.
+
+    Attributes:
+        image_id: name of the image.
+        reason: why it is shown.
+        caption: what was found, missed and wrongly said; empty without predictions.
+        drawings: JPEG of the truth and, if there are any, of the predictions, as data URI by name.
+    """
+
+    image_id: str
+    reason: str
+    caption: str
+    drawings: dict[str, str]
+
+
+def score_image(store: AnnotationStore, index: int, predictions: Detections | None) -> ImageScore:
+    """Compare the predictions of an image (already cut at a score) with its truth.
+
+    The rule is simpler than the metric's: a label is found if a prediction of its class overlaps its box by
+    0.5 (for a group: lies in it by 0.5). A prediction is wrong if its class is neither label, ancestor nor
+    descendant of a label of any object that it overlaps so.
+    """
+    first, last = store.object_offsets[index : index + 2].tolist()
+    offsets = store.label_offsets[first : last + 1]
+    owner = np.repeat(np.arange(last - first), np.diff(offsets))
+    labels = store.labels[offsets[0] : offsets[-1]].astype(np.int64)
+    if predictions is None or not len(predictions):
+        return ImageScore(index, [], labels.tolist(), 0)
+    truth, boxes = (
+        Boxes(torch.tensor(box, dtype=torch.float32)) for box in (store.boxes[first:last], predictions.box)
+    )
+    group = (store.flags[first:last] & int(ObjectFlag.GROUP_OF)) != 0
+    overlap = np.where(group[:, None], pairwise_ioa(truth, boxes).numpy(), pairwise_iou(truth, boxes).numpy())
+    near = overlap[owner] >= _OVERLAP
+    found = (near & (predictions.cls[None] == labels[:, None])).any(axis=1)
+    related = store.hierarchy.encode([[label] for label in labels.tolist()]) != 0
+    wrong = int((~(near & related[:, predictions.cls]).any(axis=0)).sum())
+    return ImageScore(index, labels[found].tolist(), labels[~found].tolist(), wrong)
+
+
+def choose_images(scores: Sequence[ImageScore], rare: set[int], count: int) -> list[tuple[ImageScore, str]]:
+    """Choose equally many of the best, of the worst, and of those with missed rare classes; none twice.
+
+    Args:
+        scores: images to choose from; those without objects are left out.
+        rare: class indices.
+        count: most images.
+
+    Returns:
+        Pairs (image, why it is shown), by reason.
+    """
+    candidates = [one for one in scores if one.found or one.missed]
+    labels = {one.index: len(one.found) + len(one.missed) for one in candidates}
+    missed = {one.index: sum(label in rare for label in one.missed) for one in candidates}
+    orders = {
+        "rare classes missed": sorted(candidates, key=lambda one: (-missed[one.index], one.index)),
+        "among the best": sorted(candidates, key=lambda one: (-one.quality, -labels[one.index], one.index)),
+        "among the worst": sorted(candidates, key=lambda one: (one.quality, -labels[one.index], one.index)),
+    }
+    orders["rare classes missed"] = [one for one in orders["rare classes missed"] if missed[one.index]]
+    queues = {reason: iter(order) for reason, order in orders.items()}
+    chosen: dict[str, list[ImageScore]] = {reason: [] for reason in orders}
+    taken: set[int] = set()
+    while len(taken) < min(count, len(candidates)):
+        for reason, queue in queues.items():
+            one = next((one for one in queue if one.index not in taken), None)
+            if one is not None and len(taken) < count:
+                taken.add(one.index)
+                chosen[reason].append(one)
+    return [(one, reason) for reason, images in chosen.items() for one in images]
+
+
+def draw_images(
+    store: AnnotationStore, detections: Detections | None, rare: set[int], *, count: int, threshold: float
+) -> list[ReportImage]:
+    """Choose and draw validation images.
+
+    Args:
+        store: validation truth. Images that cannot be read are left out with a warning.
+        detections: predictions with image indices of the store and normalised boxes; None draws truth alone.
+        rare: class indices.
+        count: most images.
+        threshold: predictions with lower scores are not drawn.
+    """
+    by_image = None if detections is None else DetectionsByImage(detections, threshold)
+    step = max(len(store) // _MOST_CANDIDATES, 1)
+    scores = [
+        score_image(store, index, None if by_image is None else by_image[index])
+        for index in range(0, len(store), step)
+    ]
+    images = []
+    try:
+        dataset = MultiLabelDataset(store)
+    except DataError as error:
+        logger.warning("no images: %s", error)
+        return []
+    for one, reason in choose_images(scores, rare, count):
+        try:
+            pair = draw_pair(dataset, one.index, None if by_image is None else by_image[one.index])
+        except DataError as error:
+            logger.warning("image left out: %s", error)
+            continue
+        drawings = {name: _data_uri(drawing) for name, drawing in pair.items()}
+        caption = "" if by_image is None else _caption(store, one)
+        reason = reason if by_image is not None else ""
+        images.append(ReportImage(store.image_ids[one.index].decode(), reason, caption, drawings))
+    return images
+
+
+def draw_pair(
+    dataset: Any,
+    index: int,
+    predictions: Detections | None,
+    metadata: Metadata | None = None,
+    *,
+    largest_side: int = _LARGEST_SIDE,
+) -> dict[str, np.ndarray]:
+    """Draw the truth and, if given, the predictions (normalised boxes, perhaps masks) of an image.
+
+    Args:
+        dataset: records by index.
+        index: of the record.
+        predictions: for this image.
+        metadata: for the visualizer; None takes the names and the hierarchy of the dataset's store.
+        largest_side: larger images are shrunk to so many pixels.
+
+    Returns:
+        "truth" and perhaps "predictions", (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: the image cannot be read, or a mask is malformed or does not fit it.
+    """
+    if metadata is None:
+        metadata = labels_metadata(dataset.store.class_names, dataset.store.hierarchy)
+    record = dataset[index]
+    pixels = read_image(record["file_name"], "RGB", image_id=record["image_id"])
+    height, width = pixels.shape[:2]
+    objects = []
+    if predictions is not None:
+        masks = predictions.bitmaps() if isinstance(predictions, MaskedDetections) else None
+        boxes = predictions.box * np.array([width, height, width, height])
+        objects = merge_predictions(boxes, predictions.cls, predictions.score, masks=masks)
+    room = room_for(max(len(record.get("annotations", ())), len(objects)), _SMALLEST_SIDE)
+    truth, drawn = (
+        MultiLabelVisualizer(pixels, metadata, min_size=room, max_size=largest_side) for _ in range(2)
+    )
+    pair = {"truth": truth.draw_dataset_dict(record).get_image()}
+    if predictions is not None:
+        try:
+            pair["predictions"] = drawn.draw_objects(objects).get_image()
+        except DataError as error:
+            raise DataError(f"image {record['image_id']!r}: {error}") from None
+    return pair
+
+
+def _caption(store: AnnotationStore, one: ImageScore) -> str:
+    text = f"{len(one.found)} of {pluralize(len(one.found + one.missed), 'label')} found"
+    text += f", {pluralize(one.wrong, 'wrong prediction')}." if one.wrong else "."
+    missed = [
+        store.class_names[label] + (f" × {n}" if n > 1 else "") for label, n in Counter(one.missed).items()
+    ]
+    more = f" and {len(missed) - 6} more" if len(missed) > 6 else ""
+    return text + (f" Missed: {', '.join(missed[:6])}{more}." if missed else "")
+
+
+def _data_uri(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=88, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
