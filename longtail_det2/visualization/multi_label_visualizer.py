@@ -84,13 +84,13 @@ class DrawnObject:
 
 
 def class_color(index: int) -> tuple[float, float, float]:
-    """Return the RGB of a class in [0, 1]: the same in every image, neighbours in the class order far apart."""
+    """Return the RGB in [0, 1] of a class; neighbours in the class order are far apart."""
     hue = (index * _GOLDEN_RATIO + 0.08) % 1.0
     return colorsys.hls_to_rgb(hue, (0.62, 0.52, 0.72)[index % 3], (0.95, 0.8)[index // 3 % 2])
 
 
 def room_for(objects: int, least: int = _LEAST_SIDE) -> int:
-    """Return a length in pixels for an image's longer side that leaves room for the text of so many objects."""
+    """Return how many pixels an image's longer side needs for the text of so many objects."""
     return max(least, min(_ROOM_OF_AN_OBJECT * objects, _MOST_ROOM))
 
 
@@ -393,7 +393,7 @@ class MultiLabelVisualizer(Visualizer):
 
 
 def _text_corners(box: Sequence[float], width: float, height: float) -> list[tuple[float, float]]:
-    """Return upper left corners for a text of that size, the best first: beside the box, in it, further off."""
+    """Return upper left corners for a text, the best first: beside the box, in it, further off."""
     x0, y0, x1, y1 = box
     above, below, right, left = (x0, y0 - height), (x0, y1), (x1, y0), (x0 - width, y0)
     near = [above, below, right, left, (x0, y0), (x1, y1), (x1 - width, y1), (x1 - width, y0 - height)]

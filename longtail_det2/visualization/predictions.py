@@ -171,7 +171,7 @@ def _read_json(path: Path, index: TruthIndex) -> tuple[Detections, int]:
             size = index.image_sizes[image].tolist()
             if rle is not None and (not isinstance(rle, dict) or rle.get("size") != size):
                 raise DataError(
-                    f"{path}: entry {number} has a segmentation that is not RLE of the size {size} of its image"
+                    f"{path}: entry {number} has a segmentation that is not RLE of its image's size {size}"
                 )
             found.append((image, class_of[label], number, rle, *numbers))
     image, cls, entry, rle, *numbers = np.array(found, dtype=object).reshape(-1, 9).T

@@ -14,7 +14,7 @@ import numpy as np
 import longtail_det2
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.engine.run_record import read_run_record
-from longtail_det2.model_zoo.run_facts import config_without_paths, read_plain_yaml
+from longtail_det2.model_zoo.run_facts import config_without_paths, read_plain_yaml, value_at
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import atomic_writer
 from longtail_det2.utils.wording import duration, pluralize
@@ -140,24 +140,17 @@ def _describe(store: AnnotationStore | None) -> str:
 
 def _facts(record: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what run.json and config.yaml say: no defaults that were not used, no host name, no folders."""
-
-    def setting(key: str) -> Any:
-        node: Any = config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return node
-
     words = [str(word) for word in record.get("options", ())]
     lazy = all("=" in word for word in words)
     options = words if lazy else [" ".join(words[k : k + 2]) for k in range(0, len(words), 2)]
     yield "Config", record.get("config")
     yield "Options", " ".join(one for one in options if "/" not in one or "://" in one)
     for name, key in _SETTINGS.items():
-        yield name, setting(key)
-    if str(setting("MODEL.META_ARCHITECTURE")).startswith("MultiLabel"):
-        yield "Classification loss", setting("MODEL.DENSE_HEAD.CLASSIFICATION_LOSS")
-    elif str(setting("MODEL.ROI_HEADS.NAME")).startswith("MultiLabel"):
-        yield "Classification loss", setting("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS")
+        yield name, value_at(config, key)
+    if str(value_at(config, "MODEL.META_ARCHITECTURE")).startswith("MultiLabel"):
+        yield "Classification loss", value_at(config, "MODEL.DENSE_HEAD.CLASSIFICATION_LOSS")
+    elif str(value_at(config, "MODEL.ROI_HEADS.NAME")).startswith("MultiLabel"):
+        yield "Classification loss", value_at(config, "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS")
     yield "Seed", record.get("seed")
     yield "Started", record.get("started")
     yield "Software", ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())

@@ -94,7 +94,7 @@ def long_tail_plot(evaluation: Evaluation) -> str | None:
 
 
 def training_plots(log: Mapping[str, np.ndarray]) -> list[str]:
-    """Plot the losses, as logged and as moving average over 4 % of the curve, and the learning rate if logged."""
+    """Plot the losses, as logged and as moving average, and the learning rate if logged."""
     if not log:
         return []
     plots = []
@@ -123,7 +123,7 @@ def training_plots(log: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def smooth(values: np.ndarray, share: float = 0.04) -> np.ndarray:
-    """Return the exponential moving average over about `share` of a curve (T,), without the bias of its start."""
+    """Return the moving average of a curve (T,) over about `share` of it; its start is not biased."""
     keep = 1 - 1 / max(share * len(values), 1.0)
     smoothed = np.empty(len(values))
     total = weight = 0.0

@@ -1,4 +1,4 @@
-"""Reading what a run left in its folder: it may have been stopped or only evaluated, or may still be writing."""
+"""Reading what a run left in its folder, also one that was stopped, or that still writes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     """Read metrics.json.
 
     Returns:
-        "iteration" (T,) ascending, and (T,) float64 by logged name ("total_loss", "loss_cls", "lr", "time", ...),
+        (T,) float64 by logged name: "iteration", ascending, "total_loss", "loss_cls", "lr", "time", ...;
         NaN where not logged; {} without a training.
     """
     rows: list[dict[str, Any]] = []

@@ -95,9 +95,7 @@ def test_masks_stay_with_their_detections(store, tmp_path):
 @pytest.mark.parametrize("mask", [[[1, 2, 3, 4, 5, 6]], {"size": [64, 48], "counts": "0"}, {"size": {}}])
 def test_masks_of_another_form_name_the_entry(store, tmp_path, mask):
     path = write_json(tmp_path / "results.json", [result("im0"), result("im0", segmentation=mask)])
-    with pytest.raises(
-        DataError, match=r"results.json: entry 1 has a segmentation that is not RLE of .* \[48"
-    ):
+    with pytest.raises(DataError, match=r"results\.json: entry 1 has a segmentation that is not"):
         read_predictions(path, store)
 
 

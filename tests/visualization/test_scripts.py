@@ -145,7 +145,7 @@ def test_results_with_masks(script, masked_run, masked_store, tmp_path, capsys):
     ("mask", "message"),
     [
         ({"size": [48, 64], "counts": "04"}, "entry 1 has a segmentation whose counts cover 4 of 3072"),
-        (17, "entry 1 has a segmentation that is not RLE of the size [48, 64]"),
+        (17, "entry 1 has a segmentation that is not RLE of its image's size [48, 64]"),
     ],
 )
 def test_malformed_masks_end_in_one_line(script, masked_run, masked_store, tmp_path, capsys, mask, message):
