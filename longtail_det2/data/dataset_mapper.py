@@ -5,22 +5,25 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 
 from longtail_det2.data.datasets.builtin import hierarchy_of
 from longtail_det2.data.datasets.dataset import annotation_labels
-from longtail_det2.data.gt_masks import MaskFormat, make_masks
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.images import read_image
+from longtail_det2.data.masks import to_bitmap
 from longtail_det2.utils.errors import ConfigError, DataError
 
+MaskFormat = Literal["polygon", "bitmask"]
+"""INPUT.MASK_FORMAT: polygons are small and cropped exactly; bitmaps can be of any form."""
+_Sizes: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 _ANNOTATION_KEYS = ("annotations", "pos_category_ids", "neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -31,7 +34,7 @@ class MultiLabelDatasetMapper:
     training `instances`: `gt_boxes`, `gt_classes` int64 (N,) the most specific label, `gt_labels` int8 (N, K)
     with 1 for the annotated labels and their ancestors, -1 (ignored) for the descendants of the most specific
     labels, 0 elsewhere, and `gt_group_of` bool (N,). With a `mask_format` also `gt_masks` and `gt_has_mask`
-    bool (N,), see `longtail_det2.data.gt_masks.make_masks`.
+    bool (N,): an object without `segmentation` and a group-of box have none.
 
     Group-of boxes: `group_of="keep"` trains on them as on other objects, which is what the published Open
     Images detectors do, and what fits the official metric: it credits a group once when any detection lies in
@@ -170,7 +173,7 @@ class MultiLabelDatasetMapper:
         self,
         annotations: Sequence[Mapping[str, Any]],
         transforms: T.Transform,
-        sizes: tuple[tuple[int, int], tuple[int, int]],
+        sizes: _Sizes,
         image_name: str,
     ) -> Instances:
         """The ground truth of an image; `sizes` are its (height, width) before and after augmentation."""
@@ -187,7 +190,7 @@ class MultiLabelDatasetMapper:
         kept = target.nonempty(threshold=1e-5)
         if self.mask_format is not None:
             masks: Any  # Detectron2's annotations of item access do not know bool tensors
-            masks, known = make_masks(objects, boxes, transforms, sizes, self.mask_format, image_name)
+            masks, known = _make_masks(objects, boxes, transforms, sizes, self.mask_format, image_name)
             kept &= masks.nonempty() | ~known
             if self.recompute_boxes:
                 target = _tight_boxes(target, masks, known & kept)
@@ -224,3 +227,52 @@ def _tight_boxes(boxes: Boxes, masks: Any, which: torch.Tensor) -> Boxes:
 
 def _is_group(annotation: Mapping[str, Any]) -> bool:
     return bool(annotation.get("is_group_of", False))
+
+
+def _make_masks(
+    objects: Sequence[Mapping[str, Any]],
+    boxes: np.ndarray,
+    transforms: T.Transform,
+    sizes: _Sizes,
+    mask_format: MaskFormat,
+    image_name: str,
+) -> tuple[PolygonMasks | BitMasks, torch.Tensor]:
+    """The N objects' masks after augmentation, empty where it has cut them away; (N,) bool, who has one.
+
+    An object without `segmentation` is no gt of a mask head, and neither is a group-of box, whose mask is
+    that of no single object. Their place is held by their box. `boxes` are (N, 4) in pixels after
+    augmentation, `sizes` (height, width) of the image before and after.
+    """
+    found = [None if _is_group(one) else one.get("segmentation") or None for one in objects]
+    pairs = list(zip(found, boxes, strict=True))
+    if mask_format == "bitmask":
+        bitmaps = [_move_bitmap(mask, box, transforms, sizes) for mask, box in pairs]
+        result = BitMasks(torch.from_numpy(np.stack(bitmaps) if bitmaps else np.zeros((0, *sizes[1]), bool)))
+    elif any(isinstance(mask, dict) for mask in found):
+        raise DataError(
+            f"{image_name}: an object has RLE for a mask, which INPUT.MASK_FORMAT 'polygon' cannot "
+            "use: set it to 'bitmask' (lazy configs: dataloader.train.mapper.mask_format)"
+        )
+    else:
+        polygons: Any = [[one.reshape(-1) for one in _move(mask, box, transforms)] for mask, box in pairs]
+        result = PolygonMasks(polygons)
+    return result, torch.tensor([mask is not None for mask in found], dtype=torch.bool)
+
+
+def _move(mask: Any, box: np.ndarray, transforms: T.Transform) -> list[np.ndarray]:
+    """Polygons (v, 2) after augmentation, float64; that of the box where there is no mask."""
+    if mask is None:
+        x0, y0, x1, y1 = box.tolist()
+        return [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])]
+    # Copies: augmentations change coordinates in place, and a store's columns are read-only.
+    copies = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in mask]
+    return [np.asarray(polygon, dtype=np.float64) for polygon in transforms.apply_polygons(copies)]
+
+
+def _move_bitmap(mask: Any, box: np.ndarray, transforms: T.Transform, sizes: _Sizes) -> np.ndarray:
+    before, (height, width) = sizes
+    if isinstance(mask, dict):
+        moved = transforms.apply_segmentation(to_bitmap(mask, *before).astype(np.uint8))
+        return np.ascontiguousarray(moved.astype(bool))
+    polygons = [np.clip(one, 0, (width, height)).reshape(-1) for one in _move(mask, box, transforms)]
+    return to_bitmap(polygons, height, width) if polygons else np.zeros((height, width), bool)
