@@ -17,7 +17,7 @@ import torch
 from detectron2.utils import comm
 
 from longtail_det2.config_names import name_of_config
-from longtail_det2.utils.io import atomic_writer
+from longtail_det2.utils.io import write_json
 
 RUN_FILE = "run.json"
 _LIBRARIES = ("longtail_det2", "torch", "torchvision", "detectron2", "numpy", "pyarrow")
@@ -57,9 +57,7 @@ def write_run_record(
         "commit": _commit(),
         "machine": _machine(),
     }
-    with atomic_writer(Path(output_dir) / RUN_FILE) as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+    write_json(Path(output_dir) / RUN_FILE, content, indent=1)
 
 
 def read_run_record(output_dir: str | Path) -> dict[str, Any]:

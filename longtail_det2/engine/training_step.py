@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -18,7 +17,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from longtail_det2.utils.io import atomic_writer
+from longtail_det2.utils.io import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +179,6 @@ def _note(path: str, facts: dict[str, Any]) -> None:
         name: value if math.isfinite(value) else str(value) for name, value in facts["losses"].items()
     }
     try:
-        with atomic_writer(path) as file:
-            json.dump(facts, file, indent=1)
+        write_json(path, facts, indent=1)
     except OSError as error:
         logger.error("%s cannot be written: %s", path, error)

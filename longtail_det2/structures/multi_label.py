@@ -32,29 +32,23 @@ class MultiLabelTargets:
     """
 
     def __init__(self, classes: Tensor | None, labels: Tensor) -> None:
-        """Hold targets.
+        """Hold targets; raises ValueError if the shapes do not match.
 
         Args:
-            classes: (R,) int64 in [-1, K], the most specific label of each row; K is background, -1 ignores
-                the row. None for image-level labels, which have no single class and no background.
+            classes: (R,) see the property. None for image-level labels, which have no single class and no
+                background.
             labels: (R, K + 1), see the class.
-
-        Raises:
-            ValueError: the shapes do not match.
         """
         if labels.ndim != 2 or (classes is not None and classes.shape != labels.shape[:1]):
-            raise ValueError(
-                "targets need classes (R,) and labels (R, K + 1), got "
-                f"{None if classes is None else tuple(classes.shape)} and {tuple(labels.shape)}"
-            )
+            shapes = None if classes is None else tuple(classes.shape), tuple(labels.shape)
+            raise ValueError(f"targets need classes (R,) and labels (R, K + 1), got the shapes {shapes}")
         self._classes, self.labels = classes, labels
 
     @property
     def classes(self) -> Tensor:
         """(R,) int64 in [-1, K], the most specific label of each row; K is background, -1 no loss.
 
-        Raises:
-            DataError: these are image-level labels.
+        Raises DataError for image-level labels.
         """
         if self._classes is None:
             raise DataError(
@@ -114,13 +108,12 @@ class MultiLabelTargets:
     def from_proposals(proposals: Sequence[Instances], num_classes: int) -> MultiLabelTargets:
         """Concatenate the targets of sampled proposals.
 
-        Each element has `gt_classes` (n,) in [0, K] and usually `gt_labels` (n, K) int8. Detectron2 copies
-        every `gt_*` field of the matched object to a proposal, also to background proposals: the rows with
-        `gt_classes == K` therefore get the background row here. Without `gt_labels` a row is one-hot. Images
-        without objects have no `gt_labels` in their proposals; all their rows are background anyway.
+        Detectron2 copies the `gt_*` fields of the matched object to every proposal, also to background ones:
+        rows with `gt_classes == K` therefore get the background row here.
 
         Args:
-            proposals: one per image; may be empty, and so may any element.
+            proposals: per image, may be empty, with `gt_classes` (n,) in [0, K] and usually `gt_labels`
+                (n, K) int8; without these, as in images without objects, a row is one-hot.
             num_classes: K.
 
         Raises:
@@ -138,8 +131,7 @@ class MultiLabelTargets:
 class DenseTargets:
     """Classification targets of R anchors, almost all of them background.
 
-    With 200,000 anchors and 500 classes a full label matrix would take 100 MB, and more as soon as something
-    is computed with it; the P rows that say anything are a few hundred.
+    The label matrix of 200,000 anchors and 500 classes would take 100 MB; P is a few hundred.
 
     Attributes:
         classes: (R,) int64 in [-1, K], the most specific label; K is background, -1 is ignored: no loss.
@@ -150,13 +142,6 @@ class DenseTargets:
     classes: Tensor
     rows: Tensor
     positives: MultiLabelTargets
-
-    def __post_init__(self) -> None:
-        if self.classes.ndim != 1 or len(self.rows) != len(self.positives):
-            raise ValueError(
-                "dense targets need classes (R,), rows (P,) and targets of P rows, got "
-                f"{tuple(self.classes.shape)}, {tuple(self.rows.shape)} and {len(self.positives)} rows"
-            )
 
     @property
     def background(self) -> Tensor:

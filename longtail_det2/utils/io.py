@@ -16,7 +16,6 @@ from typing import IO, Any
 
 from longtail_det2.utils.errors import DataError
 
-_HASH_BYTES = 1 << 20
 _PARTIAL = ".partial-"
 
 
@@ -85,8 +84,7 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give an empty file beside `path` that becomes `path` when the block ends without an error.
 
-    Its data are on the disk before the file has its name: neither a killed process nor a crashed machine
-    leaves a part of it there.
+    Its data are on the disk before: neither a killed process nor a crashed machine leaves a part at `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}{_PARTIAL}{secrets.token_hex(4)}")
@@ -103,21 +101,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 class PartialFolder:
     """A hidden folder beside `path` that takes its place when it is complete; a context manager.
 
-    A lock beside it is held as long as the process lives, so that a killed run is told from a running one in
-    any container and on any machine: making a `PartialFolder` removes what killed runs left for the same
-    `path`. Where the file system has no locks, nothing is removed.
-
-    Attributes:
-        path: the place that it is for.
-        folder: the hidden folder.
+    A lock beside `folder`, the hidden one, is held as long as the process lives, so that a killed run is told
+    from a running one in any container and on any machine: making a `PartialFolder` removes what killed runs
+    left for the same `path`. Where the file system has no locks, nothing is removed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Make the folder; its parent must exist.
-
-        Raises:
-            OSError: the parent cannot be written.
-        """
+        """Make the folder. Raises OSError if its parent is absent or cannot be written."""
         self.path = Path(path)
         _remove_stale(self.path)
         lock: IO[bytes] | None = None
@@ -137,7 +127,16 @@ class PartialFolder:
 
     def publish(self) -> None:
         """Give the folder its name. What had the name goes, or stays if an error is raised."""
-        _put_in_place(self.folder, self.path)
+        old = _old(self.folder)
+        if self.path.exists():
+            os.replace(self.path, old)
+        try:
+            os.replace(self.folder, self.path)
+        except OSError:
+            if old.exists():
+                os.replace(old, self.path)
+            raise
+        _sync(self.path.parent)
         self.remove()
 
     def remove(self) -> None:
@@ -151,19 +150,6 @@ class PartialFolder:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
-
-
-def _put_in_place(folder: Path, path: Path) -> None:
-    old = _old(folder)
-    if path.exists():
-        os.replace(path, old)
-    try:
-        os.replace(folder, path)
-    except OSError:
-        if old.exists():
-            os.replace(old, path)
-        raise
-    _sync(path.parent)
 
 
 def _remove_stale(path: Path) -> None:
@@ -181,8 +167,8 @@ def _remove_stale(path: Path) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    for one in (folder, _old(folder)):
-        shutil.rmtree(one, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(_old(folder), ignore_errors=True)
 
 
 def _old(folder: Path) -> Path:
@@ -190,14 +176,9 @@ def _old(folder: Path) -> Path:
 
 
 def _lock(path: Path, new: bool) -> IO[bytes] | None:
-    """Open and lock a file.
+    """Open and lock a file, made if `new`; None if another process has the lock, or has removed the file.
 
-    Args:
-        path: the file.
-        new: make it; without locks in the file system it then counts as locked, else as not.
-
-    Returns:
-        None if another process has the lock, or has removed the file meanwhile.
+    Without locks in the file system a new file counts as locked, another one as not.
     """
     try:
         file = path.open("xb" if new else "rb+")
@@ -237,21 +218,12 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with open(path, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            while data := file.read(_HASH_BYTES):
+            while data := file.read(1 << 20):
                 digest.update(data)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return describe_status(path, status, digest.hexdigest())
-
-
-def describe_status(path: str | os.PathLike[str], status: os.stat_result, sha256: str) -> dict[str, Any]:
-    """Describe a file whose hash is known already, as `describe_file` does."""
-    return {
-        "path": os.path.abspath(path),
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "sha256": sha256,
-    }
+    facts = {"path": os.path.abspath(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return {**facts, "sha256": digest.hexdigest()}
 
 
 def is_same_file(description: Mapping[str, Any], path: str | os.PathLike[str]) -> bool:
