@@ -41,7 +41,6 @@ when it is first taken as an attribute.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -54,18 +53,14 @@ import numpy as np
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store_writer import (
     COLUMNS,
-    FORMAT,
-    FORMS,
-    VERSION,
     AnnotationStoreWriter,
-    Column,
     ImageLabel,
     ObjectFlag,
-    columns_of,
-    frequency_problem,
+    check_rows,
+    read_store,
 )
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import atomic_writer, is_same_file, read_json
+from longtail_det2.utils.io import is_same_file, write_json
 
 __all__ = [
     "AnnotationStore",
@@ -77,10 +72,8 @@ __all__ = [
 ]
 
 _CHUNK_ROWS = 1 << 15  # counted at once: their keys fit into a processor's cache
-_CHECKED_ROWS = 1 << 20  # checked at once
 _BLOCK_BITS = 12
 _NAMES = {column.attribute: name for name, column in COLUMNS.items()}
-_AGAIN = "prepare the store again"
 
 
 class AnnotationStore:
@@ -101,24 +94,18 @@ class AnnotationStore:
     """
 
     def __init__(
-        self,
-        path: Path,
-        header: dict[str, Any],
-        classes: dict[str, Any],
-        columns: Mapping[str, np.ndarray],
-        image_root: str | os.PathLike[str] | None = None,
+        self, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None
     ) -> None:
-        self.path = path
-        self.header = header
-        self.form: str = header["form"]
+        self.path = Path(path)
+        self.header, classes, self._columns = read_store(self.path)
+        self.form: str = self.header["form"]
         self.class_ids: tuple[str, ...] = tuple(classes["ids"])
         self.class_names: tuple[str, ...] = tuple(classes["names"])
         frequency = classes.get("frequency")
         self.class_frequencies: tuple[str, ...] | None = None if frequency is None else tuple(frequency)
         self._parents: dict[str, list[str]] | None = classes.get("hierarchy")
-        self._image_root = Path(image_root) if image_root is not None else None
-        self._columns = columns
-        self._sound = bytearray((len(columns["image_id"]) >> _BLOCK_BITS) + 1)
+        self._image_root = None if image_root is None else Path(image_root)
+        self._sound = bytearray((len(self) >> _BLOCK_BITS) + 1)
 
     @classmethod
     def open(
@@ -134,35 +121,14 @@ class AnnotationStore:
             DataError: no store there, an incomplete or damaged one, or one of another format version. The
                 columns raise it later where their values are damaged.
         """
-        path = Path(path)
-        header = _read_part(path, "header.json")
-        if header.get("format") != FORMAT:
-            raise DataError(f"{path / 'header.json'}: format {header.get('format')!r} is not {FORMAT!r}")
-        if header.get("version") != VERSION:
-            raise DataError(
-                f"{path}: store version {header.get('version')!r}, this package reads {VERSION}; "
-                "make the store again with scripts/prepare_openimages.py or scripts/prepare_coco.py"
-            )
-        if problem := _header_problem(header):
-            raise DataError(f"{path / 'header.json'} is damaged: {problem}; {_AGAIN}")
-        classes = _read_part(path, "classes.json")
-        if problem := _classes_problem(classes, header["counts"]["classes"]):
-            raise DataError(f"{path / 'classes.json'} is damaged: {problem}; {_AGAIN}")
-        columns = {
-            name: _map_column(path, name, column, header["counts"])
-            for name, column in columns_of(_groups(header)).items()
-        }
-        return cls(path, header, classes, columns, image_root)
+        return cls(path, image_root)
 
     def __getattr__(self, attribute: str) -> np.ndarray:
         """A column, all of whose values are checked when it is first taken."""
         values = self.__dict__.get("_columns", {}).get(_NAMES.get(attribute))
         if values is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {attribute!r}")
-        name = _NAMES[attribute]
-        extra = COLUMNS[name].extra
-        for start in range(0, max(len(values) - extra, 1), _CHECKED_ROWS):
-            self._check(name, values[start : start + _CHECKED_ROWS + 1])  # one row in common
+        check_rows(self.path, _NAMES[attribute], values, self.header["counts"])
         setattr(self, attribute, values)
         return values
 
@@ -183,17 +149,11 @@ class AnnotationStore:
                 column = COLUMNS[name]
                 begin, end = rows[column.rows]
                 part = values[begin : end + column.extra]
-                self._check(name, part)
+                check_rows(self.path, name, part, self.header["counts"])
                 if column.target:
                     rows[column.target] = int(part[0]), int(part[-1])
             self._sound[block] = 1
         return self._columns
-
-    def _check(self, name: str, values: np.ndarray) -> None:
-        column = COLUMNS[name]
-        limit = self.header["counts"][column.target] if column.target else self.num_classes
-        if problem := column.problem(values, limit):
-            raise DataError(f"{self.path / f'{name}.npy'} is damaged: it {problem}; {_AGAIN}")
 
     def __len__(self) -> int:
         return len(self._columns["image_id"])
@@ -366,84 +326,6 @@ def open_if_current(
         renewed.append({**source, "path": os.path.abspath(file), "mtime_ns": os.stat(file).st_mtime_ns})
     if renewed != known:
         store.header["sources"] = renewed
-        with suppress(OSError), atomic_writer(store.path / "header.json") as stream:
-            json.dump(store.header, stream, ensure_ascii=False, indent=1)
+        with suppress(OSError):
+            write_json(store.path / "header.json", store.header)
     return store
-
-
-def _groups(header: Mapping[str, Any]) -> set[str]:
-    present = {"masks": "polygons" in header["counts"], "areas": header.get("has_areas")}
-    return {group for group, is_there in present.items() if is_there}
-
-
-def _header_problem(header: Mapping[str, Any]) -> str:
-    if header.get("form") not in FORMS:
-        return f"form {header.get('form')!r} is none of {', '.join(FORMS)}"
-    for key, kind in (("counts", dict), ("sources", list), ("options", dict), ("summary", dict)):
-        if not isinstance(header.get(key), kind):
-            return f"{key!r} is no {'list' if kind is list else 'object'}"
-    for table in sorted({"classes", *(column.rows for column in columns_of(_groups(header)).values())}):
-        count = header["counts"].get(table)
-        if type(count) is not int or count < 0:
-            return f"the number of {table} is {count!r}"
-    if not all(isinstance(source, dict) for source in header["sources"]):
-        return "'sources' has an entry that is no object"
-    roots = (header.get(key, "") for key in ("image_root", "image_root_relative"))
-    return "" if all(isinstance(root, str) for root in roots) else "the image root is no text"
-
-
-def _classes_problem(classes: Mapping[str, Any], num_classes: int) -> str:
-    for key in ("ids", "names"):
-        if not _are_texts(classes.get(key)):
-            return f"{key!r} is no list of texts"
-        if len(classes[key]) != num_classes:
-            return f"{len(classes[key])} {key} for {num_classes} classes"
-    if len(set(classes["ids"])) != num_classes:
-        return "an id occurs twice"
-    parents, frequency = classes.get("hierarchy"), classes.get("frequency")
-    if parents is not None and not (isinstance(parents, dict) and all(map(_are_texts, parents.values()))):
-        return "the hierarchy is no object of lists of ids"
-    problem = "" if frequency is None else frequency_problem(frequency, num_classes)
-    return f"frequency {problem}" if problem else ""
-
-
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def _map_column(path: Path, name: str, column: Column, counts: Mapping[str, int]) -> np.ndarray:
-    file = path / f"{name}.npy"
-    try:
-        values = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing: the store is incomplete, {_AGAIN}") from None
-    except Exception as error:  # NumPy's parser of headers lets through whatever they cause
-        raise DataError(f"{file} is damaged ({error}); {_AGAIN}") from None
-    expected = (counts[column.rows] + column.extra, *column.width)
-    if values.shape != expected:
-        raise DataError(f"{file} has shape {values.shape}, not {expected}; {_AGAIN}")
-    types = {"class": ("<i2", "<i4")}.get(column.dtype, (column.dtype,))
-    if values.dtype.kind != "S" if column.dtype == "S" else values.dtype not in map(np.dtype, types):
-        raise DataError(f"{file} has type {values.dtype}, not {' or '.join(types)}; {_AGAIN}")
-    if column.target and (values[0] != 0 or values[-1] != counts[column.target]):
-        raise DataError(
-            f"{file} goes from {values[0]} to {values[-1]}, not from 0 to {counts[column.target]}; {_AGAIN}"
-        )
-    # A memmap's subclass machinery costs about ten times as much per small read as a plain array's.
-    return values.view(np.ndarray)
-
-
-def _read_part(path: Path, name: str) -> dict[str, Any]:
-    try:
-        names = os.listdir(path)
-    except (FileNotFoundError, NotADirectoryError):
-        names = None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    if names is None or name not in names:
-        state = "no annotation store" if names is None else "an incomplete annotation store"
-        raise DataError(f"{path}: {state} ({name} is missing); make it with one of scripts/prepare_*.py")
-    content = read_json(path / name, _AGAIN)
-    if not isinstance(content, dict):
-        raise DataError(f"{path / name} is no JSON object; {_AGAIN}")
-    return content

@@ -1,4 +1,4 @@
-"""The columns of an annotation store, what each may hold, and their atomic writer.
+"""The files of an annotation store: what each may hold, reading with checks, and their atomic writer.
 
 The layout is described in `longtail_det2.data.store`.
 """
@@ -6,9 +6,9 @@ The layout is described in `longtail_det2.data.store`.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import PartialFolder
+from longtail_det2.utils.io import PartialFolder, atomic_writer, read_json, write_json
 
 FORMAT = "longtail_det2.annotations"
 VERSION = 2
@@ -32,6 +32,8 @@ _LONGEST_SIDE = 1_000_000
 """Sides and vertices beyond it are damage; pycocotools allocates memory by the length of an edge."""
 _MOST_PIXELS = 1 << 30
 """Larger images are damage: six times what Pillow opens by default."""
+_CHECKED_ROWS = 1 << 20  # checked at once
+_AGAIN = "prepare the store again"
 
 
 class ObjectFlag(IntFlag):
@@ -57,10 +59,6 @@ class ImageLabel(IntEnum):
 # to, or the number of classes. Each reads its rows once or twice, vectorised.
 
 
-def _anything(values: np.ndarray, limit: int) -> str:
-    return ""
-
-
 def _text(values: np.ndarray, limit: int) -> str:
     if not values.tobytes().isascii():
         for one in values.tolist():
@@ -78,9 +76,7 @@ def _ids(values: np.ndarray, limit: int) -> str:
 def _offsets(values: np.ndarray, limit: int, *, least: int = 0) -> str:
     if values.size == 0 or values[0] < 0 or values[-1] > limit:
         return f"must lie between 0 and {limit}"
-    if len(values) > 1 and np.diff(values).min() < least:
-        return "must ascend" if least < 2 else f"must ascend, by {least} or more"
-    return ""
+    return f"must ascend, by {least} or more" if np.diff(values).min(initial=least) < least else ""
 
 
 def _within(values: np.ndarray, limit: int, *, low: float, high: float | None = None) -> str:
@@ -94,16 +90,14 @@ def _within(values: np.ndarray, limit: int, *, low: float, high: float | None = 
 
 def _sizes(values: np.ndarray, limit: int) -> str:
     problem = _within(values, limit, low=0, high=_LONGEST_SIDE)
-    if not problem and values.size and values.prod(axis=1, dtype=np.int64).max() > _MOST_PIXELS:
+    if not problem and values.prod(axis=1, dtype=np.int64).max(initial=0) > _MOST_PIXELS:
         return f"has images of more than {_MOST_PIXELS} pixels"
     return problem
 
 
 def _boxes(values: np.ndarray, limit: int) -> str:
-    problem = _within(values, limit, low=0, high=1)
-    if not problem and not (values[:, :2] <= values[:, 2:]).all():
-        return "has inverted boxes"
-    return problem
+    is_sound = (values[:, :2] <= values[:, 2:]).all()
+    return _within(values, limit, low=0, high=1) or ("" if is_sound else "has inverted boxes")
 
 
 def _areas(values: np.ndarray, limit: int) -> str:
@@ -128,7 +122,7 @@ class Column:
     attribute: str
     dtype: str
     rows: str
-    problem: Callable[[np.ndarray, int], str] = _anything
+    problem: Callable[[np.ndarray, int], str]
     width: tuple[int, ...] = ()
     target: str = ""
     group: str = ""
@@ -140,7 +134,7 @@ class Column:
 
 
 _int64 = "<i8"
-_status = partial(_within, low=0, high=max(ImageLabel))
+_byte, _status = partial(_within, low=0, high=255), partial(_within, low=0, high=max(ImageLabel))
 _vertices = partial(_within, low=-_LONGEST_SIDE, high=_LONGEST_SIDE)
 _class = partial(_within, low=0)
 _run = partial(_within, low=ord("0"), high=ord("o"))  # other bytes would corrupt pycocotools' memory
@@ -151,7 +145,7 @@ COLUMNS = {
     "image_size": Column("image_sizes", "<i4", "images", _sizes, width=(2,)),
     "object_offsets": Column("object_offsets", _int64, "images", _offsets, target="objects"),
     "box": Column("boxes", "<f4", "objects", _boxes, width=(4,)),
-    "flags": Column("flags", "|u1", "objects"),
+    "flags": Column("flags", "|u1", "objects", _byte),
     "label_offsets": Column("label_offsets", _int64, "objects", _one_label, target="labels"),
     "label": Column("labels", "class", "labels", _class),
     "image_label_offsets": Column("image_label_offsets", _int64, "images", _offsets, target="image_labels"),
@@ -165,22 +159,130 @@ COLUMNS = {
     "area": Column("areas", "<f8", "objects", _areas, group="areas"),
 }
 """All columns by name; offsets come before the columns of the rows that they delimit."""
+_HEADER = {
+    "form": str,
+    "counts": {str: int},
+    "sources": [dict],
+    "options": dict,
+    "summary": dict,
+    "image_root": (str, type(None)),
+    "image_root_relative": (str, type(None)),
+}
+_CLASSES = {
+    "ids": [str],
+    "names": [str],
+    "hierarchy": ({str: [str]}, type(None)),
+    "frequency": ([str], type(None)),
+}
+"""Forms of JSON values: a type, [of items], {str: of values}, or (alternatives)."""
 
 
-def columns_of(groups: set[str]) -> dict[str, Column]:
-    """The columns of a store that has some of the groups "masks" and "areas"."""
-    return {name: column for name, column in COLUMNS.items() if column.group in {"", *groups}}
+def read_store(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
+    """The header, the classes and the memory-mapped columns of a store; values of columns are not checked.
+
+    Raises:
+        DataError: no store there, an incomplete or damaged one, or one of another format version.
+    """
+    header = _read_part(path, "header.json")
+    if header.get("format") != FORMAT:
+        raise DataError(f"{path / 'header.json'}: format {header.get('format')!r} is not {FORMAT!r}")
+    if header.get("version") != VERSION:
+        raise DataError(
+            f"{path}: store version {header.get('version')!r}, this package reads {VERSION}; "
+            "make the store again with scripts/prepare_openimages.py or scripts/prepare_coco.py"
+        )
+    _check_form(path / "header.json", header, _HEADER)
+    if header["form"] not in FORMS:
+        raise _damaged(path / "header.json", f"form {header['form']!r} is none of {', '.join(FORMS)}")
+    classes = _read_part(path, "classes.json")
+    _check_form(path / "classes.json", classes, _CLASSES)
+    if problem := _classes_problem(classes, header["counts"].get("classes")):
+        raise _damaged(path / "classes.json", problem)
+    groups = {"masks" if "polygons" in header["counts"] else "", "areas" if header.get("has_areas") else ""}
+    columns = {name: column for name, column in COLUMNS.items() if column.group in {"", *groups}}
+    counts = Counter(header["counts"])
+    return header, classes, {name: _map(path, name, column, counts) for name, column in columns.items()}
 
 
-def frequency_problem(frequency: object, num_classes: int) -> str:
-    """What is wrong with a list of frequencies, to follow its name; "" if nothing is."""
-    if not isinstance(frequency, list) or len(frequency) != num_classes:
-        found = f"has {len(frequency)} entries" if isinstance(frequency, list) else "is no list"
-        return f"{found}, but there are {num_classes} classes"
-    for index, one in enumerate(frequency):
-        if one not in FREQUENCIES:
-            return f"of class {index} is {one!r}; it must be one of {', '.join(map(repr, FREQUENCIES))}"
+def check_rows(path: Path, name: str, values: np.ndarray, counts: Mapping[str, int]) -> None:
+    """Check rows of a column.
+
+    Args:
+        path: folder of the store, for the message.
+        name: of the column.
+        values: the rows; of offsets, one more.
+        counts: rows of each table, and the number of classes.
+
+    Raises:
+        DataError: a value is damaged.
+    """
+    column = COLUMNS[name]
+    for start in range(0, max(len(values) - column.extra, 1), _CHECKED_ROWS):
+        part = values[start : start + _CHECKED_ROWS + 1]  # one row in common
+        if problem := column.problem(part, counts[column.target or "classes"]):
+            raise _damaged(path / f"{name}.npy", f"it {problem}")
+
+
+def _damaged(file: Path, problem: object) -> DataError:
+    return DataError(f"{file} is damaged: {problem}; {_AGAIN}")
+
+
+def _read_part(path: Path, name: str) -> dict[str, Any]:
+    if not os.path.isfile(path / name):
+        state = "an incomplete annotation store" if os.path.isdir(path) else "no annotation store"
+        raise DataError(f"{path}: {state} ({name} is missing); make it with one of scripts/prepare_*.py")
+    content = read_json(path / name, _AGAIN)
+    if not isinstance(content, dict):
+        raise _damaged(path / name, "it is no JSON object")
+    return content
+
+
+def _check_form(file: Path, content: Mapping[str, Any], forms: Mapping[str, Any]) -> None:
+    for key, form in forms.items():
+        if not _fits(content.get(key), form):
+            raise _damaged(file, f"{key!r} must not be {content.get(key)!r:.80}")
+
+
+def _fits(value: object, form: Any) -> bool:
+    if isinstance(form, tuple):
+        return any(_fits(value, one) for one in form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(one, form[0]) for one in value)
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(_fits(one, form[str]) for one in value.values())
+    return type(value) is form
+
+
+def _classes_problem(classes: Mapping[str, Any], num_classes: object) -> str:
+    for key in ("ids", "names", "frequency"):
+        if classes.get(key) is not None and len(classes[key]) != num_classes:
+            return f"{key!r} has {len(classes[key])} entries for {num_classes} classes"
+    if len(set(classes["ids"])) != num_classes:
+        return "an id occurs twice"
+    if wrong := set(classes.get("frequency") or ()) - set(FREQUENCIES):
+        return f"'frequency' has {min(wrong)!r}; it must be one of {', '.join(map(repr, FREQUENCIES))}"
     return ""
+
+
+def _map(path: Path, name: str, column: Column, counts: Mapping[str, int]) -> np.ndarray:
+    file = path / f"{name}.npy"
+    try:
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing: the store is incomplete, {_AGAIN}") from None
+    except Exception as error:  # NumPy's parser of headers lets through whatever they cause
+        raise _damaged(file, error) from None
+    expected = (counts[column.rows] + column.extra, *column.width)
+    types = {"class": ("<i2", "<i4")}.get(column.dtype, (column.dtype,))
+    if values.shape != expected:
+        raise _damaged(file, f"it has shape {values.shape}, not {expected}")
+    if values.dtype.kind != "S" if column.dtype == "S" else values.dtype not in map(np.dtype, types):
+        raise _damaged(file, f"it has type {values.dtype}, not {' or '.join(types)}")
+    if column.target and (values[0] != 0 or values[-1] != counts[column.target]):
+        ends = f"{values[0]} to {values[-1]}, not from 0 to {counts[column.target]}"
+        raise _damaged(file, f"it goes from {ends} {column.target}")
+    # A memmap's subclass machinery costs about ten times as much per small read as a plain array's.
+    return values.view(np.ndarray)
 
 
 class AnnotationStoreWriter:
@@ -193,37 +295,26 @@ class AnnotationStoreWriter:
             writer.finish(class_ids, class_names)
 
     Leaving the block without `finish` removes what was written. What killed runs left beside `path` is
-    removed on entry.
+    removed at the begin.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(os.path.abspath(path))
-        self._partial: PartialFolder | None = None
-        self._rows: dict[str, int] = {}
-        self._last: dict[str, int] = {}
-        self._highest_label = -1
-        self._sizes_known = True
+        self.path = path = Path(os.path.abspath(path))
+        if path.exists() and not (
+            path.is_dir() and ((path / "header.json").is_file() or not any(path.iterdir()))
+        ):
+            raise DataError(f"{path} exists and is no annotation store: remove it or choose another place")
+        self._counts: dict[str, int] = {}
+        self._header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "has_areas": False}
+        with self._as_data_error():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._partial = PartialFolder(path)
 
     def __enter__(self) -> AnnotationStoreWriter:
-        if self.path.exists() and not _looks_like_store(self.path):
-            raise DataError(
-                f"{self.path} exists and is no annotation store: remove it or choose another place"
-            )
-        with self._as_data_error():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._partial = PartialFolder(self.path)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._partial is not None:
-            self._partial.remove()
-            self._partial = None
-
-    @property
-    def _folder(self) -> Path:
-        if self._partial is None:
-            raise DataError("use AnnotationStoreWriter as a context manager")
-        return self._partial.folder
+        self._partial.remove()
 
     def add(self, name: str, values: np.ndarray) -> None:
         """Write one column.
@@ -233,33 +324,28 @@ class AnnotationStoreWriter:
             values: array whose type casts safely in kind to the column's; strings may be `str` arrays.
 
         Raises:
-            DataError: unknown column, wrong shape, values that the column cannot hold, or the disk is full.
+            DataError: values that the column cannot hold, or the disk is full.
         """
-        folder = self._folder
-        if name not in COLUMNS:
-            raise DataError(f"unknown column {name!r}; the columns are {', '.join(COLUMNS)}")
         column = COLUMNS[name]
-        values = _to_bytes(values) if column.dtype == "S" else np.asarray(values)
-        if values.ndim != 1 + len(column.width) or values.shape[1:] != column.width:
+        values = np.asarray(values)
+        if values.dtype.kind == "U":
+            values = np.char.encode(values, "utf-8")
+        if values.shape[1:] != column.width:
             raise DataError(f"column {name!r} has shape {values.shape}, not (rows, *{column.width})")
-        problem = column.problem(values, 2**31)
-        if column.target and not problem and values[0] != 0:
-            problem = "must begin at 0"
-        if problem:
-            raise DataError(f"column {name!r} {problem}")
+        check_rows(self.path, name, values, {column.target or "classes": 2**31})
         if column.dtype == "class":
-            values = values.astype("<i2" if values.size == 0 or values.max() < 2**15 else "<i4", copy=False)
-            self._highest_label = max(self._highest_label, int(values.max(initial=-1)))
+            values = values.astype("<i2" if values.max(initial=0) < 2**15 else "<i4", copy=False)
         elif column.dtype != "S":
             values = values.astype(column.dtype, copy=False)
-        if column.target:
-            self._last[name] = int(values[-1])
         if name == "image_size":
-            self._sizes_known = bool((values > 0).all())
-        self._rows[name] = len(values)
-        with self._as_data_error(values.nbytes), open(folder / f"{name}.npy", "wb") as file:
+            self._header["has_image_sizes"] = bool((values > 0).all())
+        self._header["has_areas"] |= name == "area"
+        self._counts.setdefault(column.rows, len(values) - column.extra)
+        with (
+            self._as_data_error(values.nbytes),
+            atomic_writer(self._partial.folder / f"{name}.npy", "wb") as file,
+        ):
             np.save(file, values, allow_pickle=False)
-            _flush(file)
 
     def finish(
         self,
@@ -274,7 +360,7 @@ class AnnotationStoreWriter:
         options: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> None:
-        """Check that the columns fit each other, write header and classes, and put the store in its place.
+        """Write header and classes, check that everything fits, and put the store in its place.
 
         Args:
             class_ids: K identifiers in class-index order.
@@ -290,58 +376,27 @@ class AnnotationStoreWriter:
         Raises:
             DataError: a column is missing, the columns or the class lists disagree, or the disk is full.
         """
-        folder = self._folder
-        classes: dict[str, Any] = {
-            "ids": list(class_ids),
-            "names": list(class_ids if class_names is None else class_names),
-            "hierarchy": None if parents is None else {child: list(ids) for child, ids in parents.items()},
+        names = class_ids if class_names is None else class_names
+        classes = {"ids": list(class_ids), "names": list(names), "hierarchy": parents, "frequency": frequency}
+        header = {
+            **self._header,
+            "form": form,
+            "counts": {**self._counts, "classes": len(class_ids)},
+            "sources": list(sources),
+            "options": options or {},
+            "summary": summary or {},
         }
-        num_classes = len(classes["ids"])
-        if len(set(class_ids)) != num_classes or len(classes["names"]) != num_classes:
-            raise DataError("class ids must be distinct and have one name each")
-        if frequency is not None:
-            classes["frequency"] = list(frequency)
-            if problem := frequency_problem(classes["frequency"], num_classes):
-                raise DataError(f"frequency {problem}")
-        if form not in FORMS:
-            raise DataError(f"form is {form!r}; it must be one of {', '.join(map(repr, FORMS))}")
-        header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "form": form}
-        header["counts"] = self._counts(num_classes)
         if image_root is not None:
-            root = os.path.abspath(image_root)
+            root, real = os.path.abspath(image_root), os.path.realpath(image_root)
             header["image_root"] = root
-            header["image_root_relative"] = os.path.relpath(
-                os.path.realpath(root), os.path.realpath(self.path)
-            )
-        header["has_image_sizes"] = self._sizes_known
-        header["has_areas"] = "area" in self._rows
-        header["sources"] = [dict(source) for source in sources]
-        header["options"] = dict(options or {})
-        header["summary"] = dict(summary or {})
+            header["image_root_relative"] = os.path.relpath(real, os.path.realpath(self.path))
         with self._as_data_error():
-            _write_json(folder / "classes.json", classes)
-            _write_json(folder / "header.json", header)
-            assert self._partial is not None
+            write_json(self._partial.folder / "classes.json", classes)
+            write_json(self._partial.folder / "header.json", header)
+            columns = read_store(self._partial.folder)[2]
+            for name in ("label", "image_label"):
+                check_rows(self.path, name, columns[name], header["counts"])
             self._partial.publish()
-
-    def _counts(self, num_classes: int) -> dict[str, int]:
-        """Rows of each table, after checking that the columns agree on them."""
-        columns = columns_of({COLUMNS[name].group for name in self._rows})
-        missing = [name for name in columns if name not in self._rows]
-        if missing:
-            raise DataError(f"{self.path}: columns not written: {', '.join(missing)}")
-        if self._highest_label >= num_classes:
-            raise DataError(f"class index {self._highest_label} for {num_classes} classes")
-        counts: dict[str, int] = {}
-        for name, column in columns.items():
-            rows = self._rows[name] - column.extra
-            if counts.setdefault(column.rows, rows) != rows:
-                raise DataError(f"column {name!r} has {self._rows[name]} rows for {counts}")
-        for name, last in self._last.items():
-            target = columns[name].target
-            if last != counts[target]:
-                raise DataError(f"column {name!r} ends at {last}, not at {counts[target]} {target}")
-        return {**counts, "classes": num_classes}
 
     @contextmanager
     def _as_data_error(self, size: int = 0) -> Iterator[None]:
@@ -364,35 +419,9 @@ def _reason(path: Path, error: OSError, size: int) -> str:
     free = shutil.disk_usage(folder).free
     # NumPy reports a short write without an error number.
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and free < size):
-        return (
-            f"the disk is full ({free / 1e6:.1f} MB free at {folder}); make room, or choose another --output"
-        )
+        free_space = f"{free / 1e6:.1f} MB free at {folder}"
+        return f"the disk is full ({free_space}); make room, or choose another --output"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         where = error.filename or folder
         return f"{error.strerror} ({where}); make the folder writable, or choose another --output"
     return f"{error.strerror or error}"
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=1)
-        file.write("\n")
-        _flush(file)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _to_bytes(values: np.ndarray | Sequence[str]) -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype.kind == "S":
-        return array
-    if array.dtype.kind not in "UO" and array.size:
-        raise DataError(f"a text column has type {array.dtype}")
-    return np.array([str(value).encode() for value in array.tolist()], dtype=np.bytes_)
-
-
-def _looks_like_store(path: Path) -> bool:
-    return path.is_dir() and ((path / "header.json").is_file() or not any(path.iterdir()))

@@ -98,9 +98,9 @@ def test_frequencies(tmp_path):
     assert pickle.loads(pickle.dumps(store)).class_frequencies == store.class_frequencies
     classes = json.loads((store.path / "classes.json").read_text())
     for frequency, message in (
-        (["r", "c", "f", "x"], "frequency of class 3 is 'x'; it must be one of 'r', 'c', 'f'"),
-        (["r"], "frequency has 1 entries, but there are 4 classes"),
-        ("rcfr", "frequency is no list, but there are 4 classes"),
+        (["r", "c", "f", "x"], "'frequency' has 'x'; it must be one of 'r', 'c', 'f'"),
+        (["r"], "'frequency' has 1 entries for 4 classes"),
+        ("rcfr", "'frequency' must not be 'rcfr'"),
     ):
         (store.path / "classes.json").write_text(json.dumps({**classes, "frequency": frequency}))
         with pytest.raises(DataError, match=rf"classes\.json is damaged: {message}; prepare the store again"):
@@ -143,26 +143,28 @@ def test_image_root_moves_with_the_store(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": np.array([1, 2, 1, 9])}, "class index 9 for 4 classes"),
-        ({"label": np.array([1, 2, 1, -1])}, "'label' has values from -1 to 2"),
-        ({"label": np.array([1, 2, 1])}, "'label_offsets' ends at 4, not at 3 labels"),
-        ({"object_offsets": np.array([0, 2, 1, 3])}, "'object_offsets' must ascend"),
-        ({"object_offsets": np.array([0, 3])}, "'object_offsets' has 2 rows"),
+        (
+            {"label": np.array([1, 2, 1, 9])},
+            r"label\.npy .* has values from 1 to 9; it must lie between 0 and 3",
+        ),
+        ({"label": np.array([1, 2, 1, -1])}, r"label\.npy .* has values from -1 to 2"),
+        ({"label": np.array([1, 2, 1])}, r"label_offsets\.npy .* goes from 0 to 4, not from 0 to 3 labels"),
+        ({"object_offsets": np.array([0, 2, 1, 3])}, r"object_offsets\.npy .* must ascend"),
+        ({"object_offsets": np.array([0, 3])}, r"object_offsets\.npy .* has shape \(2,\), not \(4,\)"),
         ({"box": np.full((3, 4), np.nan)}, "not finite"),
         ({"box": np.zeros((3, 5))}, r"'box' has shape \(3, 5\)"),
         ({"image_id": np.array(["a", "a", "c"])}, "must ascend"),
-        ({"box": np.full((3, 4), 1.5)}, "'box' has values from 1.5 to 1.5"),
-        ({"label_offsets": np.array([0, 3, 3, 4])}, "'label_offsets' must ascend"),
+        ({"box": np.full((3, 4), 1.5)}, r"box\.npy .* has values from 1.5 to 1.5"),
+        ({"label_offsets": np.array([0, 3, 3, 4])}, r"label_offsets\.npy .* must ascend"),
         ({"image_size": np.full((3, 2), 40_000)}, "has images of more than 1073741824 pixels"),
-        ({"other": np.zeros(3)}, "unknown column 'other'"),
         (
             {"image_label_status": np.array([1, 3, 0])},
-            "'image_label_status' has values from 0 to 3; it must",
+            r"image_label_status\.npy .* has values from 0 to 3; it must",
         ),
-        ({"image_label_status": np.array([1, -1, 0])}, "'image_label_status' has values from -1 to 1"),
-        ({"header": {"form": "voc"}}, "form is 'voc'; it must be one of 'open_images', 'coco', 'lvis'"),
-        ({"header": {"frequency": ["r", "c", "f"]}}, "frequency has 3 entries, but there are 4 classes"),
-        ({"header": {"frequency": ["r", "c", "f", None]}}, "frequency of class 3 is None; it must be one of"),
+        ({"image_label_status": np.array([1, -1, 0])}, r"image_label_status\.npy .* has values from -1 to 1"),
+        ({"header": {"form": "voc"}}, "form 'voc' is none of open_images, coco, lvis"),
+        ({"header": {"frequency": ["r", "c", "f"]}}, "'frequency' has 3 entries for 4 classes"),
+        ({"header": {"frequency": ["r", "c", "f", None]}}, "'frequency' must not be .*None"),
     ],
 )
 def test_columns_that_disagree_are_refused(tmp_path, changes, message):
@@ -173,7 +175,7 @@ def test_columns_that_disagree_are_refused(tmp_path, changes, message):
 
 def test_missing_column_is_refused(tmp_path):
     with (
-        pytest.raises(DataError, match="columns not written"),
+        pytest.raises(DataError, match=r"file_name\.npy is missing"),
         AnnotationStoreWriter(tmp_path / "s") as writer,
     ):
         writer.add("image_id", np.array(["a"]))
