@@ -16,16 +16,11 @@ from longtail_det2.utils.wording import pluralize
 from .style import COLORS, INK, log_scale, plot_figure
 
 _HEAT = LinearSegmentedColormap.from_list("rates", ["#ffffff", "#cfe3f1", "#6aaed6", "#0068a8", "#062c4a"])
-_LONGEST_NAME = 26
-_MOST_CLASSES = 40
-"""In the heat map."""
-_FEW_OBJECTS = 10.0
-_CELLS_WITH_NUMBERS = 14
-_CELLS_WITH_LINES = 100
+_TICKS = (0, 0.01, 0.1, 0.25, 0.5, 0.75, 1)
 
 
 def related_classes(statistics: ClassStatistics) -> np.ndarray:
-    """Pairs of classes that one label can imply: ancestor and descendant, or both ancestors of a class.
+    """Return the pairs of classes that one label implies: ancestor and descendant, or two ancestors of a class.
 
     Returns:
         (K, K) bool, symmetric. The rates of other pairs come from objects with several labels alone.
@@ -36,8 +31,8 @@ def related_classes(statistics: ClassStatistics) -> np.ndarray:
     return implied.T @ implied > 0
 
 
-def most_cooccurring(statistics: ClassStatistics, number: int = _MOST_CLASSES) -> np.ndarray:
-    """The classes with the strongest partners, in an order that puts partners side by side.
+def most_cooccurring(statistics: ClassStatistics, number: int = 40) -> np.ndarray:
+    """Return the classes with the strongest partners, in an order that puts partners side by side.
 
     A class counts by its highest rate with an unrelated class, in either direction. A rate of n objects is
     taken as r n / (n + 10), or a class that occurs once would come first. Related classes count where nothing
@@ -52,7 +47,7 @@ def most_cooccurring(statistics: ClassStatistics, number: int = _MOST_CLASSES) -
     """
     rates = statistics.rates()
     objects = statistics.known_cooccurrence.diagonal()
-    trusted = rates * (objects / (objects + _FEW_OBJECTS))[:, None]
+    trusted = rates * (objects / (objects + 10))[:, None]
     both = np.maximum(trusted, trusted.T)
     score = np.where(related_classes(statistics), 0.0, both).max(axis=1) + 1e-6 * both.max(axis=1)
     chosen = [int(c) for c in np.argsort(-score, kind="stable")[:number] if score[c] > 0]
@@ -90,19 +85,18 @@ def draw_heat_map(path: Path, rates: np.ndarray, class_names: Sequence[str], cla
         axes.tick_params(length=0)
         axes.grid(False)
         axes.spines[:].set_visible(True)
-        if len(classes) <= _CELLS_WITH_LINES:
+        if len(classes) <= 100:
             axes.set_xticks(places[1:] - 0.5, minor=True)
             axes.set_yticks(places[1:] - 0.5, minor=True)
             axes.grid(True, which="minor", linewidth=0.5)
             axes.tick_params(which="minor", length=0)
-        axes.set_xlabel("... is also of class j")
-        axes.set_ylabel("an object of class i ...")
+        axes.set(xlabel="... is also of class j", ylabel="an object of class i ...")
         some = "" if len(classes) == len(rates) else f", {len(classes)} of {len(rates)} classes"
         axes.set_title(f"Co-occurrence rates P(j | i){some}")
-        if len(classes) <= _CELLS_WITH_NUMBERS:
+        if len(classes) <= 14:
             _write_cells(axes, shown)
-        bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, ticks=[0, 0.01, 0.1, 0.25, 0.5, 0.75, 1])
-        bar.ax.set_yticklabels(["0", "0.01", "0.1", "0.25", "0.5", "0.75", "1"])
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, ticks=_TICKS)
+        bar.ax.set_yticklabels([f"{tick:g}" for tick in _TICKS])
         bar.outline.set_visible(False)
 
 
@@ -142,14 +136,10 @@ def plot_long_tail(
         if not members.any():
             continue
         share = counts[bins == number].sum() / max(int(counts.sum()), 1)
-        axes.bar(
-            ranks[members],
-            counts[order][members],
-            width=1.0 if len(order) > 150 else 0.82,
-            color=COLORS[number],
-            linewidth=0,
-            label=f"{name}: {pluralize(int(members.sum()), 'class', 'classes')}, {share:.1%}",
-        )
+        label = f"{name}: {pluralize(int(members.sum()), 'class', 'classes')}, {share:.1%}"
+        heights = counts[order][members]
+        width = 1.0 if len(order) > 150 else 0.82
+        axes.bar(ranks[members], heights, width=width, color=COLORS[number], linewidth=0, label=label)
     log_scale(axes, "y", counts=True)
     axes.set_ylim(0, max(int(counts.max(initial=0)), 2) * 1.4)
     axes.set_xlim(0.2, len(order) + 0.8)
@@ -160,7 +150,7 @@ def plot_long_tail(
 
 
 def inequality_text(counts: np.ndarray) -> str:
-    """How unequal the counts (K,) are: largest to smallest of those above 0, and the Gini coefficient.
+    """Tell how unequal the counts (K,) are: largest to smallest of those above 0, and the Gini coefficient.
 
     The coefficient is sum_i sum_j |n_i - n_j| / (2 K sum_i n_i) over all classes: 0 when all are equally
     frequent, 1 - 1/K when one class has everything.
@@ -186,5 +176,5 @@ def _write_cells(axes: Axes, shown: np.ma.MaskedArray) -> None:
 def _label(name: str) -> str:
     """A class name as it can stand at an axis: one short line that is no formula."""
     name = " ".join(name.split())
-    name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    name = name if len(name) <= 26 else name[:25] + "…"
     return name.replace("$", r"\$")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,19 +22,18 @@ _SMOOTHED = 9
 """Classes of neighbouring frequency, in each run, whose median is the line."""
 
 
-@dataclass(frozen=True)
-class GradientRatios:
-    """What one training gave each class.
+class GradientRatios(NamedTuple):
+    """What one training gave each of K classes.
 
     Attributes:
         name: folder of the run.
-        class_ids: of the K classes.
+        class_ids: K identifiers.
         images: (K,) training images with the class.
         ratio: (K,) positive by negative gradient, of all predictors together; NaN where there was none.
     """
 
     name: str
-    class_ids: tuple[str, ...]
+    class_ids: list[str]
     images: np.ndarray
     ratio: np.ndarray
 
@@ -53,31 +52,27 @@ def read_gradients(run: Path) -> GradientRatios:
         read_json(run / name, advice) for name in (CLASS_GRADIENTS_FILE, SAMPLED_CLASSES_FILE)
     )
     try:
-        ids, images = tuple(gradients["class_ids"]), np.array(sampled["images_by_class"], dtype=np.int64)
-        parts = gradients["predictors"].values()
-        sums = sum(np.array([one["positive"], one["negative"]], dtype=np.float64) for one in parts)
-        same = tuple(sampled["class_ids"]) == ids
+        ids, images = list(gradients["class_ids"]), np.array(sampled["images_by_class"], dtype=np.int64)
+        parts = [[one["positive"], one["negative"]] for one in gradients["predictors"].values()]
+        positive, negative = np.array(parts, dtype=np.float64).sum(axis=0)
+        same = list(sampled["class_ids"]) == ids
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         file = run / CLASS_GRADIENTS_FILE
         raise DataError(f"{file}: not what a training writes ({error}): {advice}") from None
-    if not same or np.shape(sums) != (2, len(ids)) or len(images) != len(ids):
+    if not same or not len(positive) == len(images) == len(ids):
         raise DataError(
             f"{run}: {CLASS_GRADIENTS_FILE} and {SAMPLED_CLASSES_FILE} are of different classes: {advice}"
         )
-    positive, negative = np.asarray(sums)
     known = (negative > 0) & (positive > 0)
     ratio = np.divide(positive, negative, out=np.full(len(ids), np.nan), where=known)
     return GradientRatios(str(run), ids, images, ratio)
 
 
 def ratios_of_groups(runs: Sequence[GradientRatios]) -> tuple[float, float, float]:
-    """Geometric mean of the ratios of rare, common and frequent classes, by LVIS's thresholds.
+    """Return the geometric mean of the ratios of rare, common and frequent classes; NaN without classes.
 
     Args:
-        runs: at least one; classes may have other frequencies in each.
-
-    Returns:
-        NaN for a group without classes.
+        runs: at least one; classes may have other frequencies in each. Thresholds are LVIS's.
     """
     images, ratio = _pooled(runs)
     group = np.array(frequency_letters(images))
@@ -115,8 +110,8 @@ def draw_gradients(path: Path, methods: Mapping[str, Sequence[GradientRatios]]) 
         for which in ("x", "y"):
             log_scale(axes, which)
         axes.axhline(1, color=MUTED, linewidth=0.8)
-        axes.set_xlabel("training images of the class (logarithmic)")
-        axes.set_ylabel("raising / lowering gradient (logarithmic)")
+        axes.set(xlabel="training images of the class (logarithmic)")
+        axes.set(ylabel="raising / lowering gradient (logarithmic)")
         axes.set_title("Gradients of the classes' logits, summed over training")
         figure.legend(loc="outside lower center", ncols=3)
 

@@ -32,17 +32,12 @@ from .mask_drawing import fit_mask, outline, paint, read_mask
 logger = logging.getLogger(__name__)
 
 _GOLDEN_RATIO = 0.618033988749895
-_FONT_SHARE = 0.8
-"""Size of the text beside boxes as a share of the visualizer's font size."""
-_OUTLINE_SHARE = 0.1
-"""Width of the line around a mask as a share of the font size; that of a box is 0.25."""
-_OUTLINE_LIGHT = 0.15
-"""How much lighter than the class's colour the line around a mask is."""
+_TEXT_SHARE = 0.8  # of the visualizer's font size
+_OUTLINE_SHARE = 0.1  # width of the line around a mask by font size; that of a box is 0.25
+_OUTLINE_LIGHT = 0.15  # how much lighter than the class's colour the line around a mask is
+_TEXT_MARGIN = 3  # pixels between a text block and whatever it must not touch
+_MAX_LABELS = 8  # written beside a box; further ones are counted
 _LEAST_SIDE = 384
-_MOST_ROOM = 960
-_ROOM_OF_AN_OBJECT = 24
-_TEXT_MARGIN = 3
-"""Pixels between a text block and whatever it must not touch."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ def class_color(index: int) -> tuple[float, float, float]:
 
 def room_for(objects: int, least: int = _LEAST_SIDE) -> int:
     """Return how many pixels an image's longer side needs for the text of so many objects."""
-    return max(least, min(_ROOM_OF_AN_OBJECT * objects, _MOST_ROOM))
+    return max(least, min(24 * objects, 960))
 
 
 def labels_metadata(class_names: Sequence[str], hierarchy: LabelHierarchy | None = None) -> Metadata:
@@ -160,7 +155,6 @@ class MultiLabelVisualizer(Visualizer):
         *,
         min_size: int = _LEAST_SIDE,
         max_size: int | None = None,
-        max_labels: int = 8,
         max_texts: int = 300,
     ) -> None:
         """Prepare the canvas.
@@ -170,7 +164,6 @@ class MultiLabelVisualizer(Visualizer):
             metadata: gives `thing_classes` (names) and, if there, `hierarchy`; see `labels_metadata`.
             min_size: least length in pixels of the longer side of the output; see `room_for`.
             max_size: greatest length in pixels of the longer side of the output; None sets no limit.
-            max_labels: labels written beside a box; further ones are counted.
             max_texts: boxes with text, those of the highest scores or, without scores, the largest; a
                 warning in the log tells of others.
         """
@@ -184,7 +177,6 @@ class MultiLabelVisualizer(Visualizer):
             method = Image.Resampling.BILINEAR if self.zoom > 1 else Image.Resampling.LANCZOS
             image = ResizeTransform(height, width, *size, interp=method).apply_image(image)
         super().__init__(image, metadata)
-        self.max_labels = max_labels
         self.max_texts = max_texts
 
     def draw_dataset_dict(self, dic: Mapping[str, Any]) -> VisImage:
@@ -233,22 +225,19 @@ class MultiLabelVisualizer(Visualizer):
             objects.append(DrawnObject(box, classes, group_of=groups[row], note=note, mask=masks[row]))
         return self.draw_objects(objects)
 
-    def draw_instance_predictions(
-        self, predictions: Instances, *, score_threshold: float = 0.0, merge_iou: float = 0.65
-    ) -> VisImage:
+    def draw_instance_predictions(self, predictions: Instances, *, score_threshold: float = 0.0) -> VisImage:
         """Draw predictions; those that agree on the box share one text block (see `merge_predictions`).
 
         Args:
             predictions: fields `pred_boxes`, `pred_classes`, `scores`, and if present `pred_masks` (n, H, W)
                 bool in pixels of the image.
             score_threshold: predictions with lower scores are left out.
-            merge_iou: overlap from which on predictions of different classes are one object.
         """
         shown = predictions[predictions.scores >= score_threshold].to("cpu")
         masks = list(shown.pred_masks.numpy()) if shown.has("pred_masks") else None
         columns = shown.pred_boxes.tensor, shown.pred_classes, shown.scores
         boxes, classes, scores = (column.detach().numpy() for column in columns)
-        return self.draw_objects(merge_predictions(boxes, classes, scores, merge_iou, masks))
+        return self.draw_objects(merge_predictions(boxes, classes, scores, masks=masks))
 
     def draw_objects(self, objects: Sequence[DrawnObject]) -> VisImage:
         """Draw masks, then boxes, largest first, then the text blocks where there is room for them."""
@@ -292,28 +281,18 @@ class MultiLabelVisualizer(Visualizer):
         texts = {place: text for place, one in enumerate(objects) if (text := self.text_of(one))}
         chosen = sorted(texts, key=lambda place: -max(objects[place].scores, default=0))[: self.max_texts]
         if len(chosen) < len(texts):
-            logger.warning(
-                "%d of %d boxes have no text: it is written for the %d %s ones only",
-                len(texts) - len(chosen),
-                len(texts),
-                self.max_texts,
-                "most certain" if any(len(one.scores) for one in objects) else "largest",
-            )
+            kind = "most certain" if any(len(one.scores) for one in objects) else "largest"
+            logger.warning("text is written for the %d %s of %d boxes", len(chosen), kind, len(texts))
         boxes = torch.tensor([one.box for one in objects]).reshape(-1, 4) * self.zoom
         taken = boxes.new_zeros((0, 4))
-        font_size = self._default_font_size * _FONT_SHARE
+        font_size = self._default_font_size * _TEXT_SHARE
         for place in sorted(chosen, reverse=True):  # small boxes have the least room: they choose first
             size = self._text_size(texts[place], font_size)
             block = self._free_place(boxes, place, size, taken)
             taken = torch.cat([taken, block[None]])
-            color = self._change_color_brightness(objects[place].color, brightness_factor=0.7)
-            self.draw_text(
-                texts[place],
-                tuple(block[:2].tolist()),
-                color=to_hex(color),
-                font_size=font_size,
-                horizontal_alignment="left",
-            )
+            color = to_hex(self._change_color_brightness(objects[place].color, brightness_factor=0.7))
+            style: dict[str, Any] = {"font_size": font_size, "horizontal_alignment": "left"}
+            self.draw_text(texts[place], tuple(block[:2].tolist()), color=color, **style)
 
     def text_of(self, one: DrawnObject) -> str:
         """Return the text block of an object: its labels (with their scores), then marks and note.
@@ -325,7 +304,7 @@ class MultiLabelVisualizer(Visualizer):
             int(label): self._class_name(label) + ("" if score is None else f" {100 * score:.0f}%")
             for label, score in zip(one.classes, scores, strict=True)
         }
-        shown = list(words)[: self.max_labels]
+        shown = list(words)[:_MAX_LABELS]
         lines = self._label_lines(shown, words)
         if not len(one.scores):  # the labels of a true object belong together: they read as a sum
             lines = lines[:1] + [f"+ {line}" for line in lines[1:]]

@@ -26,12 +26,13 @@ from .run_data import Evaluation, read_evaluation, read_log
 
 logger = logging.getLogger(__name__)
 
+_FREQUENCY = ("head", "medium", "tail")
 _CARDS = {
-    "AP": ("mAP{0:g}", "mAP{0:g}_leaves", "mAP{0:g}_head", "mAP{0:g}_medium", "mAP{0:g}_tail"),
-    "lvis": ("AP", "APf", "APc", "APr"),
-    "coco": ("AP", "AP50", "AP_head", "AP_medium", "AP_tail"),
+    "AP": {"mAP{0:g}": "all", "mAP{0:g}_leaves": "leaf", **{f"mAP{{0:g}}_{one}": one for one in _FREQUENCY}},
+    "lvis": {"AP": "all", "APf": "frequent", "APc": "common", "APr": "rare"},
+    "coco": {"AP": "all", "AP50": "all", **{f"AP_{one}": one for one in _FREQUENCY}},
 }
-_GROUP_OF_MEAN = {"APf": "frequent", "APc": "common", "APr": "rare"}
+"""Means to show first, with the classes that they are over, by metric."""
 _SETTINGS = {
     "Model": "MODEL.META_ARCHITECTURE",
     "Backbone": "MODEL.BACKBONE.NAME",
@@ -96,10 +97,8 @@ def build_report(
     facts = [("Training data", _describe(train)), ("Validation data", _describe(validation))]
     facts += _facts(read_run_record(run), config)
     if "time" in log:
-        seconds = np.diff(log["iteration"], prepend=-1) @ np.nan_to_num(
-            log["time"], nan=np.nanmedian(log["time"])
-        )
-        facts.append(("Time in training steps", duration(float(seconds))))
+        seconds = float(np.nansum(np.diff(log["iteration"], prepend=-1) * log["time"]))
+        facts.append(("Time in training steps", duration(seconds)))
     if steps:
         steps = [*steps, ("together", sum(seconds for _, seconds in steps))]
         facts.append(("Steps", ", ".join(f"{name} {duration(seconds)}" for name, seconds in steps)))
@@ -157,10 +156,8 @@ def _facts(record: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tup
     yield "Commit", record.get("commit")
     if machine := record.get("machine"):
         processes = pluralize(record.get("processes", 1), "process", "processes")
-        yield (
-            "Machine",
-            f"{machine.get('cpus')} CPU cores, {', '.join(machine.get('gpus', ())) or 'no GPU'}, {processes}",
-        )
+        gpus = ", ".join(machine.get("gpus", ())) or "no GPU"
+        yield "Machine", f"{machine.get('cpus')} CPU cores, {gpus}, {processes}"
 
 
 def _results(evaluation: Evaluation) -> dict[str, Any]:
@@ -170,19 +167,13 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
     iou = options.get("open_images", {}).get("iou_threshold", 0.5)
     key, summary = evaluation.ap_key, evaluation.summary
     means = summary.get("bbox" if key == "AP" else key, {})
-    cards = [name.format(100 * iou) for name in _CARDS[key.partition("_")[0]]]
-    columns = [
-        key,
-        *(name for name in ("AP_expanded", *summary) if name != key and name in evaluation.classes[0]),
-    ]
+    cards = [(name.format(100 * iou), group) for name, group in _CARDS[key.partition("_")[0]].items()]
+    keys = {name for one in evaluation.classes for name in one}
+    columns = [key, *(name for name in ("AP_expanded", *summary) if name != key and name in keys)]
     return {
         "options": options,
         "metric": metrics.get("open_images", {}).get("metric", ""),
-        "cards": [
-            (name, _GROUP_OF_MEAN.get(name) or name.partition("_")[2], means[name])
-            for name in cards
-            if means.get(name) is not None
-        ],
+        "cards": [(name, group, means[name]) for name, group in cards if means.get(name) is not None],
         "tables": {
             metric: {_name(task, iou): means for task, means in summary.items() if task.startswith(metric)}
             for metric in ("coco", "lvis")
@@ -219,9 +210,4 @@ def _images(
     if threshold is None and detections is not None:
         threshold = default_threshold(len(store.labels), detections)
     images = draw_images(store, detections, rare, count=count, threshold=threshold or 0)
-    return {
-        "images": images,
-        "threshold": threshold,
-        "has_predictions": path is not None,
-        "masks": store.has_masks,
-    }
+    return {"images": images, "threshold": None if path is None else threshold, "masks": store.has_masks}

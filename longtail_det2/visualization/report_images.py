@@ -27,13 +27,9 @@ from .predictions import DetectionsByImage, MaskedDetections
 
 logger = logging.getLogger(__name__)
 
-_MOST_CANDIDATES = 2000
-"""Larger data sets are sampled evenly."""
+_MOST_CANDIDATES = 2000  # larger data sets are sampled evenly
 _OVERLAP = 0.5
-_SMALLEST_SIDE = 480
-"""Pixels to which smaller images are enlarged, to make room for the text."""
-_LARGEST_SIDE = 640
-"""Pixels to which larger images are shrunk, so that the report stays small."""
+_SMALLEST_SIDE, _LARGEST_SIDE = 480, 640  # in pixels: room for the text, and a report that stays small
 
 
 class ImageScore(NamedTuple):
@@ -55,22 +51,6 @@ class ImageScore(NamedTuple):
     def quality(self) -> float:
         """F-measure in [0, 1]."""
         return 2 * len(self.found) / max(2 * len(self.found) + len(self.missed) + self.wrong, 1)
-
-
-class ReportImage(NamedTuple):
-    """One row of the report's images.
-
-    Attributes:
-        image_id: name of the image.
-        reason: why it is shown.
-        caption: what was found, missed and wrongly said; empty without predictions.
-        drawings: JPEG of the truth and, if there are any, of the predictions, as data URI by name.
-    """
-
-    image_id: str
-    reason: str
-    caption: str
-    drawings: dict[str, str]
 
 
 def score_image(store: AnnotationStore, index: int, predictions: Detections | None) -> ImageScore:
@@ -99,7 +79,7 @@ def score_image(store: AnnotationStore, index: int, predictions: Detections | No
 
 
 def choose_images(scores: Sequence[ImageScore], rare: set[int], count: int) -> list[tuple[ImageScore, str]]:
-    """Choose equally many of the best, of the worst, and of those with missed rare classes; none twice.
+    """Choose about equally many images with missed rare classes, of the best, and of the worst; none twice.
 
     Args:
         scores: images to choose from; those without objects are left out.
@@ -110,29 +90,22 @@ def choose_images(scores: Sequence[ImageScore], rare: set[int], count: int) -> l
         Pairs (image, why it is shown), by reason.
     """
     candidates = [one for one in scores if one.found or one.missed]
-    labels = {one.index: len(one.found) + len(one.missed) for one in candidates}
+    best = sorted(candidates, key=lambda one: (-one.quality, -len(one.found), one.index))
+    worst = sorted(candidates, key=lambda one: (one.quality, -len(one.missed), one.index))
     missed = {one.index: sum(label in rare for label in one.missed) for one in candidates}
-    orders = {
-        "rare classes missed": sorted(candidates, key=lambda one: (-missed[one.index], one.index)),
-        "among the best": sorted(candidates, key=lambda one: (-one.quality, -labels[one.index], one.index)),
-        "among the worst": sorted(candidates, key=lambda one: (one.quality, -labels[one.index], one.index)),
-    }
-    orders["rare classes missed"] = [one for one in orders["rare classes missed"] if missed[one.index]]
-    queues = {reason: iter(order) for reason, order in orders.items()}
-    chosen: dict[str, list[ImageScore]] = {reason: [] for reason in orders}
-    taken: set[int] = set()
-    while len(taken) < min(count, len(candidates)):
-        for reason, queue in queues.items():
-            one = next((one for one in queue if one.index not in taken), None)
-            if one is not None and len(taken) < count:
-                taken.add(one.index)
-                chosen[reason].append(one)
-    return [(one, reason) for reason, images in chosen.items() for one in images]
+    without = sorted((one for one in candidates if missed[one.index]), key=lambda one: -missed[one.index])
+    orders = {"rare classes missed": without, "among the best": best, "among the worst": worst}
+    chosen: dict[int, tuple[ImageScore, str]] = {}
+    for number, (reason, order) in enumerate(orders.items(), 1):
+        for one in order:
+            if len(chosen) < min(count, len(candidates)) * number // len(orders):
+                chosen.setdefault(one.index, (one, reason))
+    return list(chosen.values())
 
 
 def draw_images(
     store: AnnotationStore, detections: Detections | None, rare: set[int], *, count: int, threshold: float
-) -> list[ReportImage]:
+) -> list[dict[str, Any]]:
     """Choose and draw validation images.
 
     Args:
@@ -141,29 +114,30 @@ def draw_images(
         rare: class indices.
         count: most images.
         threshold: predictions with lower scores are not drawn.
+
+    Returns:
+        Of each image "id", "reason" and "caption" (empty without predictions), and "drawings": JPEG of the
+        truth and perhaps of the predictions as data URI by name.
     """
     by_image = None if detections is None else DetectionsByImage(detections, threshold)
-    step = max(len(store) // _MOST_CANDIDATES, 1)
-    scores = [
-        score_image(store, index, None if by_image is None else by_image[index])
-        for index in range(0, len(store), step)
-    ]
-    images = []
-    try:
-        dataset = MultiLabelDataset(store)
-    except DataError as error:
-        logger.warning("no images: %s", error)
-        return []
-    for one, reason in choose_images(scores, rare, count):
+
+    def find(index: int) -> Detections | None:
+        return None if by_image is None else by_image[index]
+
+    indices = range(0, len(store), max(len(store) // _MOST_CANDIDATES, 1))
+    chosen = choose_images([score_image(store, index, find(index)) for index in indices], rare, count)
+    metadata = labels_metadata(store.class_names, store.hierarchy)
+    images: list[dict[str, Any]] = []
+    for one, reason in chosen:
         try:
-            pair = draw_pair(dataset, one.index, None if by_image is None else by_image[one.index])
+            pair = draw_pair(MultiLabelDataset(store), one.index, find(one.index), metadata)
         except DataError as error:
             logger.warning("image left out: %s", error)
             continue
-        drawings = {name: _data_uri(drawing) for name, drawing in pair.items()}
-        caption = "" if by_image is None else _caption(store, one)
-        reason = reason if by_image is not None else ""
-        images.append(ReportImage(store.image_ids[one.index].decode(), reason, caption, drawings))
+        image = {"id": store.image_ids[one.index].decode(), "reason": "", "caption": ""}
+        if by_image is not None:
+            image.update(reason=reason, caption=_caption(store, one))
+        images.append({**image, "drawings": {name: _data_uri(drawing) for name, drawing in pair.items()}})
     return images
 
 
@@ -171,7 +145,7 @@ def draw_pair(
     dataset: Any,
     index: int,
     predictions: Detections | None,
-    metadata: Metadata | None = None,
+    metadata: Metadata,
     *,
     largest_side: int = _LARGEST_SIDE,
 ) -> dict[str, np.ndarray]:
@@ -181,7 +155,7 @@ def draw_pair(
         dataset: records by index.
         index: of the record.
         predictions: for this image.
-        metadata: for the visualizer; None takes the names and the hierarchy of the dataset's store.
+        metadata: for the visualizer.
         largest_side: larger images are shrunk to so many pixels.
 
     Returns:
@@ -190,37 +164,33 @@ def draw_pair(
     Raises:
         DataError: the image cannot be read, or a mask is malformed or does not fit it.
     """
-    if metadata is None:
-        metadata = labels_metadata(dataset.store.class_names, dataset.store.hierarchy)
     record = dataset[index]
     pixels = read_image(record["file_name"], "RGB", image_id=record["image_id"])
-    height, width = pixels.shape[:2]
     objects = []
     if predictions is not None:
         masks = predictions.bitmaps() if isinstance(predictions, MaskedDetections) else None
-        boxes = predictions.box * np.array([width, height, width, height])
+        boxes = predictions.box * np.tile(pixels.shape[1::-1], 2)
         objects = merge_predictions(boxes, predictions.cls, predictions.score, masks=masks)
     room = room_for(max(len(record.get("annotations", ())), len(objects)), _SMALLEST_SIDE)
-    truth, drawn = (
-        MultiLabelVisualizer(pixels, metadata, min_size=room, max_size=largest_side) for _ in range(2)
-    )
-    pair = {"truth": truth.draw_dataset_dict(record).get_image()}
+    size = {"min_size": room, "max_size": largest_side}
+    pair = {"truth": MultiLabelVisualizer(pixels, metadata, **size).draw_dataset_dict(record).get_image()}
     if predictions is not None:
         try:
-            pair["predictions"] = drawn.draw_objects(objects).get_image()
+            drawn = MultiLabelVisualizer(pixels, metadata, **size).draw_objects(objects)
         except DataError as error:
             raise DataError(f"image {record['image_id']!r}: {error}") from None
+        pair["predictions"] = drawn.get_image()
     return pair
 
 
 def _caption(store: AnnotationStore, one: ImageScore) -> str:
-    text = f"{len(one.found)} of {pluralize(len(one.found + one.missed), 'label')} found"
+    text = f"{len(one.found)} of {pluralize(len(one.found) + len(one.missed), 'label')} found"
     text += f", {pluralize(one.wrong, 'wrong prediction')}." if one.wrong else "."
-    missed = [
+    names = [
         store.class_names[label] + (f" × {n}" if n > 1 else "") for label, n in Counter(one.missed).items()
     ]
-    more = f" and {len(missed) - 6} more" if len(missed) > 6 else ""
-    return text + (f" Missed: {', '.join(missed[:6])}{more}." if missed else "")
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return text + (f" Missed: {', '.join(names[:6])}{more}." if names else "")
 
 
 def _data_uri(pixels: np.ndarray) -> str:

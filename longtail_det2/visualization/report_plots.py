@@ -25,12 +25,12 @@ _SIZE = 5.2, 3.7
 """In inches: readable at half the page's width and on a telephone."""
 
 
-def ap_plot(evaluation: Evaluation, label: str) -> str | None:
+def ap_plot(evaluation: Evaluation, ap_label: str) -> str | None:
     """Plot the AP of each class against its training images, with its numbers as hover text.
 
     Args:
         evaluation: gives classes, their groups and the AP to show.
-        label: of the axis.
+        ap_label: of the axis.
 
     Returns:
         SVG; None if no class has both numbers.
@@ -49,19 +49,17 @@ def ap_plot(evaluation: Evaluation, label: str) -> str | None:
             counts = [one["train_images"] for one in members]
             values = [100 * one[key] for one in members]
             color = COLOR_OF[group]
-            axes.plot(
-                counts,
-                values,
-                _MARKER_OF[group],
-                color=color,
-                markerfacecolor="none" if group == "inner" else color,
-                markersize=5,
-                alpha=0.85,
-                clip_on=False,
-                label=f"{group} ({len(members)})",
-                gid=f"classes-{group}",
-            )
-            hover[f"classes-{group}"] = [
+            gid, face = f"classes-{group}", "none" if group == "inner" else color
+            style = {
+                "color": color,
+                "markerfacecolor": face,
+                "markersize": 5,
+                "alpha": 0.85,
+                "clip_on": False,
+            }
+            label = f"{group} ({len(members)})"
+            axes.plot(counts, values, _MARKER_OF[group], gid=gid, label=label, **style)
+            hover[gid] = [
                 f"{one['name']}: AP {100 * one[key]:.1f} %, {one['train_images']:,} training images"
                 for one in members
             ]
@@ -69,23 +67,20 @@ def ap_plot(evaluation: Evaluation, label: str) -> str | None:
                 axes.plot([min(counts), max(counts)], [np.mean(values)] * 2, color=color, linewidth=1.6)
         axes.set_ylim(0, 100)
         log_scale(axes, "x", counts=True)
-        axes.set_xlabel("training images of the class (logarithmic)")
-        axes.set_ylabel(label)
+        axes.set(xlabel="training images of the class (logarithmic)", ylabel=ap_label)
         return _finish(figure, "AP of each class against its number of training images", hover)
 
 
 def long_tail_plot(evaluation: Evaluation) -> str | None:
     """Plot the training images of the leaf classes by rank; None if they are unknown."""
-    leaves = [one for one in evaluation.classes if one.get("is_leaf", True)]
-    known = [one for one in leaves if one.get("train_images") is not None]
+    known = [one for one in evaluation.classes if one["is_leaf"] and one["train_images"] is not None]
     if not known:
         return None
     groups = [evaluation.group_of(one) for one in known]
     names = [group for group in GROUPS if group in groups]
-    counts, bins = (
-        np.array(column)
-        for column in ([one["train_images"] for one in known], list(map(names.index, groups)))
-    )
+    counts, bins = np.array(
+        [(one["train_images"], names.index(g)) for one, g in zip(known, groups, strict=True)]
+    ).T
     with plot_figure(*_SIZE) as figure:
         axes = figure.subplots()
         plot_long_tail(axes, counts, bins, names)
@@ -105,6 +100,8 @@ def training_plots(log: Mapping[str, np.ndarray]) -> list[str]:
         names = ["total_loss", *sorted(name for name in log if name.startswith("loss"))]
         for name, color in zip(names, (INK, *COLORS, *COLORS), strict=False):
             known = log[name] > 0
+            if not known.any():
+                continue
             axes.plot(x[known], log[name][known], color=color, linewidth=0.8, alpha=0.28)
             label = name.removeprefix("loss_").replace("_", " ")
             axes.plot(x[known], smooth(log[name][known]), color=color, label=label, marker=marker)
@@ -122,15 +119,11 @@ def training_plots(log: Mapping[str, np.ndarray]) -> list[str]:
     return plots
 
 
-def smooth(values: np.ndarray, share: float = 0.04) -> np.ndarray:
-    """Return the moving average of a curve (T,) over about `share` of it; its start is not biased."""
-    keep = 1 - 1 / max(share * len(values), 1.0)
-    smoothed = np.empty(len(values))
-    total = weight = 0.0
-    for place, value in enumerate(values):
-        total, weight = keep * total + value, keep * weight + 1
-        smoothed[place] = total / weight
-    return smoothed
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Return the moving average of a curve (T,) over 4 % of it."""
+    window = np.ones(max(round(0.04 * len(values)), 1))
+    sums, counts = (np.convolve(one, window, "same") for one in (values, np.ones(len(values))))
+    return sums / counts
 
 
 def _finish(

@@ -47,12 +47,6 @@ def test_classes_with_unrelated_partners_come_first():
     assert sorted(most_cooccurring(statistics).tolist()) == list(range(6))
 
 
-def test_few_objects_are_little_evidence():
-    pairs = {("car", "fish"): 25, ("puppy", "animal"): 1, ("puppy", "fish"): 1}
-    statistics = statistics_of(pairs, objects=(50, 50, 1, 50, 50, 50))
-    assert {IDS[c] for c in most_cooccurring(statistics, 2)} == {"car", "fish"}
-
-
 def test_partners_stand_side_by_side():
     pairs = {(IDS[i], IDS[i + 3]): 45 - 5 * i for i in range(3)}
     assert most_cooccurring(statistics_of(pairs, hierarchy=None)).tolist() == [0, 3, 1, 4, 2, 5]

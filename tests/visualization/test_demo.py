@@ -18,7 +18,7 @@ from longtail_det2.engine.build import build_model
 from longtail_det2.export.source import load_detector
 from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.predictions import MaskedDetections, read_predictions
-from longtail_det2.visualization.predictor import Predictor, find_images, write_predictions
+from longtail_det2.visualization.predictor import Predictor, write_predictions
 
 OPTIONS = ["MODEL.ROI_HEADS.NUM_CLASSES", "5", "INPUT.MIN_SIZE_TEST", "48", "MODEL.DEVICE", "cpu"]
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
@@ -150,11 +150,6 @@ def test_equal_names_get_ids_and_drawings_of_their_own(store, tmp_path, demo):
     assert sorted(path.name for path in out.glob("*.jpg")) == ["a-2.jpg", "a.jpg"]
     ids = {row["image_id"] for row in json.loads((out / "p.json").read_text())}
     assert ids == {str(tmp_path / name / "a.png") for name in ("one", "two")}
-
-
-def test_inputs_named_twice_count_once(store):
-    path = store.image_root / "im0.png"
-    assert len(find_images([path, store.image_root, path])) == 4
 
 
 def test_names_are_those_of_the_config_s_test_data(script, weights, store, tmp_path, capsys):

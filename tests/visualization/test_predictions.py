@@ -32,10 +32,6 @@ def test_coco_results_and_csv_agree(store, tmp_path, caplog):
     assert caplog.text.count("1 predictions are of images") == 2
 
 
-def test_no_results(store, tmp_path):
-    assert len(read_predictions(write_json(tmp_path / "results.json", []), store)) == 0
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -48,14 +44,6 @@ def test_no_results(store, tmp_path):
 def test_errors_name_the_entry(store, tmp_path, rows, message):
     with pytest.raises(DataError, match=message):
         read_predictions(write_json(tmp_path / "results.json", rows), store)
-
-
-def test_unreadable_files(store, tmp_path):
-    with pytest.raises(DataError, match="no such file"):
-        read_predictions(tmp_path / "absent.json", store)
-    (tmp_path / "bad.json").write_text("[")
-    with pytest.raises(DataError, match="not a JSON file"):
-        read_predictions(tmp_path / "bad.json", store)
 
 
 def result(image, **more):

@@ -253,6 +253,7 @@ def test_plots_without_content():
 
 def test_smoothing():
     np.testing.assert_allclose(smooth(np.full(50, 2.0)), 2.0)
+    np.testing.assert_allclose(smooth(np.array([3.0])), 3.0)
     noisy = np.random.default_rng(0).normal(size=1000)
     assert smooth(noisy).std() < 0.4 * noisy.std()
 

@@ -9,7 +9,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.visualization.inputs import image_names
 
 
 @pytest.fixture
@@ -90,17 +89,6 @@ def test_results_on_a_registered_list_of_records(script, store, tmp_path):
     assert script("visualize_results").main([*command, "--output", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{i}.png" for i in range(4)]
     assert script("visualize_data").main(["--dataset", name, "--output", str(tmp_path / "data")]) == 0
-
-
-def test_data_set_of_the_command_line(script, store, tmp_path):
-    name = f"own_{tmp_path.name}"
-    command = ["--dataset", name, "--output", str(tmp_path / "out"), "--number", "1"]
-    assert script("visualize_data").main([*command, "DATASETS.STORES", f"{name}={store.path}"]) == 0
-    assert len(list((tmp_path / "out").iterdir())) == 1
-
-
-def test_image_names():
-    assert image_names(["a/b", "a_b", 7]) == ["a_b.png", "a_b-2.png", "7.png"]
 
 
 def test_masks_of_the_mapper(script, masked_store, tmp_path):
