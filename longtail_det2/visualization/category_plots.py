@@ -20,7 +20,7 @@ _TICKS = (0, 0.01, 0.1, 0.25, 0.5, 0.75, 1)
 
 
 def related_classes(statistics: ClassStatistics) -> np.ndarray:
-    """Return the pairs of classes that one label implies: ancestor and descendant, or two ancestors of a class.
+    """Return the pairs of classes that one label implies: ancestor and descendant, or two ancestors.
 
     Returns:
         (K, K) bool, symmetric. The rates of other pairs come from objects with several labels alone.
@@ -119,7 +119,11 @@ def draw_long_tail(path: Path, counts: np.ndarray, bins: np.ndarray) -> None:
 
 
 def plot_long_tail(
-    axes: Axes, counts: np.ndarray, bins: np.ndarray, names: Sequence[str] = FREQUENCY_BINS
+    axes: Axes,
+    counts: np.ndarray,
+    bins: np.ndarray,
+    names: Sequence[str] = FREQUENCY_BINS,
+    colors: Sequence[str] = COLORS,
 ) -> None:
     """Plot the images of the classes as bars, the most frequent first.
 
@@ -127,7 +131,8 @@ def plot_long_tail(
         axes: to plot into.
         counts: (K,) images per class.
         bins: (K,) indices into `names`.
-        names: of at most as many groups as there are `COLORS`; each gets a label for the legend.
+        names: of the groups, for the legend.
+        colors: of the groups.
     """
     order = np.argsort(-counts, kind="stable")
     ranks = np.arange(1, len(order) + 1)
@@ -139,7 +144,7 @@ def plot_long_tail(
         label = f"{name}: {pluralize(int(members.sum()), 'class', 'classes')}, {share:.1%}"
         heights = counts[order][members]
         width = 1.0 if len(order) > 150 else 0.82
-        axes.bar(ranks[members], heights, width=width, color=COLORS[number], linewidth=0, label=label)
+        axes.bar(ranks[members], heights, width=width, color=colors[number], linewidth=0, label=label)
     log_scale(axes, "y", counts=True)
     axes.set_ylim(0, max(int(counts.max(initial=0)), 2) * 1.4)
     axes.set_xlim(0.2, len(order) + 0.8)

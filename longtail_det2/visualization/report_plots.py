@@ -83,7 +83,7 @@ def long_tail_plot(evaluation: Evaluation) -> str | None:
     ).T
     with plot_figure(*_SIZE) as figure:
         axes = figure.subplots()
-        plot_long_tail(axes, counts, bins, names)
+        plot_long_tail(axes, counts, bins, names, [COLOR_OF[name] for name in names])
         axes.set_xlabel("leaf classes by frequency")
         return _finish(figure, "Training images of each leaf class, by rank", columns=2)
 
