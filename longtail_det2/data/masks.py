@@ -147,7 +147,9 @@ def check_segmentation(value: object, height: int, width: int) -> Segmentation |
     forms = (list, tuple, array, np.ndarray)
     if not isinstance(value, (list, tuple)) or not all(isinstance(polygon, forms) for polygon in value):
         raise ValueError("that is neither a list of polygons nor RLE")
-    polygons = [_read_polygon(polygon, height, width) for polygon in value if len(polygon)]
+    if not any(len(polygon) for polygon in value):
+        return None
+    polygons = [_read_polygon(polygon, height, width) for polygon in value]
     return [polygon.reshape(-1) for polygon in polygons if _has_area(polygon)] or None
 
 
