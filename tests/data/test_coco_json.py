@@ -11,9 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from longtail_det2.data.datasets.builtin import register_datasets, register_store
-from longtail_det2.data.datasets.coco import check_coco, prepare_coco
+from longtail_det2.data.datasets.coco import check_coco, prepare_coco, read_coco_hierarchy
 from longtail_det2.data.datasets.coco_cache import CocoEntry
-from longtail_det2.data.datasets.coco_hierarchy import read_coco_hierarchy
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.datasets.openimages import prepare_openimages
 from longtail_det2.data.hierarchy import HierarchyError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,13 +16,12 @@ from longtail_det2.data.datasets.coco_checks import (
     KINDS,
     CocoAnnotations,
     CocoFile,
-    check_boxes,
     check_image_files,
+    is_usable_text,
 )
-from longtail_det2.data.datasets.coco_hierarchy import read_coco_hierarchy
-from longtail_det2.data.hierarchy import LabelHierarchy
+from longtail_det2.data.hierarchy import HierarchyError, LabelHierarchy, ParsedHierarchy, read_parents
 from longtail_det2.data.issues import Issues
-from longtail_det2.data.masks import Segmentation, check_segmentation, encode_masks
+from longtail_det2.data.masks import Segmentation, encode_masks
 from longtail_det2.data.store import AnnotationStore, ImageLabel, rows_per_class, write_store
 from longtail_det2.data.store_writer import FREQUENCIES
 from longtail_det2.utils.errors import DataError
@@ -168,17 +168,13 @@ def _read(
         source.class_ids += added
         source.class_names += added
     images = source.read_images()
-    annotations = source.read_annotations()
     check_image_files(images, root, issues, settings.workers)
-    annotations = annotations.select(np.flatnonzero(images.keep[annotations.image]))
-    box, keep = check_boxes(annotations, images.sizes, issues)
-    annotations, box = annotations.select(np.flatnonzero(keep)), box[keep]
-    annotations.image = (np.cumsum(images.keep) - 1)[annotations.image].astype(np.int32)
+    annotations = source.read_annotations(images, settings.masks)
     if not images.keep.any() or not source.class_ids:
         issues.raise_errors()
         raise DataError(f"{path}: no sound image or category is left")
     columns = images.columns()
-    columns |= _object_columns(annotations, box, columns["image_size"], tree, issues, settings)
+    columns |= _object_columns(annotations, columns["image_id"], tree, issues, settings)
     counts = rows_per_class(columns["label_offsets"][columns["object_offsets"]], columns["label"], tree)
     frequency = _find_frequency(source, tree, counts, settings.frequency)
     content = {
@@ -194,8 +190,7 @@ def _read(
 
 def _object_columns(
     annotations: CocoAnnotations,
-    box: np.ndarray,
-    sizes: np.ndarray,
+    image_ids: np.ndarray,
     tree: LabelHierarchy,
     issues: Issues,
     settings: CocoOptions,
@@ -203,20 +198,20 @@ def _object_columns(
     """The columns of the objects, from left to right per image, labels most specific first.
 
     Args:
-        annotations: a of them, of images that are kept.
-        box: (a, 4) float32 shares.
-        sizes: (n, 2) height and width of the images.
+        annotations: a of them.
+        image_ids: (n,) of the images.
         tree: of the classes.
-        issues: takes equal boxes and bad masks.
-        settings: whether equal boxes are merged, and masks kept.
+        issues: takes equal boxes.
+        settings: whether equal boxes are merged.
     """
     num_classes, rank = tree.num_classes, tree.specificity_order(annotations.label)
-    keys = (annotations.flags, *box.T[::-1], annotations.image)
+    keys = (annotations.flags, *annotations.box.T[::-1], annotations.image)
     order = np.lexsort(keys)
     starts = np.ones(len(order), dtype=bool)
     starts[1:] = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
     if not settings.merge_equal_boxes and not starts.all():
-        example = f"{annotations.where[order[~starts][0]]} has the box of another one"
+        image = bytes(image_ids[annotations.image[order[~starts][0]]]).decode()
+        example = f"two annotations of image {image!r}"
         issues.add("equal_boxes", example, int(np.count_nonzero(~starts)))
         starts[:] = True
     owner = np.empty(len(order), dtype=np.int64)
@@ -225,8 +220,8 @@ def _object_columns(
     labels = np.repeat(owner, np.diff(annotations.label_offsets)) * num_classes + rank[annotations.label]
     labels = np.unique(labels)
     columns = {
-        "object_offsets": np.searchsorted(annotations.image[heads], np.arange(len(sizes) + 1)),
-        "box": box[heads],
+        "object_offsets": np.searchsorted(annotations.image[heads], np.arange(len(image_ids) + 1)),
+        "box": annotations.box[heads],
         "flags": annotations.flags[heads],
         "label_offsets": offsets_of(np.bincount(labels // num_classes, minlength=len(heads))),
         "label": np.argsort(rank)[labels % num_classes].astype(np.int32),
@@ -234,9 +229,12 @@ def _object_columns(
     best = rank[annotations.label]  # of each annotation, when the next lines are done
     if len(order):
         best = np.minimum.reduceat(best, annotations.label_offsets[:-1])
-    if settings.masks:
-        masks = _read_masks(annotations, owner, best, sizes, issues)
-        columns |= encode_masks(masks) if any(mask is not None for mask in masks) else {}
+    able = np.array([mask is not None for mask in annotations.masks], dtype=bool)
+    if able.any():
+        masks: list[Segmentation | None] = [None] * len(heads)
+        for row in representative_rows(owner, best, able).tolist():
+            masks[owner[row]] = annotations.masks[row]
+        columns |= encode_masks(masks)
     known = representative_rows(owner, best, ~np.isnan(annotations.area))
     if len(known):
         columns["area"] = np.full(len(heads), np.nan)
@@ -245,37 +243,75 @@ def _object_columns(
 
 
 def representative_rows(owner: np.ndarray, rank: np.ndarray, able: np.ndarray) -> np.ndarray:
-    """One row per object: the most specific one of its able rows, the first among equals.
-
-    Args:
-        owner: (a,) object of each row.
-        rank: (a,) rank of each row from the most specific one.
-        able: (a,) bool, rows that have what is asked for.
-
-    Returns:
-        The rows, by object; objects without an able row have none.
-    """
+    """Per object, the most specific one of its `able` rows (a,), the first among equals; some have none."""
     rows = np.flatnonzero(able)
     rows = rows[np.lexsort((rows, rank[rows], owner[rows]))]
     return rows[np.diff(owner[rows], prepend=-1) != 0]
 
 
-def _read_masks(
-    annotations: CocoAnnotations, owner: np.ndarray, rank: np.ndarray, sizes: np.ndarray, issues: Issues
-) -> list[Segmentation | None]:
-    """The mask of each object, None where there is none; see :func:`representative_rows`."""
-    masks: list[Segmentation | None] = [None] * (int(owner.max(initial=-1)) + 1)
-    able = np.array([bool(mask) and mask != [[]] for mask in annotations.segmentation], dtype=bool)
-    for row in representative_rows(owner, rank, able).tolist():
-        try:
-            size = sizes[annotations.image[row]].tolist()
-            masks[owner[row]] = mask = check_segmentation(annotations.segmentation[row], *size)
-            if mask is None:
-                raise ValueError("without area inside its image")
-        except ValueError as error:
-            issues.add("mask", f"{annotations.where[row]} has a segmentation {error}")
-        annotations.segmentation[row] = None  # nobody else reads it, and it takes much memory
-    return masks
+def read_coco_hierarchy(
+    path: Path, class_ids: Sequence[str], class_names: Sequence[str], *, skip_bad: bool = False
+) -> LabelHierarchy:
+    """Read a hierarchy file that names the classes by their ids or by their names.
+
+    It is read by names if more of its labels are names than ids. Labels above a class that are no classes
+    become classes, after the others; their ids are their names.
+
+    Args:
+        path: `{"child": ["parent", ...]}` or an Open Images tree.
+        class_ids: of the categories.
+        class_names: their names.
+        skip_bad: leave out labels that are neither classes nor above one, and give no parents to classes that
+            a tree does not contain, instead of refusing the file.
+
+    Raises:
+        HierarchyError: the file does not fit the classes, or names that it uses are not distinct.
+    """
+    parsed = _by_id(path, read_parents(path), class_ids, class_names)
+    above, pending = set(class_ids), list(class_ids)
+    while pending:
+        new = set(parsed.parents.get(pending.pop(), ())) - above
+        above |= new
+        pending += new
+    absent = [label for label in class_ids if label not in parsed.parents]
+    if absent and parsed.root is not None and not skip_bad:
+        raise HierarchyError(
+            f"{path}: {len(absent)} of {len(class_ids)} categories are not in the tree (first: "
+            f"{absent[0]!r}); add them, or give them no parents with --skip-bad"
+        )
+    lost = [label for label in parsed.parents if label not in above and label != parsed.root]
+    if lost and not skip_bad:
+        close = difflib.get_close_matches(lost[0], [*class_names, *class_ids], n=1)
+        guess = f", do you mean {close[0]!r}?" if close else ""
+        raise HierarchyError(
+            f"{path}: {len(lost)} labels are neither categories nor above one (first: {lost[0]!r}{guess}); "
+            "correct them, or leave them out with --skip-bad"
+        )
+    known = {*class_ids, parsed.root}
+    added = [label for label in parsed.parents if label in above and label not in known]
+    if not all(map(is_usable_text, added)):
+        raise HierarchyError(f"{path}: an empty text, or one that no file can hold, is above a category")
+    # Without a root, classes that a tree does not contain have no parents.
+    return LabelHierarchy.from_json(parsed._replace(root=None), [*class_ids, *added], "contract")
+
+
+def _by_id(
+    path: Path, parsed: ParsedHierarchy, class_ids: Sequence[str], class_names: Sequence[str]
+) -> ParsedHierarchy:
+    labels, known = set(parsed.parents), set(class_ids)
+    if len(labels & set(class_names)) <= len(labels & known):
+        return parsed
+    twice = [name for name, count in Counter(class_names).items() if count > 1 and name in labels]
+    if twice:
+        raise HierarchyError(f"{path}: several categories are called {twice[0]!r}; use category ids instead")
+    ids = dict(zip(class_names, class_ids, strict=True))
+    # A label that is no name must not be taken for the id that it may happen to equal.
+    ids.update({label: f"{label} (no name)" if label in known else label for label in labels - set(ids)})
+    return ParsedHierarchy(
+        {ids[label]: [ids[parent] for parent in above] for label, above in parsed.parents.items()},
+        root=None if parsed.root is None else ids[parsed.root],
+        name=parsed.name,
+    )
 
 
 def _find_frequency(

@@ -17,10 +17,11 @@ import numpy as np
 
 from longtail_det2.data.images import read_image_sizes
 from longtail_det2.data.issues import Issues, Kind
+from longtail_det2.data.masks import Segmentation, check_segmentation
 from longtail_det2.data.store import ImageLabel, ObjectFlag
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import read_json
-from longtail_det2.utils.ragged import gather_rows, offsets_of
+from longtail_det2.utils.ragged import offsets_of
 
 KINDS = {
     "entry": Kind("malformed entries", "correct them"),
@@ -61,6 +62,8 @@ _IMAGE_LABELS = {
     "not_exhaustive_category_ids": int(ImageLabel.NOT_EXHAUSTIVE),
 }
 """Lists of classes of an image; where one is in several of them, the last counts."""
+_LEAST_SHARE = 2.0**-23
+"""Least width and height of a box: ends that differ by it differ in single precision too."""
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
@@ -99,17 +102,16 @@ class CocoImages:
 
 @dataclass
 class CocoAnnotations:
-    """One row per annotation.
+    """One row per sound annotation of a kept image.
 
     Attributes:
-        image: (a,) int32 index into `CocoImages`.
-        box: (a, 4) float64, (x0, y0, x1, y1) in pixels, not clipped.
+        image: (a,) int32 index of the image among those that are kept.
+        box: (a, 4) float32, (x0, y0, x1, y1) as a share of width and height, inside the image.
         flags: (a,) uint8, `ObjectFlag.GROUP_OF` where `iscrowd` or `is_group_of` is set.
         area: (a,) float64 in pixels, NaN where the annotation has none.
         label_offsets: (a + 1,) int64; annotation i has the labels [i], [i + 1] of `label`.
         label: (l,) int32 class indices.
-        segmentation: (a,) objects, masks as they are in the file; polygons of numbers are arrays of doubles.
-        where: (a,) objects, the annotations' names for messages.
+        masks: checked ones; None where there is none, or a bad one.
     """
 
     image: np.ndarray
@@ -118,14 +120,7 @@ class CocoAnnotations:
     area: np.ndarray
     label_offsets: np.ndarray
     label: np.ndarray
-    segmentation: np.ndarray
-    where: np.ndarray
-
-    def select(self, rows: np.ndarray) -> CocoAnnotations:
-        """The annotations at some places (b,)."""
-        positions, offsets = gather_rows(self.label_offsets, rows)
-        one = (self.image[rows], self.box[rows], self.flags[rows], self.area[rows], offsets)
-        return CocoAnnotations(*one, self.label[positions], self.segmentation[rows], self.where[rows])
+    masks: list[Segmentation | None]
 
 
 class CocoFile:
@@ -182,11 +177,14 @@ class CocoFile:
         labels = [self._image_labels(images[key], key) for key in keys]
         return CocoImages([str(key) for key in keys], names, sizes, labels, keep)
 
-    def read_annotations(self) -> CocoAnnotations:
+    def read_annotations(self, images: CocoImages, with_masks: bool) -> CocoAnnotations:
         """The annotations, after `read_images`; a second call would find none."""
-        images, labels, counts, flags, where, masks = [], [], [], [], [], []
+        places, labels, counts, flags = [], [], [], []
+        masks: list[Segmentation | None] = []
         boxes, areas = array("d"), array("d")
         seen: set[Any] = set()
+        new_place = np.where(images.keep, np.cumsum(images.keep) - 1, -1).tolist()
+        all_sizes = images.sizes.tolist()
         entries = self._content["annotations"]
         for place in range(len(entries)):
             one, entries[place] = entries[place], None  # the entries take more memory than the arrays
@@ -200,28 +198,29 @@ class CocoFile:
             if image is None or not name:
                 continue
             classes = self._classes(one.get("category_ids") or [one.get("category_id")], name)
-            box = _corners(one.get("bbox"))
-            if box is None:
-                self.issues.add("box", f"{name} has the bbox {one.get('bbox')!r}")
-            if box is None or not classes:
+            if not classes or not images.keep[image]:
                 continue
-            images.append(image)
+            height, width = all_sizes[image]
+            box = self._box(one.get("bbox"), height, width, name)
+            if box is None:
+                continue
+            places.append(new_place[image])
             labels += classes
             counts.append(len(classes))
             boxes.extend(box)
             flags.append(int(ObjectFlag.GROUP_OF) * self._is_group(one, name))
             areas.append(self._area(one.get("area"), name))
-            masks.append(one.get("segmentation"))
-            where.append(name)
+            masks.append(self._mask(one.get("segmentation"), height, width, name) if with_masks else None)
+        if 2 * self.issues.count("tiny_box") <= len(places):
+            self.issues.found.pop("tiny_box", None)  # one or two such boxes may be meant
         return CocoAnnotations(
-            np.array(images, dtype=np.int32),
-            np.frombuffer(boxes, dtype=np.float64).reshape(-1, 4),
+            np.array(places, dtype=np.int32),
+            np.frombuffer(boxes, dtype=np.float64).reshape(-1, 4).astype(np.float32),
             np.array(flags, dtype=np.uint8),
             np.frombuffer(areas, dtype=np.float64),
             offsets_of(np.array(counts, dtype=np.int64)),
             np.array(labels, dtype=np.int32),
-            np.fromiter(masks, dtype=object, count=len(masks)),
-            np.array(where, dtype=object),
+            masks,
         )
 
     def _unique(self, part: str) -> dict[Any, Mapping[str, Any]]:
@@ -310,6 +309,37 @@ class CocoFile:
                 found[index] = None
         return list(found)
 
+    def _box(self, given: object, height: int, width: int, where: str) -> list[float] | None:
+        """(x0, y0, x1, y1) as shares of width and height, cut at the border; None for a bad box."""
+        corners = _corners(given)
+        if corners is None:
+            self.issues.add("box", f"{where} has the bbox {given!r}")
+            return None
+        sides = width, height, width, height
+        box = [min(max(one, 0.0), side) / side for one, side in zip(corners, sides, strict=True)]
+        kind = ""
+        if min(box[2] - box[0], box[3] - box[1]) < _LEAST_SHARE:
+            kind = "box"
+        elif max(corners[2:]) <= 1:
+            kind = "tiny_box"
+        elif min(corners) < -1 or corners[2] > width + 1 or corners[3] > height + 1:
+            kind = "cut_box"
+        if kind:
+            image = f"an image of {width} x {height} pixels (width x height)"
+            self.issues.add(kind, f"{where} has the box {given} in {image}")
+        return None if kind == "box" else box
+
+    def _mask(self, given: object, height: int, width: int, where: str) -> Segmentation | None:
+        if not given or given == [[]]:
+            return None
+        try:
+            mask, problem = check_segmentation(given, height, width), "without area inside its image"
+        except ValueError as error:
+            mask, problem = None, str(error)
+        if mask is None:
+            self.issues.add("mask", f"{where} has a segmentation {problem}")
+        return mask
+
     def _area(self, value: object, where: str) -> float:
         with suppress(OverflowError):
             if type(value) in (int, float) and 0 < (area := float(value)) < math.inf:  # type: ignore[arg-type]
@@ -359,34 +389,6 @@ def check_image_files(images: CocoImages, root: Path | None, issues: Issues, wor
         issues.add("other_size", f"{example}, but {file} has {real_width} x {real_height}")
     images.keep &= ~differ
     images.sizes = sizes
-
-
-def check_boxes(
-    annotations: CocoAnnotations, sizes: np.ndarray, issues: Issues
-) -> tuple[np.ndarray, np.ndarray]:
-    """Clip boxes to their images and normalise them.
-
-    Args:
-        annotations: a of them.
-        sizes: (n, 2) height and width of all images, above 0.
-        issues: takes boxes without area inside their image, and those that look wrong.
-
-    Returns:
-        (boxes (a, 4) float32 as shares of width and height, keep (a,) bool).
-    """
-    size = sizes[annotations.image][:, [1, 0, 1, 0]].astype(np.float64)
-    boxes = (np.clip(annotations.box, 0, size) / size).astype(np.float32)
-    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    cut = keep & ((annotations.box < -1) | (annotations.box > size + 1)).any(axis=1)
-    tiny = np.all(annotations.box[:, 2:] <= 1, axis=1)
-    tiny &= np.count_nonzero(tiny) > len(tiny) / 2  # one or two such boxes may be meant
-    for kind, wrong in (("box", ~keep), ("cut_box", cut), ("tiny_box", tiny)):
-        for row in np.flatnonzero(wrong)[:1].tolist():
-            x0, y0, x1, y1 = annotations.box[row].tolist()
-            box = f"{annotations.where[row]} has the box [{x0:g}, {y0:g}, {x1 - x0:g}, {y1 - y0:g}]"
-            pixels = f"{size[row, 0]:g} x {size[row, 1]:g} pixels (width x height)"
-            issues.add(kind, f"{box} in an image of {pixels}", int(np.count_nonzero(wrong)))
-    return boxes, keep
 
 
 def compact_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
