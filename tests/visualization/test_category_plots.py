@@ -52,10 +52,6 @@ def test_partners_stand_side_by_side():
     assert most_cooccurring(statistics_of(pairs, hierarchy=None)).tolist() == [0, 3, 1, 4, 2, 5]
 
 
-def test_nothing_cooccurs():
-    assert len(most_cooccurring(statistics_of({}, hierarchy=None))) == 0
-
-
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_names_of_any_kind(tmp_path, suffix):
     """Dollars would be formulas, line breaks would be lines, and no font has all characters."""

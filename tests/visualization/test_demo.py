@@ -1,7 +1,6 @@
 """scripts/demo.py: pictures and folders through a trained detector."""
 
 import csv
-import importlib.util
 import json
 import shutil
 
@@ -17,6 +16,7 @@ from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.engine.build import build_model
 from longtail_det2.export.source import load_detector
 from longtail_det2.utils.errors import DataError
+from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer
 from longtail_det2.visualization.predictions import MaskedDetections, read_predictions
 from longtail_det2.visualization.predictor import Predictor, write_predictions
 
@@ -46,19 +46,11 @@ def weights(tmp_path, store, config):
 
 
 @pytest.fixture
-def script(repository):
-    spec = importlib.util.spec_from_file_location("demo", repository / "scripts" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
 def demo(script, weights, tmp_path, config):
     def call(*arguments, output=tmp_path / "out"):
         command = ["--config-file", config, "--weights", str(weights), "--device", "cpu"]
         command += [] if output is None else ["--output", str(output)]
-        return script.main([*command, *map(str, arguments), "--opts", *OPTIONS])
+        return script("demo").main([*command, *map(str, arguments), "--opts", *OPTIONS])
 
     return call
 
@@ -157,7 +149,7 @@ def test_names_are_those_of_the_config_s_test_data(script, weights, store, tmp_p
 
     def described(place):
         options = [*OPTIONS, "DATASETS.STORES", f"mine={place}", "DATASETS.TEST", "mine"]
-        return script.describe_classes(load_detector(CONFIG, weights, options), None)
+        return script("demo").describe_classes(load_detector(CONFIG, weights, options), None)
 
     ids, names, metadata = described(store.path)
     assert (ids, names) == (store.class_ids, store.class_names) and ids != names
@@ -221,8 +213,7 @@ def test_masks_are_drawn_and_written(demo, store, weights, tmp_path, monkeypatch
         with_masks = np.asarray(drawn).astype(int)
 
     # Without its masks the same detector's drawing differs, and the CSV file has as many predictions.
-    monkeypatch.setattr("longtail_det2.visualization.multi_label_visualizer.paint", lambda pixels, *_: pixels)
-    monkeypatch.setattr("longtail_det2.visualization.multi_label_visualizer.outline", lambda mask: None)
+    monkeypatch.setattr(MultiLabelVisualizer, "_draw_masks", lambda self, objects: None)
     assert demo(*command, "--predictions", out / "p.csv") == 0
     with Image.open(out / "im2.jpg") as drawn:
         assert (np.abs(np.asarray(drawn) - with_masks) > 20).any(axis=2).mean() > 0.01

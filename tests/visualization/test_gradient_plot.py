@@ -1,4 +1,3 @@
-import importlib.util
 import json
 
 import numpy as np
@@ -10,13 +9,8 @@ from longtail_det2.visualization.gradient_plot import draw_gradients, read_gradi
 
 
 @pytest.fixture
-def command(repository):
-    specification = importlib.util.spec_from_file_location(
-        "plot_class_gradients", repository / "scripts/plot_class_gradients.py"
-    )
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.main
+def command(script):
+    return script("plot_class_gradients").main
 
 
 def make_run(path, ids=("a", "b", "c"), predictors=1, slope=1.0):

@@ -1,7 +1,6 @@
 """Masks in drawings: their pixels, outlines, sizes, and masks that are wrong."""
 
 import numpy as np
-import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
@@ -93,15 +92,6 @@ def test_small_objects_lie_above_large_ones():
     assert (images[0] == images[1]).all()
     once = 0.62 * 128 + 0.38 * 255 * np.array(class_color(0))  # a pixel is tinted by one mask only
     np.testing.assert_allclose(images[0][110, 150], once, atol=1.5)
-
-
-def test_array_polygons_rle_and_nothing():
-    expected = np.zeros((HEIGHT, WIDTH), dtype=bool)
-    expected[10:30, 20:50] = True
-    rle = coco_mask.encode(np.asfortranarray(expected, dtype=np.uint8))
-    for value in (expected, [[20, 10, 50, 10, 50, 30, 20, 30]], rle):
-        assert (read_mask(value, HEIGHT, WIDTH) == expected).all()
-    assert read_mask(None, HEIGHT, WIDTH) is None
 
 
 def test_predicted_masks_above_the_threshold():
