@@ -404,10 +404,8 @@ def test_one_process_makes_the_store(prepare, images, tmp_path):
     entry = CocoEntry(str(tmp_path / "data.json"), str(images))
     script = "import sys; from longtail_det2.data.datasets.coco_cache import CocoEntry as E; "
     script += "print(len(E.parse(sys.argv[1]).open_store()))"
-    runs = [
-        subprocess.Popen([sys.executable, "-c", script, str(entry)], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    command = [sys.executable, "-c", script, f"{entry.json_file}:{images}"]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [run.communicate(timeout=60)[0] for run in runs] == ["3\n"] * 3
     left = sorted(path.name for path in entry.store_path.parent.iterdir())
     assert left == [entry.store_path.name, entry.store_path.name + ".lock"]

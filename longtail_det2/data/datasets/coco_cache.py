@@ -52,9 +52,6 @@ class CocoEntry:
         json_file = str(paths[0])
         return cls(json_file, paths[1] or os.path.dirname(json_file), paths[2])
 
-    def __str__(self) -> str:
-        return ":".join(part for part in (self.json_file, self.image_root, self.hierarchy) if part)
-
     @property
     def store_path(self) -> Path:
         """Where its store is kept: one for each image folder and hierarchy."""
@@ -70,8 +67,7 @@ class CocoEntry:
         Raises:
             DataError: anything wrong with the files, see `prepare_coco`, or the folder cannot be written.
         """
-        store = self._up_to_date()
-        if store is not None:
+        if (store := self._up_to_date()) is not None:
             return store
         if not os.path.isfile(self.json_file):  # before the lock, which would stay behind
             raise DataError(f"{self.json_file}: no such file")
@@ -81,7 +77,10 @@ class CocoEntry:
         try:
             path.parent.mkdir(exist_ok=True)
             with file_lock(str(path)):
-                return self._up_to_date() or self._prepare()
+                if (store := self._up_to_date()) is not None:
+                    return store
+                logger.info("Making the annotation store of %s, once", self.json_file)
+                return prepare_coco(self.json_file, self.image_root, path, self.hierarchy, report=_log_report)
         except OSError as error:
             raise DataError(
                 f"{self.json_file}: its store cannot be made in {path.parent} ({error.strerror or error}); "
@@ -89,11 +88,6 @@ class CocoEntry:
             ) from None
         except DataError as error:
             raise DataError(f"{error}. All of it: {command} --check") from None
-
-    def _prepare(self) -> AnnotationStore:
-        logger.info("Making the annotation store of %s, once", self.json_file)
-        files = self.json_file, self.image_root, self.store_path, self.hierarchy
-        return prepare_coco(*files, report=_log_report)
 
     def _up_to_date(self) -> AnnotationStore | None:
         files = [("coco", self.json_file)] + ([("hierarchy", self.hierarchy)] if self.hierarchy else [])

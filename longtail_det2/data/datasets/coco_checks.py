@@ -32,10 +32,7 @@ KINDS = {
     "unknown_image": Kind("annotations on images that are not listed", "add the images"),
     "unknown_category": Kind("labels of categories that are not listed", "add the categories"),
     "frequency": Kind("categories whose frequency is not 'r', 'c' or 'f'", "correct them, or --frequency"),
-    "box": Kind(
-        "annotations without a box inside their image",
-        "bbox must be [x, y, width, height] in pixels, with an area inside the image",
-    ),
+    "box": Kind("bad boxes", "bbox is [x, y, width, height] in pixels, with area inside the image"),
     "mask": Kind("malformed or empty segmentations", "they are lists of polygons, or RLE of the whole image"),
     "image_file": Kind("image files that are missing or unreadable", "complete the image folder"),
     "other_size": Kind("image files of another size than annotated", "annotate upright images as they are"),
@@ -43,9 +40,7 @@ KINDS = {
     "cut_box": Kind("boxes that reach out of their image", "they are cut; is bbox x, y, w, h?", "warning"),
     "tiny_box": Kind("boxes inside the first pixel", "bbox is in pixels, not a share of it", "warning"),
     "equal_boxes": Kind(
-        "boxes equal to another one of their image",
-        "they are objects of their own; if they are labels of one object, --merge-equal-boxes",
-        "warning",
+        "boxes equal to another one of their image", "--merge-equal-boxes makes one object of them", "warning"
     ),
     "same_file": Kind("images with the file of another image", "give them one id", "warning"),
     "same_name": Kind("categories with the name of another one", "is the list right?", "warning"),
@@ -69,21 +64,13 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 @dataclass
 class CocoImages:
-    """Images in the order of their ids as bytes.
-
-    Attributes:
-        ids: identifiers as strings.
-        file_names: paths relative to the image root, "" where there is no usable one.
-        sizes: (n, 2) int32, (height, width); 0 where the file does not say.
-        labels: per image {class index: what is verified about it, an `ImageLabel`}.
-        keep: (n,) bool, images that are usable.
-    """
+    """Images in the order of their ids as bytes."""
 
     ids: list[str]
-    file_names: list[str]
-    sizes: np.ndarray
-    labels: list[dict[int, int]]
-    keep: np.ndarray
+    file_names: list[str]  # relative to the image root, "" where there is no usable one
+    sizes: np.ndarray  # (n, 2) int32, (height, width); 0 where the file does not say
+    labels: list[dict[int, int]]  # per image {class index: `ImageLabel`}
+    keep: np.ndarray  # (n,) bool, images that are usable
 
     def columns(self) -> dict[str, np.ndarray]:
         """The store's image columns of the images to keep, without offsets of objects."""
@@ -247,8 +234,7 @@ class CocoFile:
         """Path below the image root; "" where there is none."""
         given = image.get("file_name")
         if given is None:
-            given = image.get("coco_url")
-            name = file_name_in_url(given)
+            name = file_name_in_url(given := image.get("coco_url"))
         else:
             name = given if isinstance(given, str) and is_usable_text(given) else ""
         if name and self._image_root and name.startswith(os.path.join(self._image_root, "")):
