@@ -242,8 +242,11 @@ def group_rows(
     ordered = image[rows]
     bounds = np.unique(np.searchsorted(ordered, ordered[_CHUNK_ROWS::_CHUNK_ROWS]))  # where images begin
     chunks = np.split(rows, bounds)
-    parts = [_group_chunk(image[one], label[one], box[one], flags[one], order_of_class) for one in chunks]
-    images, boxes, united, labels, num_labels = map(np.concatenate, zip(*parts, strict=True))
+    del ordered
+    parts = (_group_chunk(image[one], label[one], box[one], flags[one], order_of_class) for one in chunks)
+    columns = list(zip(*parts, strict=True))
+    # Each column's parts go when it is joined: all of them twice would be the peak of the memory.
+    images, boxes, united, labels, num_labels = (np.concatenate(columns.pop(0)) for _ in range(5))
     boxes += np.float32(0)  # -0 becomes 0
     return Objects(images, boxes, united, offsets_of(num_labels), labels)
 
