@@ -55,10 +55,12 @@ def dataset(store):
 
 @pytest.fixture
 def make(dataset):
-    def make(phases=PHASES, **options):
-        return PhasedTrainingSampler.from_dataset(
+    def make(phases=PHASES, rank=0, world_size=1, **options):
+        sampler = PhasedTrainingSampler.from_dataset(
             dataset, **{"seed": 3, "phases": phases, "batch_size": BATCH, **options}
         )
+        sampler.rank, sampler.world_size = rank, world_size
+        return sampler
 
     return make
 

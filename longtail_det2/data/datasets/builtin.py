@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,11 @@ def register_datasets(root: str = "", stores: Sequence[str] = ()) -> None:
         DataError: a store in `stores` exists but cannot be used.
     """
     own = dict(_parse_store(str(entry)) for entry in stores)
-    known = {name: _forget_store(name) for name in own}
-    register_all(root or None)
+    register_all(root or None, own)
     for name, path in own.items():
-        _forget_store(name)
-        before = known[name]
-        register_store(name, path, before[1] if before and before[0] == path else None)
+        if _store_path(name) != path:
+            _forget_store(name)
+            register_store(name, path)
 
 
 def _parse_store(entry: str) -> tuple[str, str]:
@@ -68,18 +67,18 @@ def _parse_store(entry: str) -> tuple[str, str]:
     return name, path if CocoEntry.parse(path) else os.path.abspath(os.path.expanduser(path))
 
 
-def _forget_store(name: str) -> tuple[str, str | None] | None:
-    """Make room under a name that means a store so far; returns the store's path and image root."""
-    metadata = MetadataCatalog.get(name) if name in DatasetCatalog.list() else {}
-    path = metadata.get("store_path")
-    if path is None:
-        return None
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-    return path, metadata.get("image_root")
+def _store_path(name: str) -> str | None:
+    """The store that a name means so far."""
+    return MetadataCatalog.get(name).get("store_path") if name in DatasetCatalog.list() else None
 
 
-def register_all(root: str | os.PathLike[str] | None = None) -> None:
+def _forget_store(name: str) -> None:
+    if _store_path(name) is not None:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def register_all(root: str | os.PathLike[str] | None = None, but: Collection[str] = ()) -> None:
     """Register the built-in names, whether their stores exist or not.
 
     The names are openimages_v6_{train,validation,test}, openimages_challenge_2019_{train,validation},
@@ -93,6 +92,7 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
 
     Args:
         root: None means $DETECTRON2_DATASETS, or "datasets" where that is not set.
+        but: names to leave out.
 
     Raises:
         ConfigError: a built-in name stands for other data.
@@ -101,6 +101,8 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
     for dataset, (_, splits) in _BUILTIN.items():
         for split in splits:
             name = f"{dataset}_{split}"
+            if name in but:
+                continue
             try:
                 _register_built_in(name, os.path.abspath(folder / dataset / "stores" / split))
             except DataError as error:
@@ -183,7 +185,13 @@ def register_coco(
         os.path.abspath(image_root),
         None if hierarchy is None else os.path.abspath(hierarchy),
     )
-    _register(name, str(entry.store_path), entry.image_root, partial(_load_coco, name, entry))
+
+    def load() -> MultiLabelDataset:
+        dataset = MultiLabelDataset(entry.open_store(), entry.image_root)
+        _describe(name, dataset.store)
+        return dataset
+
+    _register(name, str(entry.store_path), entry.image_root, load)
 
 
 def _register(name: str, path: str, root: str | None, load: Callable[[], MultiLabelDataset]) -> None:
@@ -192,11 +200,10 @@ def _register(name: str, path: str, root: str | None, load: Callable[[], MultiLa
         DatasetCatalog.register(name, load)
         metadata.set(store_path=path, image_root=root)
         return
-    known = (metadata.get("store_path"), metadata.get("image_root"))
-    if known != (path, root):
+    taken = metadata.get("store_path")
+    if (taken, metadata.get("image_root")) != (path, root):
         raise ConfigError(
-            f"data set name {name!r} is taken by {known[0] or 'another data set'}; choose another "
-            f"name for {path}"
+            f"data set name {name!r} is taken by {taken or 'another data set'}; choose another for {path}"
         )
 
 
@@ -295,20 +302,10 @@ def _load(name: str, path: str, image_root: str | None) -> MultiLabelDataset:
     return dataset
 
 
-def _load_coco(name: str, entry: CocoEntry) -> MultiLabelDataset:
-    dataset = MultiLabelDataset(entry.open_store(), entry.image_root)
-    _describe(name, dataset.store)
-    return dataset
-
-
 def _describe(name: str, store: AnnotationStore) -> None:
     metadata = MetadataCatalog.get(name)
-    known = metadata.get("class_ids")
-    content = {
-        "thing_classes": list(store.class_names),
-        "hierarchy": store.hierarchy,
-        "evaluator_type": store.form,
-    }
+    known, names = metadata.get("class_ids"), list(store.class_names)
+    content = {"thing_classes": names, "hierarchy": store.hierarchy, "evaluator_type": store.form}
     if known is not None:
         check_same_classes(known, store.class_ids, f"{name!r} as it was loaded before", str(store.path))
         if any(metadata.get(key) != value for key, value in content.items()):

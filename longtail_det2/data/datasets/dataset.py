@@ -210,26 +210,25 @@ class ConcatMultiLabelDataset(ConcatDataset[Record]):
 
     def labels_per_image(self) -> tuple[np.ndarray, np.ndarray]:
         """See `MultiLabelDataset.labels_per_image`."""
-        return _concatenate_labels([part.labels_per_image() for part in self.parts])
+        offsets, labels, base = [np.zeros(1, dtype=np.int64)], [], 0
+        for part_offsets, part_labels in (part.labels_per_image() for part in self.parts):
+            # A part's first offset need not be 0: a filtered part may be a window of its store.
+            begin, end = int(part_offsets[0]), int(part_offsets[-1])
+            offsets.append(part_offsets[1:] - begin + base)
+            labels.append(part_labels[begin:end])
+            base += end - begin
+        return np.concatenate(offsets), np.concatenate(labels)
 
 
 def check_same_classes(ours: Sequence[str], theirs: Sequence[str], our_name: str, their_name: str) -> None:
-    """Two class lists must be equal, order included.
-
-    Raises:
-        DataError: names both sources and the first difference.
-    """
+    """Raise DataError, naming both sources and the first difference, unless two class lists are equal."""
+    difference = f"{our_name} has {len(ours)} classes but {their_name} has {len(theirs)}"
     for index, (one, other) in enumerate(zip(ours, theirs, strict=False)):
         if one != other:
-            raise DataError(
-                f"class {index} is {one!r} in {our_name} but {other!r} in {their_name}: both need the "
-                "same class list in the same order"
-            )
-    if len(ours) != len(theirs):
-        raise DataError(
-            f"{our_name} has {len(ours)} classes but {their_name} has {len(theirs)}: both need the same "
-            "class list"
-        )
+            difference = f"class {index} is {one!r} in {our_name} but {other!r} in {their_name}"
+            break
+    if list(ours) != list(theirs):
+        raise DataError(f"{difference}: both need the same class list in the same order")
 
 
 def labels_per_image(source: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -280,14 +279,3 @@ def _image_labels(columns: Mapping[str, np.ndarray], index: int) -> tuple[list[i
         for label, status in zip(labels, columns["image_label_status"][first:last].tolist(), strict=True):
             sides[status == 0].append(label)
     return sides
-
-
-def _concatenate_labels(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    offsets, labels, base = [np.zeros(1, dtype=np.int64)], [], 0
-    for part_offsets, part_labels in parts:
-        # A part's first offset need not be 0: a filtered part may be a window of its store.
-        begin, end = int(part_offsets[0]), int(part_offsets[-1])
-        offsets.append(part_offsets[1:] - begin + base)
-        labels.append(part_labels[begin:end])
-        base += end - begin
-    return np.concatenate(offsets), np.concatenate(labels)

@@ -81,7 +81,7 @@ class TrainingSampler(Sampler[int], ABC):
 
         Args:
             dataset: what to sample from.
-            seed: see the constructor; likewise `start`, `rank` and `world_size`, which subclasses name.
+            seed: see the constructor.
             start: see the constructor.
             **options: those of the sampler, which subclasses name: an unknown one is an error.
         """
@@ -177,17 +177,9 @@ class UniformTrainingSampler(TrainingSampler):
         self.size = size
 
     @classmethod
-    def from_dataset(
-        cls,
-        dataset: Sized,
-        *,
-        seed: int,
-        start: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-    ) -> Self:
-        """For all images of a dataset."""
-        return cls(len(dataset), seed, start, rank=rank, world_size=world_size)
+    def from_dataset(cls, dataset: Sized, *, seed: int, start: int = 0) -> Self:
+        """Sample all images of a dataset."""
+        return cls(len(dataset), seed, start)
 
     def epoch_size(self, epoch: int) -> int:
         """Number of images."""

@@ -145,15 +145,7 @@ class PhasedTrainingSampler(TrainingSampler):
 
     @classmethod
     def from_dataset(
-        cls,
-        dataset: Any,
-        *,
-        seed: int,
-        start: int = 0,
-        phases: Sequence[Any] = (),
-        batch_size: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
+        cls, dataset: Any, *, seed: int, start: int = 0, phases: Sequence[Any] = (), batch_size: int = 0
     ) -> Self:
         """Make the samplers of all phases.
 
@@ -162,9 +154,7 @@ class PhasedTrainingSampler(TrainingSampler):
             seed: of the run.
             start: see `TrainingSampler`.
             phases: see `parse_phases`.
-            batch_size: images of an iteration over all ranks.
-            rank: see `TrainingSampler`.
-            world_size: see `TrainingSampler`.
+            batch_size: images per iteration over all ranks.
 
         Raises:
             ConfigError: see `parse_phases` and the samplers.
@@ -175,7 +165,7 @@ class PhasedTrainingSampler(TrainingSampler):
             for number, phase in enumerate(parsed)
         ]
         lengths = [phase.iterations * batch_size for phase in parsed]
-        return cls(samplers, lengths, seed, start, rank=rank, world_size=world_size)
+        return cls(samplers, lengths, seed, start)
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:

@@ -72,18 +72,9 @@ class RepeatFactorTrainingSampler(TrainingSampler):
         self._fraction = factors - self._whole
 
     @classmethod
-    def from_dataset(
-        cls,
-        dataset: Any,
-        *,
-        seed: int,
-        start: int = 0,
-        threshold: float = 0.001,
-        rank: int | None = None,
-        world_size: int | None = None,
-    ) -> Self:
-        """With the factors of a dataset's classes; `threshold` as in `repeat_factors`."""
-        return cls(repeat_factors(dataset, threshold), seed, start, rank=rank, world_size=world_size)
+    def from_dataset(cls, dataset: Any, *, seed: int, start: int = 0, threshold: float = 0.001) -> Self:
+        """Take the factors of a dataset's classes; `threshold` as in `repeat_factors`."""
+        return cls(repeat_factors(dataset, threshold), seed, start)
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:

@@ -18,9 +18,6 @@ logger = logging.getLogger(__name__)
 _BLOCK = 1 << 16
 """Draws are independent, so an epoch is any fixed number of them; a small one makes `start` cheap."""
 
-_NAMED = 5
-"""Empty classes that the warning about them names."""
-
 
 def soft_balance_probabilities(counts: np.ndarray, lambda_: float) -> np.ndarray:
     """How often each class is drawn.
@@ -91,17 +88,9 @@ class SoftBalanceTrainingSampler(TrainingSampler):
 
     @classmethod
     def from_dataset(
-        cls,
-        dataset: Any,
-        *,
-        seed: int,
-        start: int = 0,
-        lambda_: float = 0.7,
-        ancestors: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
+        cls, dataset: Any, *, seed: int, start: int = 0, lambda_: float = 0.7, ancestors: bool = False
     ) -> Self:
-        """From a dataset or an annotation store; classes without images are named in the log.
+        """Make the sampler for a dataset or an annotation store.
 
         Args:
             dataset: see `index_classes`.
@@ -109,11 +98,8 @@ class SoftBalanceTrainingSampler(TrainingSampler):
             start: see `TrainingSampler`.
             lambda_: see the constructor.
             ancestors: images of a class are also images of its ancestors.
-            rank: see `TrainingSampler`.
-            world_size: see `TrainingSampler`.
         """
-        index = index_classes(dataset, ancestors)
-        return cls(index, seed, start, lambda_=lambda_, rank=rank, world_size=world_size)
+        return cls(index_classes(dataset, ancestors), seed, start, lambda_=lambda_)
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -161,17 +147,9 @@ class ClassAwareTrainingSampler(SoftBalanceTrainingSampler):
         super().__init__(index, seed, start, lambda_=1.0, **ranks)
 
     @classmethod
-    def from_dataset(
-        cls,
-        dataset: Any,
-        *,
-        seed: int,
-        start: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-    ) -> Self:
-        """From a dataset or an annotation store; classes without images are named in the log."""
-        return cls(index_classes(dataset), seed, start, rank=rank, world_size=world_size)
+    def from_dataset(cls, dataset: Any, *, seed: int, start: int = 0) -> Self:
+        """Make the sampler for a dataset or an annotation store."""
+        return cls(index_classes(dataset), seed, start)
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -204,11 +182,13 @@ def index_classes(dataset: Any, ancestors: bool = False) -> ClassIndex:
         index = index.expanded(dataset.hierarchy)
     empty = np.flatnonzero(index.counts == 0)
     if names and 0 < len(empty) < len(names):
-        first = ", ".join(str(names[c]) for c in empty[:_NAMED])
-        more = ", ..." if len(empty) > _NAMED else ""
         logger.warning(
-            "%d of %d classes have no image in the training data and are never drawn: %s%s",
-            *(len(empty), len(names), first, more),
+            "%d of %d classes have no image in the training data and are never drawn: %s",
+            *(
+                len(empty),
+                len(names),
+                ", ".join([str(names[c]) for c in empty[:5]] + ["..."][: len(empty) > 5]),
+            ),
         )
     return index
 
