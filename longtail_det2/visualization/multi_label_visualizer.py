@@ -8,7 +8,9 @@ once; and room for the text: small images are enlarged, blocks are moved inside 
 from __future__ import annotations
 
 import colorsys
+import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -169,9 +171,8 @@ class MultiLabelVisualizer(Visualizer):
         """
         image = np.ascontiguousarray(np.asarray(img_rgb).clip(0, 255).astype(np.uint8))
         height, width = self._given = image.shape[:2]
-        self.zoom = max(1.0, min_size / max(height, width, 1))
-        if max_size is not None:
-            self.zoom = min(self.zoom, max_size / max(height, width, 1))
+        longest = max(height, width, 1)
+        self.zoom = min(max(longest, min_size), max_size or math.inf) / longest
         if self.zoom != 1:
             size = max(round(height * self.zoom), 1), max(round(width * self.zoom), 1)
             method = Image.Resampling.BILINEAR if self.zoom > 1 else Image.Resampling.LANCZOS
@@ -251,10 +252,7 @@ class MultiLabelVisualizer(Visualizer):
 
     def _most_specific_first(self, one: DrawnObject) -> DrawnObject:
         """Sort the labels by falling depth in the hierarchy; they stay as they are where depths are equal."""
-        if self._hierarchy is None:
-            return one
-        depth = self._hierarchy.depth[np.asarray(one.classes, dtype=np.int64)]
-        order = np.argsort(-depth, kind="stable").tolist()
+        order = sorted(range(len(one.classes)), key=lambda place: -self._depth(one.classes[place]))
         scores = [one.scores[place] for place in order] if len(one.scores) else ()
         return replace(one, classes=[one.classes[place] for place in order], scores=scores)
 
@@ -297,7 +295,8 @@ class MultiLabelVisualizer(Visualizer):
     def text_of(self, one: DrawnObject) -> str:
         """Return the text block of an object: its labels (with their scores), then marks and note.
 
-        Each label has a line; labels that follow from another one by the hierarchy share a line per depth.
+        Each label has a line; labels that follow from another one by the hierarchy, which come by falling
+        depth, share a line per depth.
         """
         scores = one.scores if len(one.scores) else [None] * len(one.classes)
         words = {
@@ -305,29 +304,25 @@ class MultiLabelVisualizer(Visualizer):
             for label, score in zip(one.classes, scores, strict=True)
         }
         shown = list(words)[:_MAX_LABELS]
-        lines = self._label_lines(shown, words)
+        implied: set[int] = set()
+        if self._hierarchy is not None:
+            implied = {int(above) for label in shown for above in self._hierarchy.ancestors_of(label)}
+        lines = [words[label] for label in shown if label not in implied]
+        for _, same in itertools.groupby((label for label in shown if label in implied), key=self._depth):
+            lines.append(", ".join(words[label] for label in same))
         if not len(one.scores):  # the labels of a true object belong together: they read as a sum
             lines = lines[:1] + [f"+ {line}" for line in lines[1:]]
         if len(words) > len(shown):
             lines.append(f"… {len(words) - len(shown)} more")
-        lines += [mark for mark, on in (("[group of]", one.group_of), ("[ignored]", one.ignored)) if on]
-        return "\n".join([*lines, *([one.note] if one.note else [])])
-
-    def _label_lines(self, labels: Sequence[int], words: Mapping[int, str]) -> list[str]:
-        hierarchy = self._hierarchy
-        if hierarchy is None:
-            return [words[label] for label in labels]
-        implied = {int(above) for label in labels for above in hierarchy.ancestors_of(label)}
-        lines = [words[label] for label in labels if label not in implied]
-        by_depth: dict[int, list[str]] = {}
-        for label in labels:
-            if label in implied:
-                by_depth.setdefault(int(hierarchy.depth[label]), []).append(words[label])
-        return lines + [", ".join(by_depth[depth]) for depth in sorted(by_depth, reverse=True)]
+        marks = {"[group of]": one.group_of, "[ignored]": one.ignored, one.note: one.note}
+        return "\n".join([*lines, *(mark for mark, on in marks.items() if on)])
 
     @property
     def _hierarchy(self) -> LabelHierarchy | None:
         return self.metadata.get("hierarchy", None)
+
+    def _depth(self, label: int) -> int:
+        return 0 if self._hierarchy is None else int(self._hierarchy.depth[label])
 
     def _class_name(self, label: int) -> str:
         names = self.metadata.get("thing_classes", None)

@@ -17,7 +17,7 @@ from .run_data import Evaluation
 from .style import COLORS, INK, MARKERS, log_scale, plot_figure
 
 GROUPS = ("head", "medium", "tail", "frequent", "common", "rare", "leaf", "inner")
-COLOR_OF = dict(zip(GROUPS, (*COLORS[:3], *COLORS[:3], COLORS[0], COLORS[5]), strict=True))
+COLOR_OF: dict[str, str] = dict(zip(GROUPS, (*COLORS[:3], *COLORS[:3], COLORS[0], COLORS[5]), strict=True))
 """Colours of the groups of classes; see `Evaluation.group_of`."""
 _MARKER_OF = dict(zip(GROUPS, (*MARKERS[:3], *MARKERS[:3], MARKERS[0], MARKERS[3]), strict=True))
 _SVG = "{http://www.w3.org/2000/svg}"

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -124,19 +122,12 @@ def test_long_label_lists_are_cut(metadata):
 
 
 def test_texts_are_limited(metadata, drawn, caplog):
-    objects = [DrawnObject([k, k, k + 9, k + 9], [0], [0.01 * k]) for k in range(30)]
-    MultiLabelVisualizer(blank(), metadata, max_texts=2).draw_objects(objects)
-    assert {text for text, _ in drawn[0]} == {"red circle 28%", "red circle 29%"} and len(drawn[1]) == 30
-    assert "the 2 most certain of 30 boxes" in caplog.text
-
-
-def test_thousands_of_boxes(metadata):
-    corner = np.random.default_rng(0).random((3000, 2)) * 500
-    boxes = np.hstack([corner, corner + 20])
-    merged = merge_predictions(boxes, np.arange(3000) % 4, np.linspace(0, 1, 3000))
-    started = time.process_time()
-    MultiLabelVisualizer(blank(520, 520), metadata).draw_objects(merged)
-    assert time.process_time() - started < 30  # about 4; placing each text among all boxes took minutes
+    corner = np.random.default_rng(0).random((1000, 2)) * 500
+    objects = [DrawnObject([x, y, x + 9, y + 9], [0], [1e-3 * k]) for k, (x, y) in enumerate(corner)]
+    MultiLabelVisualizer(blank(520, 520), metadata, max_texts=200).draw_objects(objects)
+    assert len(drawn[0]) == 200 and len(drawn[1]) == 1000
+    assert min(float(text.split()[-1][:-1]) for text, _ in drawn[0]) == 80
+    assert "200 most certain of 1000 boxes" in caplog.text
 
 
 def test_text_stays_inside_the_picture(metadata, drawn):
