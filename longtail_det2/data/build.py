@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.build import check_metadata_consistency, filter_images_with_only_crowd_annotations
-from detectron2.data.common import DatasetFromList
+from detectron2.data.build import (
+    check_metadata_consistency,
+    filter_images_with_only_crowd_annotations,
+    trivial_batch_collator,
+)
+from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import load_dataset
@@ -83,30 +87,26 @@ def _join_lists(names: Sequence[str], parts: Sequence[Any], filter_empty: bool) 
     return DatasetFromList(records, copy=False)
 
 
-def build_sampler(
-    sampler: str | type[TrainingSampler] | CfgNode, dataset: Any, *, seed: int, start: int = 0, **options: Any
+def sampler_from_config(
+    cfg: CfgNode, dataset: Any, *, seed: int, start: int = 0, **options: Any
 ) -> TrainingSampler:
-    """Make a training sampler for a dataset.
+    """Build the sampler that DATALOADER.SAMPLER_TRAIN names, with its keys and the phases.
 
     Args:
-        sampler: a name in `SAMPLER_REGISTRY`, your `TrainingSampler` class, or a config, which gives
-            the name (DATALOADER.SAMPLER_TRAIN), the sampler's options and the phases.
+        cfg: with this project's keys.
         dataset: what to sample from.
         seed: the same on all ranks.
         start: ids drawn before, over all ranks.
-        **options: keyword arguments of the sampler's `from_dataset`.
+        **options: instead of the config's, see :func:`make_sampler`.
 
     Raises:
-        ConfigError: unknown name, no sampler class, an option that the sampler does not take, or phases for
-            another sampler than `PhasedTrainingSampler`.
+        ConfigError: see :func:`make_sampler`; or phases for another sampler than `PhasedTrainingSampler`.
     """
-    if isinstance(sampler, CfgNode):
-        chosen = sampler_class(sampler.DATALOADER.SAMPLER_TRAIN)
-        phases_of_run(chosen, sampler.DATALOADER.PHASES)
-        return make_sampler(
-            chosen, dataset, seed=seed, start=start, **{**chosen.options_from_config(sampler), **options}
-        )
-    return make_sampler(sampler, dataset, seed=seed, start=start, **options)
+    chosen = sampler_class(cfg.DATALOADER.SAMPLER_TRAIN)
+    phases_of_run(chosen, cfg.DATALOADER.PHASES)
+    return make_sampler(
+        chosen, dataset, seed=seed, start=start, **{**chosen.options_from_config(cfg), **options}
+    )
 
 
 def build_train_loader(
@@ -131,13 +131,13 @@ def build_train_loader(
         dataset: map-style dataset of records, or a list of them.
         mapper: record -> model input; may return None to reject an image.
         sampler: infinite image indices of this rank (a `TrainingSampler` brings its own `start`), or what
-            `build_sampler` makes one from.
+            `make_sampler` makes one from.
         total_batch_size: images per step over all ranks.
         aspect_ratio_grouping: landscape and other images come in different batches, which saves padding.
         num_workers: loading processes of this rank.
         seed: non-negative; None draws one that all ranks share.
         start: images drawn before, over all ranks (iterations x total batch size), for a sampler made here.
-        sampler_options: further arguments of `build_sampler`, such as {"threshold": 0.001} of repeat factors.
+        sampler_options: further arguments of `make_sampler`, such as {"threshold": 0.001} of repeat factors.
         phases: of the sampler "PhasedTrainingSampler", each [sampler, iterations] or [sampler, iterations,
             options].
 
@@ -158,7 +158,7 @@ def build_train_loader(
         options = dict(sampler_options or {})
         if phases_of_run(sampler, phases):
             options |= {"phases": phases, "batch_size": total_batch_size}
-        sampler = build_sampler(sampler, dataset, seed=seed, start=start, **options)
+        sampler = make_sampler(sampler, dataset, seed=seed, start=start, **options)
     elif start or sampler_options or len(phases):
         raise ConfigError(
             "start, sampler_options or phases is given, but the sampler is already made: pass them to the "
@@ -167,7 +167,11 @@ def build_train_loader(
     batch_size = total_batch_size // world_size
     stream = TrainingStream(dataset, mapper, sampler, batch_size, seed, aspect_ratio_grouping)
     return DataLoader(
-        stream, batch_size=batch_size, num_workers=num_workers, drop_last=True, collate_fn=_as_list
+        stream,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        drop_last=True,
+        collate_fn=trivial_batch_collator,
     )
 
 
@@ -188,12 +192,12 @@ def build_test_loader(
     if len(dataset) == 0:
         raise DataError("the test data set has no images")
     return DataLoader(
-        _MappedDataset(dataset, mapper),
+        MapDataset(dataset, mapper),
         batch_size=batch_size,
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,
         drop_last=False,
-        collate_fn=_as_list,
+        collate_fn=trivial_batch_collator,
     )
 
 
@@ -211,7 +215,7 @@ def build_train_loader_from_config(
     if dataset is None:
         dataset = get_dataset(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    sampler = build_sampler(cfg, dataset, seed=seed, start=start)
+    sampler = sampler_from_config(cfg, dataset, seed=seed, start=start)
     logger.info("%d training images, sampled by %r", len(dataset), sampler)
     return build_train_loader(
         dataset,
@@ -422,18 +426,3 @@ def _random_numbers(seed: tuple[int, int], restore: bool) -> Iterator[None]:
             np.random.set_state(states[0])  # noqa: NPY002
             random.setstate(states[1])
             cpu.set_state(states[2])
-
-
-class _MappedDataset(Dataset[Any]):
-    def __init__(self, dataset: Any, mapper: Callable[[Any], Any]) -> None:
-        self._dataset, self._mapper = dataset, mapper
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._mapper(self._dataset[index])
-
-
-def _as_list(items: list[Any]) -> list[Any]:
-    return items

@@ -11,12 +11,12 @@ from detectron2.data import transforms as T
 from longtail_det2.config import get_cfg
 from longtail_det2.data.build import (
     TrainingStream,
-    build_sampler,
     build_test_loader,
     build_test_loader_from_config,
     build_train_loader,
     build_train_loader_from_config,
     get_dataset,
+    sampler_from_config,
 )
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import register_store
@@ -27,6 +27,7 @@ from longtail_det2.data.samplers import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
     UniformTrainingSampler,
+    make_sampler,
 )
 from longtail_det2.utils.errors import ConfigError, DataError
 
@@ -222,18 +223,18 @@ def test_loader_arguments(dataset, mapper):
 
 
 def test_sampler_by_name_class_and_config(dataset):
-    assert isinstance(build_sampler("TrainingSampler", dataset, seed=0), UniformTrainingSampler)
-    sampler = build_sampler(RepeatFactorTrainingSampler, dataset, seed=0, start=8, threshold=0.5)
+    assert isinstance(make_sampler("TrainingSampler", dataset, seed=0), UniformTrainingSampler)
+    sampler = make_sampler(RepeatFactorTrainingSampler, dataset, seed=0, start=8, threshold=0.5)
     assert isinstance(sampler, RepeatFactorTrainingSampler) and sampler.start == 8
     cfg = get_cfg()
-    assert isinstance(build_sampler(cfg, dataset, seed=0), UniformTrainingSampler)
+    assert isinstance(sampler_from_config(cfg, dataset, seed=0), UniformTrainingSampler)
     cfg.DATALOADER.SAMPLER_TRAIN = "ClassAwareTrainingSampler"
-    assert isinstance(build_sampler(cfg, dataset, seed=0), ClassAwareTrainingSampler)
+    assert isinstance(sampler_from_config(cfg, dataset, seed=0), ClassAwareTrainingSampler)
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     with pytest.raises(ConfigError, match="REPEAT_THRESHOLD is 0"):
-        build_sampler(cfg, dataset, seed=0)
+        sampler_from_config(cfg, dataset, seed=0)
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
-    from_config = build_sampler(cfg, dataset, seed=0, start=8)
+    from_config = sampler_from_config(cfg, dataset, seed=0, start=8)
     assert list(itertools.islice(from_config, 50)) == list(itertools.islice(sampler, 50))
 
 
@@ -249,9 +250,9 @@ def test_sampler_options(dataset, mapper):
 
 def test_sampler_errors(dataset):
     with pytest.raises(ConfigError, match=r"unknown training sampler 'Nope'.*ClassAwareTrainingSampler"):
-        build_sampler("Nope", dataset, seed=0)
+        make_sampler("Nope", dataset, seed=0)
     with pytest.raises(ConfigError, match="not a subclass"):
-        build_sampler(int, dataset, seed=0)  # type: ignore[arg-type]
+        make_sampler(int, dataset, seed=0)  # type: ignore[arg-type]
 
 
 def test_a_sampler_of_ones_own(dataset):
@@ -271,11 +272,11 @@ def test_a_sampler_of_ones_own(dataset):
     SAMPLER_REGISTRY.register(FirstImage)
     cfg = get_cfg()
     cfg.DATALOADER.SAMPLER_TRAIN = "FirstImage"
-    assert list(itertools.islice(build_sampler(cfg, dataset, seed=0, which=4), 3)) == [4, 4, 4]
+    assert list(itertools.islice(sampler_from_config(cfg, dataset, seed=0, which=4), 3)) == [4, 4, 4]
     loader = build_train_loader(dataset, mapper=_image_id, sampler=FirstImage, total_batch_size=2, seed=0)
     assert next(iter(loader)) == [dataset[0]["image_id"]] * 2
     with pytest.raises(ConfigError, match="FirstImage has no option 'wich'"):
-        build_sampler(FirstImage, dataset, seed=0, wich=1)
+        make_sampler(FirstImage, dataset, seed=0, wich=1)
 
 
 def test_get_dataset(random_store, store, make_store):

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from longtail_det2.config import get_cfg
 from longtail_det2.data.build import (
     TrainingStream,
-    build_sampler,
     build_train_loader,
     build_train_loader_from_config,
+    sampler_from_config,
 )
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.samplers import (
@@ -20,6 +20,7 @@ from longtail_det2.data.samplers import (
     PhasedTrainingSampler,
     SoftBalanceTrainingSampler,
     UniformTrainingSampler,
+    make_sampler,
     parse_phases,
     phases_of_run,
 )
@@ -121,7 +122,7 @@ def test_counted_draws_over_boundaries(make, dataset):
 
 
 def test_the_first_phase_is_a_run_with_that_sampler_alone(make, dataset):
-    alone = build_sampler("UniformTrainingSampler", dataset, seed=3)
+    alone = make_sampler("UniformTrainingSampler", dataset, seed=3)
     assert take(make(), 240) == take(alone, 240)
 
 
@@ -284,10 +285,10 @@ def test_phases_and_sampler_must_fit(dataset):
     cfg = get_cfg()
     cfg.DATALOADER.PHASES = tuple(PHASES)
     with pytest.raises(ConfigError, match="is set, but the sampler"):
-        build_sampler(cfg, dataset, seed=0)
+        sampler_from_config(cfg, dataset, seed=0)
     cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.PHASES = "PhasedTrainingSampler", ()
     with pytest.raises(ConfigError, match="it must be a list of phases"):
-        build_sampler(cfg, dataset, seed=0)
+        sampler_from_config(cfg, dataset, seed=0)
     with pytest.raises(ConfigError, match="phases is given, but the sampler is already made"):
         batches(dataset, 1, sampler=UniformTrainingSampler(3, 0))
     with pytest.raises(ConfigError, match="PhasedTrainingSampler has no option 'lambda_'"):

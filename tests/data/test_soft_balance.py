@@ -11,12 +11,13 @@ from detectron2.data.common import MapDataset, ToIterableDataset
 from torch.utils.data import DataLoader
 
 from longtail_det2.config import get_cfg
-from longtail_det2.data.build import build_sampler, build_train_loader
+from longtail_det2.data.build import build_train_loader, sampler_from_config
 from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
 from longtail_det2.data.samplers import (
     ClassAwareTrainingSampler,
     ClassIndex,
     SoftBalanceTrainingSampler,
+    make_sampler,
     soft_balance_probabilities,
 )
 from longtail_det2.utils.errors import ConfigError, DataError
@@ -200,13 +201,13 @@ def test_ancestors_of_flat_classes_and_of_records(make_store, picture):
 def test_options_from_a_config(index, random_store, caplog):
     cfg = get_cfg()
     cfg.DATALOADER.SAMPLER_TRAIN = "SoftBalanceTrainingSampler"
-    assert repr(build_sampler(cfg, random_store, seed=1)) == "SoftBalanceTrainingSampler(lambda_=0.7)"
+    assert repr(sampler_from_config(cfg, random_store, seed=1)) == "SoftBalanceTrainingSampler(lambda_=0.7)"
     cfg.DATALOADER.SOFT_BALANCE.LAMBDA = 0.25
-    sampler = build_sampler(cfg, random_store, seed=1, start=3)
+    sampler = sampler_from_config(cfg, random_store, seed=1, start=3)
     assert repr(sampler) == "SoftBalanceTrainingSampler(lambda_=0.25)"
     assert take(sampler, 100) == take(SoftBalanceTrainingSampler(index, 1, 3, lambda_=0.25), 100)
     cfg.DATALOADER.SOFT_BALANCE.ANCESTORS = True
-    assert repr(build_sampler(cfg, random_store, seed=1)).endswith("ancestors=True)")
+    assert repr(sampler_from_config(cfg, random_store, seed=1)).endswith("ancestors=True)")
 
 
 def test_lambda_between_one_and_two_warns(index, caplog):
@@ -235,9 +236,9 @@ def test_other_errors(index, random_store, make_store, picture):
         with pytest.raises(
             ConfigError, match=f"SoftBalanceTrainingSampler has no option '{next(iter(options))}'"
         ):
-            build_sampler("SoftBalanceTrainingSampler", random_store, seed=0, **options)
+            make_sampler("SoftBalanceTrainingSampler", random_store, seed=0, **options)
     with pytest.raises(ConfigError, match="ClassAwareTrainingSampler has no option 'lambda_'"):
-        build_sampler("ClassAwareTrainingSampler", random_store, seed=0, lambda_=0.5)
+        make_sampler("ClassAwareTrainingSampler", random_store, seed=0, lambda_=0.5)
     with pytest.raises(ConfigError, match="RepeatFactorTrainingSampler has no option 'treshold'"):
         options = {"sampler": "RepeatFactorTrainingSampler", "sampler_options": {"treshold": 0.5}}
         build_train_loader(random_store, mapper=_same, total_batch_size=2, seed=0, **options)
