@@ -73,7 +73,7 @@ def draw_heat_map(path: Path, rates: np.ndarray, class_names: Sequence[str], cla
     """
     values = rates[np.ix_(classes, classes)]
     names = [_label(class_names[int(c)]) for c in classes]
-    side = min(max(0.25 * len(classes), 2.4), 14.0)
+    side = max(0.25 * len(classes), 2.4)
     with plot_figure(side + 3.6, side + 2.4, path) as figure:
         axes = figure.subplots()
         shown = np.ma.masked_array(values, mask=np.eye(len(classes), dtype=bool))
@@ -82,14 +82,12 @@ def draw_heat_map(path: Path, rates: np.ndarray, class_names: Sequence[str], cla
         size = float(np.clip(72 * side / max(len(classes), 1) * 0.55, 3.5, 9))
         axes.set_xticks(places, names, rotation=90, fontsize=size)
         axes.set_yticks(places, names, fontsize=size)
-        axes.tick_params(length=0)
         axes.grid(False)
         axes.spines[:].set_visible(True)
-        if len(classes) <= 100:
-            axes.set_xticks(places[1:] - 0.5, minor=True)
-            axes.set_yticks(places[1:] - 0.5, minor=True)
-            axes.grid(True, which="minor", linewidth=0.5)
-            axes.tick_params(which="minor", length=0)
+        axes.set_xticks(places[1:] - 0.5, minor=True)
+        axes.set_yticks(places[1:] - 0.5, minor=True)
+        axes.grid(True, which="minor", linewidth=0.5)
+        axes.tick_params(which="both", length=0)
         axes.set(xlabel="... is also of class j", ylabel="an object of class i ...")
         some = "" if len(classes) == len(rates) else f", {len(classes)} of {len(rates)} classes"
         axes.set_title(f"Co-occurrence rates P(j | i){some}")

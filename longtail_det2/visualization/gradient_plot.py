@@ -18,24 +18,18 @@ from longtail_det2.utils.io import read_json
 
 from .style import COLORS, MARKERS, MUTED, log_scale, plot_figure
 
-_SMOOTHED = 9
-"""Classes of neighbouring frequency, in each run, whose median is the line."""
+_SMOOTHED = 9  # classes of neighbouring frequency, in each run, whose median is the line
 
 
 class GradientRatios(NamedTuple):
-    """What one training gave each of K classes.
+    """What one training gave each of K classes."""
 
-    Attributes:
-        name: folder of the run.
-        class_ids: K identifiers.
-        images: (K,) training images with the class.
-        ratio: (K,) positive by negative gradient, of all predictors together; NaN where there was none.
-    """
-
-    name: str
+    name: str  # folder of the run
     class_ids: list[str]
-    images: np.ndarray
-    ratio: np.ndarray
+    images: np.ndarray  # (K,) training images with the class
+    ratio: (
+        np.ndarray
+    )  # (K,) positive by negative gradient of all predictors together; NaN where there was none
 
 
 def read_gradients(run: Path) -> GradientRatios:
@@ -110,8 +104,8 @@ def draw_gradients(path: Path, methods: Mapping[str, Sequence[GradientRatios]]) 
         for which in ("x", "y"):
             log_scale(axes, which)
         axes.axhline(1, color=MUTED, linewidth=0.8)
-        axes.set(xlabel="training images of the class (logarithmic)")
-        axes.set(ylabel="raising / lowering gradient (logarithmic)")
+        axes.set_xlabel("training images of the class (logarithmic)")
+        axes.set_ylabel("raising / lowering gradient (logarithmic)")
         axes.set_title("Gradients of the classes' logits, summed over training")
         figure.legend(loc="outside lower center", ncols=3)
 

@@ -23,21 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 class TruthIndex(NamedTuple):
-    """What predictions refer to: the images and classes of a data set, in order.
+    """What predictions refer to: the images and classes of a data set, in order."""
 
-    Attributes:
-        name: what messages call it.
-        image_ids: n identifiers.
-        image_sizes: (n, 2) (height, width).
-        class_ids: K identifiers as they stand in prediction files, as text.
-        num_labels: annotated labels.
-    """
-
-    name: str
+    name: str  # for messages
     image_ids: Sequence[str]
-    image_sizes: np.ndarray
-    class_ids: Sequence[str]
-    num_labels: int
+    image_sizes: np.ndarray  # (n, 2) height, width
+    class_ids: Sequence[str]  # as they stand in prediction files, as text
+    num_labels: int  # annotated
 
     @classmethod
     def of_store(cls, store: AnnotationStore) -> TruthIndex:

@@ -21,17 +21,11 @@ from longtail_det2.utils.io import atomic_writer
 
 
 class ImageFile(NamedTuple):
-    """One input.
-
-    Attributes:
-        path: of the file.
-        name: path below the folder that was named, or the file's name.
-        was_named: the user named the file itself, not its folder.
-    """
+    """One input; `name` is its path below the folder that was named, or the file's name."""
 
     path: Path
     name: Path
-    was_named: bool
+    was_named: bool  # itself, not its folder
 
 
 def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[ImageFile]:
@@ -147,10 +141,10 @@ def _detections(
 ) -> Detections:
     images = {name: place for place, name in enumerate(sizes)}
     classes = {str(name): place for place, name in enumerate(class_ids)}
-    image = np.array([images[row["image_id"]] for row in rows], dtype=np.int64)
+    columns = [(images[row["image_id"]], classes[str(row["category_id"])], row["score"]) for row in rows]
+    image, cls, score = np.array(columns, dtype=np.float64).reshape(-1, 3).T
+    image = image.astype(np.int64)
     box = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
     box[:, 2:] += box[:, :2]
     box /= np.array(list(sizes.values()), dtype=np.float64).reshape(-1, 2)[image][:, [1, 0, 1, 0]]
-    cls = np.array([classes[str(row["category_id"])] for row in rows], dtype=np.int32)
-    score = np.array([row["score"] for row in rows], dtype=np.float64)
-    return Detections(image, cls, score, box.clip(0, 1).astype(np.float32))
+    return Detections(image, cls.astype(np.int32), score, box.clip(0, 1).astype(np.float32))

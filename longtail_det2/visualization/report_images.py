@@ -33,19 +33,12 @@ _SMALLEST_SIDE, _LARGEST_SIDE = 480, 640  # in pixels: room for the text, and a 
 
 
 class ImageScore(NamedTuple):
-    """How well the drawn predictions of one image agree with its truth.
+    """How well the drawn predictions of one image agree with its truth."""
 
-    Attributes:
-        index: image in the store.
-        found: classes of the (object, label) pairs for which a prediction of the class overlaps enough.
-        missed: those of the other pairs.
-        wrong: predictions that say something untrue about all objects they overlap, or overlap none.
-    """
-
-    index: int
-    found: list[int]
-    missed: list[int]
-    wrong: int
+    index: int  # of the image in the store
+    found: list[int]  # classes of the labels for which a prediction of the class overlaps the object enough
+    missed: list[int]  # those of the other labels
+    wrong: int  # predictions that say something untrue about all objects they overlap, or overlap none
 
     @property
     def quality(self) -> float:

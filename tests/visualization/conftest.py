@@ -111,37 +111,20 @@ def masked_store(tmp_path) -> AnnotationStore:
     return make_store(tmp_path / "masked_store", tmp_path / "masked_images", MASKS)
 
 
-@pytest.fixture(name="write_log")
-def write_log_fixture():
-    return write_log
-
-
-def write_log(path, iterations=range(19, 200, 20), tail=""):
-    rows = [
-        {"iteration": i, "total_loss": 3 / (i + 1), "loss_cls": 2 / (i + 1), "lr": 0.01, "time": 0.5}
-        for i in iterations
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
-
-
 @pytest.fixture
 def run(tmp_path, store):
     """Output folder of a run: log with a half-written last line, config, evaluation."""
     folder = tmp_path / "run"
     folder.mkdir()
-    write_log(folder / "metrics.json", tail='{"iteration": 219, "total_lo')
+    log = "".join(
+        json.dumps({"iteration": i, "total_loss": 3 / i, "loss_cls": 2 / i, "lr": 0.01, "time": 0.5}) + "\n"
+        for i in range(19, 200, 20)
+    )
+    (folder / "metrics.json").write_text(log + '{"iteration": 219, "total_lo')
     (folder / "config.yaml").write_text(
         "SEED: 7\nOUTPUT_DIR: /secret/place\nSOLVER:\n  BASE_LR: 0.125\n  IMS_PER_BATCH: 8\nVERSION: 2\n"
     )
-    evaluator = build_evaluators(
-        str(store.path),
-        metrics=["open_images"],
-        output_dir=folder / "inference" / "tiny",
-        train_counts=store.image_counts(expanded=True),
-    )
-    for record in MultiLabelDataset(store):
-        evaluator.process([record], [{"instances": make_instances(record)}])
-    evaluator.evaluate()
+    evaluate_run(folder, store, "tiny", metrics=["open_images"])
     return folder
 
 
@@ -168,8 +151,8 @@ def coco_run(tmp_path, masked_store):
     return folder
 
 
-def evaluate_run(folder, store, **metrics):
-    results, counts = folder / "inference" / "masked", store.image_counts(expanded=True)
+def evaluate_run(folder, store, name="masked", **metrics):
+    results, counts = folder / "inference" / name, store.image_counts(expanded=True)
     evaluators = build_evaluators(str(store.path), output_dir=results, train_counts=counts, **metrics)
     evaluators.reset()
     for record in MultiLabelDataset(store):

@@ -37,11 +37,10 @@ def test_log_of_a_stopped_run(run):
     assert read_log(run / "absent.json") == {}
 
 
-def test_resumed_runs_replace_what_they_repeat(tmp_path, write_log):
-    write_log(tmp_path / "metrics.json", [19, 39, 59, 79])
-    with open(tmp_path / "metrics.json", "a") as stream:
-        stream.write(json.dumps({"iteration": 49, "total_loss": 42.0}) + "\n")
-        stream.write(json.dumps({"iteration": 49, "bbox/mAP50": 1.0}) + "\n")
+def test_resumed_runs_replace_what_they_repeat(tmp_path):
+    rows = [{"iteration": i, "total_loss": 3.0, "time": 0.5} for i in (19, 39, 59, 79)]
+    rows += [{"iteration": 49, "total_loss": 42.0}, {"iteration": 49, "bbox/mAP50": 1.0}]
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     log = read_log(tmp_path / "metrics.json")
     assert log["iteration"].tolist() == [19, 39, 49]
     assert log["total_loss"][-1] == 42
