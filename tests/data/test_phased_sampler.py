@@ -221,6 +221,10 @@ def test_phases_of_a_lazy_config():
 
 KEY = "DATALOADER.PHASES (dataloader.train.phases)"
 U = "UniformTrainingSampler"
+FORM = (
+    '["UniformTrainingSampler", 90000], a sampler and its iterations (at least 1), or '
+    '["SoftBalanceTrainingSampler", 90000, {"lambda_": 0.5}] with options of the sampler'
+)
 
 
 @pytest.mark.parametrize(
@@ -236,24 +240,13 @@ U = "UniformTrainingSampler"
             f"{KEY}: the phases last 190 iterations, but SOLVER.MAX_ITER (train.max_iter) is 180; both must "
             "be the same",
         ),
-        ((), f'{KEY} is (); it must be a list of phases, each such as ["UniformTrainingSampler", 90000]'),
-        (
-            (U, 180),
-            f"{KEY}: phase 1 is 'UniformTrainingSampler'; a phase is a sampler and its iterations, "
-            '["UniformTrainingSampler", 90000], and may have the sampler\'s options as a third entry',
-        ),
-        (
-            ((U, 90), (U,)),
-            f"{KEY}: phase 2 is ('UniformTrainingSampler',); a phase is a sampler and its iterations, "
-            '["UniformTrainingSampler", 90000], and may have the sampler\'s options as a third entry',
-        ),
-        (((U, 0), (U, 180)), f"{KEY}: phase 1 has 0 iterations; it must be a whole number, at least 1"),
-        (((U, 90.0), (U, 90)), f"{KEY}: phase 1 has 90.0 iterations; it must be a whole number, at least 1"),
-        (((U, True), (U, 179)), f"{KEY}: phase 1 has True iterations; it must be a whole number, at least 1"),
-        (
-            ((U, 180, 0.5),),
-            f'{KEY}: the options of phase 1 are 0.5; they are a mapping such as {{"lambda_": 0.5}}',
-        ),
+        ((), f"{KEY} is (); it must be a list of phases, each {FORM}"),
+        ((U, 180), f"{KEY}: phase 1 is 'UniformTrainingSampler'; a phase is {FORM}"),
+        (((U, 90), (U,)), f"{KEY}: phase 2 is ('UniformTrainingSampler',); a phase is {FORM}"),
+        (((U, 0), (U, 180)), f"{KEY}: phase 1 is ('UniformTrainingSampler', 0); a phase is {FORM}"),
+        (((U, 90.0), (U, 90)), f"{KEY}: phase 1 is ('UniformTrainingSampler', 90.0); a phase is {FORM}"),
+        (((U, True), (U, 179)), f"{KEY}: phase 1 is ('UniformTrainingSampler', True); a phase is {FORM}"),
+        (((U, 180, 0.5),), f"{KEY}: phase 1 is ('UniformTrainingSampler', 180, 0.5); a phase is {FORM}"),
         (
             (("PhasedTrainingSampler", 180),),
             f"{KEY}: phase 1 is PhasedTrainingSampler itself; name a single sampler",

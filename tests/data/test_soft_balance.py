@@ -142,8 +142,7 @@ def _same(item):
     return item
 
 
-def test_counted_draws_are_the_stream(index, random_store, monkeypatch):
-    monkeypatch.setattr("longtail_det2.data.samplers.base._COUNT_CHUNK", 70_000)  # several chunks
+def test_counted_draws_are_the_stream(index, random_store):
     sampler = SoftBalanceTrainingSampler(index, 3, start=77, rank=1, world_size=2)
     stream = take(SoftBalanceTrainingSampler(index, 3), 210_000)
     for begin, end in [(0, 1), (0, 210_000), (65_530, 65_540), (65_536, 131_072), (100, 199_999), (5, 5)]:

@@ -7,11 +7,11 @@ from longtail_det2.data.samplers.base import (
     make_sampler,
     sampler_class,
 )
-from longtail_det2.data.samplers.class_index import ClassIndex
 from longtail_det2.data.samplers.phased import Phase, PhasedTrainingSampler, parse_phases, phases_of_run
 from longtail_det2.data.samplers.repeat_factor import RepeatFactorTrainingSampler, repeat_factors
 from longtail_det2.data.samplers.soft_balance import (
     ClassAwareTrainingSampler,
+    ClassIndex,
     SoftBalanceTrainingSampler,
     soft_balance_probabilities,
 )

@@ -31,9 +31,6 @@ _ALIASES = {"TrainingSampler": "UniformTrainingSampler"}
 _YIELD_CHUNK = 4096
 """Indices turned into Python numbers at once: one list of an epoch would cost each worker tens of MB."""
 
-_COUNT_CHUNK = 1 << 22
-"""Indices counted at once: counting allocates one number per image, however few indices there are."""
-
 
 class TrainingSampler(Sampler[int], ABC):
     """Infinite stream of image indices; rank r yields elements `start + r`, `start + r + world`, ...
@@ -42,8 +39,8 @@ class TrainingSampler(Sampler[int], ABC):
     (`from_dataset`).
 
     Attributes:
-        seed: equal on all ranks.
-        start: ids drawn before, over all ranks (iterations x total batch size).
+        seed: non-negative, equal on all ranks.
+        start: ids drawn before, over all ranks (iterations x total batch size), non-negative.
         rank, world_size: slice of the stream that this process takes.
         boundaries: positions of the stream at which a phase ends, ascending; no batch crosses them.
     """
@@ -53,13 +50,7 @@ class TrainingSampler(Sampler[int], ABC):
     def __init__(
         self, *, seed: int, start: int = 0, rank: int | None = None, world_size: int | None = None
     ) -> None:
-        """Take the slice of the current process unless told otherwise.
-
-        Args:
-            seed: non-negative.
-            start: non-negative.
-            rank: in [0, world_size); Detectron2's rank if None.
-            world_size: number of processes; Detectron2's if None.
+        """Take the slice of the current process where `rank` and `world_size` are None.
 
         Raises:
             ConfigError: a value is out of range.
@@ -77,14 +68,7 @@ class TrainingSampler(Sampler[int], ABC):
     @classmethod
     @abstractmethod
     def from_dataset(cls, dataset: Any, *, seed: int, start: int = 0, **options: Any) -> Self:
-        """Make the sampler for a dataset.
-
-        Args:
-            dataset: what to sample from.
-            seed: see the constructor.
-            start: see the constructor.
-            **options: those of the sampler, which subclasses name: an unknown one is an error.
-        """
+        """Make the sampler for a dataset; subclasses name their options, and another one is an error."""
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -123,18 +107,11 @@ class TrainingSampler(Sampler[int], ABC):
             (num_images,) int64.
         """
         counts = np.zeros(num_images, dtype=np.int64)
-        pieces: list[np.ndarray] = []
-        waiting, position = 0, begin
         epoch, first = self.locate(begin)
-        while position < end:
+        while first < end:
             indices = self.epoch_indices(epoch)
-            pieces.append(indices[position - first : end - first])
-            waiting += len(pieces[-1])
-            first += len(indices)
-            epoch, position = epoch + 1, first
-            if waiting >= _COUNT_CHUNK or position >= end:
-                counts += np.bincount(np.concatenate(pieces), minlength=num_images)
-                pieces, waiting = [], 0
+            np.add.at(counts, indices[max(begin - first, 0) : end - first].astype(np.int64), 1)
+            epoch, first = epoch + 1, first + len(indices)
         return counts
 
     def __repr__(self) -> str:
@@ -160,17 +137,7 @@ class UniformTrainingSampler(TrainingSampler):
     """Each epoch is a permutation of the images."""
 
     def __init__(self, size: int, seed: int, start: int = 0, **ranks: Any) -> None:
-        """For `size` images.
-
-        Args:
-            size: at least 1.
-            seed: see `TrainingSampler`.
-            start: see `TrainingSampler`.
-            **ranks: `rank` and `world_size` of `TrainingSampler`.
-
-        Raises:
-            DataError: there are no images.
-        """
+        """For `size` images, the rest as in `TrainingSampler`; raises DataError where there are none."""
         super().__init__(seed=seed, start=start, **ranks)
         if size < 1:
             raise DataError(NO_IMAGES)
@@ -184,11 +151,6 @@ class UniformTrainingSampler(TrainingSampler):
     def epoch_size(self, epoch: int) -> int:
         """Number of images."""
         return self.size
-
-    def locate(self, position: int) -> tuple[int, int]:
-        """See `TrainingSampler.locate`; all epochs have one size."""
-        epoch = position // self.size
-        return epoch, epoch * self.size
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         """A permutation of the images."""

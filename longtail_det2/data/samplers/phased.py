@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -19,7 +19,10 @@ from longtail_det2.data.samplers.base import SAMPLER_REGISTRY, TrainingSampler, 
 from longtail_det2.utils.errors import ConfigError
 
 _KEY = "DATALOADER.PHASES (dataloader.train.phases)"
-_EXAMPLE = '["UniformTrainingSampler", 90000]'
+_FORM = (
+    '["UniformTrainingSampler", 90000], a sampler and its iterations (at least 1), or '
+    '["SoftBalanceTrainingSampler", 90000, {"lambda_": 0.5}] with options of the sampler'
+)
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,14 @@ def parse_phases(phases: Sequence[Any], max_iter: int | None = None) -> tuple[Ph
     """Phases as configs write them: [sampler, iterations] each, or [sampler, iterations, options].
 
     Args:
-        phases: at least one; such as [["UniformTrainingSampler", 90000], ["SoftBalanceTrainingSampler",
-            90000, {"lambda_": 0.5}]]. Finished `Phase`s are taken as they are.
+        phases: at least one; `Phase`s are taken as they are.
         max_iter: iterations of the whole training, which the phases must add up to; None checks nothing.
 
     Raises:
         ConfigError: an entry is not of that form, a sampler is unknown, or the sum is another.
     """
     if isinstance(phases, str) or not isinstance(phases, Sequence) or len(phases) == 0:
-        raise ConfigError(f"{_KEY} is {phases!r}; it must be a list of phases, each such as {_EXAMPLE}")
+        raise ConfigError(f"{_KEY} is {phases!r}; it must be a list of phases, each {_FORM}")
     parsed = tuple(_parse_phase(number, entry) for number, entry in enumerate(phases, 1))
     total = sum(phase.iterations for phase in parsed)
     if max_iter is not None and total != max_iter:
@@ -69,18 +71,13 @@ def phases_of_run(sampler: Any, phases: Sequence[Any], max_iter: int | None = No
 
     Args:
         sampler: DATALOADER.SAMPLER_TRAIN, or what a lazy config has in its place.
-        phases: see `parse_phases`; empty for a run with one sampler.
+        phases: see `parse_phases`; empty, as what is returned, for a run with one sampler.
         max_iter: see `parse_phases`.
 
-    Returns:
-        () for a run with one sampler.
-
     Raises:
-        ConfigError: see `parse_phases`; or phases are given and the sampler does not follow them, or it needs
-            some and there are none.
+        ConfigError: see `parse_phases`; or phases are given for a sampler that does not follow them.
     """
-    phased = isinstance(sampler, (str, type)) and sampler_class(sampler) is PhasedTrainingSampler
-    if phased:
+    if isinstance(sampler, (str, type)) and sampler_class(sampler) is PhasedTrainingSampler:
         return parse_phases(phases, max_iter)
     if len(phases):
         raise ConfigError(
@@ -114,14 +111,7 @@ class PhasedTrainingSampler(TrainingSampler):
         start: int = 0,
         **ranks: Any,
     ) -> None:
-        """For samplers that are already made.
-
-        Args:
-            samplers: at least one.
-            lengths: images of each phase over all ranks, positive.
-            seed: see `TrainingSampler`.
-            start: see `TrainingSampler`.
-            **ranks: `rank` and `world_size` of `TrainingSampler`.
+        """For samplers, and the images of each one's phase over all ranks; the rest as in `TrainingSampler`.
 
         Raises:
             ConfigError: no sampler, another number of lengths, or one that is not positive.
@@ -155,9 +145,6 @@ class PhasedTrainingSampler(TrainingSampler):
             start: see `TrainingSampler`.
             phases: see `parse_phases`.
             batch_size: images per iteration over all ranks.
-
-        Raises:
-            ConfigError: see `parse_phases` and the samplers.
         """
         parsed = parse_phases(phases)
         samplers = [
@@ -171,31 +158,26 @@ class PhasedTrainingSampler(TrainingSampler):
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
         """DATALOADER.PHASES, where a phase's own options come before those of other keys."""
         phases = [
-            Phase(
-                phase.sampler,
-                phase.iterations,
-                {**sampler_class(phase.sampler).options_from_config(cfg), **phase.options},
-            )
-            for phase in phases_of_run(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.PHASES)
+            replace(one, options={**sampler_class(one.sampler).options_from_config(cfg), **one.options})
+            for one in parse_phases(cfg.DATALOADER.PHASES)
         ]
         return {"phases": phases, "batch_size": cfg.SOLVER.IMS_PER_BATCH}
 
     def epoch_size(self, epoch: int) -> int:
-        """See `TrainingSampler.epoch_size`."""
+        """Of the phase's sampler, cut at the end of the phase."""
         if epoch in self._cut_sizes:
             return self._cut_sizes[epoch]
         phase = bisect_right(self._first_epochs, epoch) - 1
         return self.samplers[phase].epoch_size(epoch - self._first_epochs[phase])
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
-        """See `TrainingSampler.epoch_indices`."""
+        """Those of the phase's sampler, cut at the end of the phase."""
         phase = bisect_right(self._first_epochs, epoch) - 1
-        return self.samplers[phase].epoch_indices(epoch - self._first_epochs[phase])[
-            : self._cut_sizes.get(epoch)
-        ]
+        indices = self.samplers[phase].epoch_indices(epoch - self._first_epochs[phase])
+        return indices[: self._cut_sizes.get(epoch)]
 
     def locate(self, position: int) -> tuple[int, int]:
-        """See `TrainingSampler.locate`."""
+        """As its base's, from the phase's sampler."""
         phase = bisect_right(self._begins, position) - 1
         epoch, begin = self.samplers[phase].locate(position - self._begins[phase])
         return self._first_epochs[phase] + epoch, self._begins[phase] + begin
@@ -207,21 +189,10 @@ class PhasedTrainingSampler(TrainingSampler):
 def _parse_phase(number: int, entry: Any) -> Phase:
     if isinstance(entry, Phase):
         return entry
-    if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) not in (2, 3):
-        raise ConfigError(
-            f"{_KEY}: phase {number} is {entry!r}; a phase is a sampler and its iterations, {_EXAMPLE}, and "
-            "may have the sampler's options as a third entry"
-        )
-    sampler, iterations, options = entry[0], entry[1], entry[2] if len(entry) == 3 else {}
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ConfigError(
-            f"{_KEY}: phase {number} has {iterations!r} iterations; it must be a whole number, at least 1"
-        )
-    if not isinstance(options, Mapping):
-        raise ConfigError(
-            f"{_KEY}: the options of phase {number} are {options!r}; they are a mapping such as "
-            '{"lambda_": 0.5}'
-        )
+    listed = isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) in (2, 3)
+    sampler, iterations, options = (*entry, {})[:3] if listed else (None, 0, {})
+    if type(iterations) is not int or iterations < 1 or not isinstance(options, Mapping):
+        raise ConfigError(f"{_KEY}: phase {number} is {entry!r}; a phase is {_FORM}")
     if sampler_class(sampler) is PhasedTrainingSampler:
         raise ConfigError(f"{_KEY}: phase {number} is PhasedTrainingSampler itself; name a single sampler")
     return Phase(sampler, iterations, {str(key): value for key, value in options.items()})

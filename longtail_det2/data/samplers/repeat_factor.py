@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from longtail_det2.data.datasets.dataset import labels_per_image
 from longtail_det2.data.samplers.base import NO_IMAGES, SAMPLER_REGISTRY, TrainingSampler
-from longtail_det2.data.samplers.class_index import ClassIndex
+from longtail_det2.data.samplers.soft_balance import ClassIndex
 from longtail_det2.utils.errors import ConfigError, DataError
 
 
@@ -31,7 +31,10 @@ def repeat_factors(source: Any, threshold: float) -> np.ndarray:
         (number of images,) float32, at least 1.
     """
     if threshold <= 0:
-        raise ConfigError(f"DATALOADER.REPEAT_THRESHOLD must be positive, got {threshold}")
+        raise ConfigError(
+            f"DATALOADER.REPEAT_THRESHOLD is {threshold}, which repeats nothing: set it to the frequency "
+            "below which classes are repeated (0.001 is usual for LVIS)"
+        )
     offsets, labels = labels_per_image(source)
     num_images = len(offsets) - 1
     counts = ClassIndex.build(offsets, labels).counts
@@ -51,13 +54,7 @@ class RepeatFactorTrainingSampler(TrainingSampler):
     """Each epoch holds image i `floor(f_i)` times, and once more with probability `f_i - floor(f_i)`."""
 
     def __init__(self, factors: np.ndarray, seed: int, start: int = 0, **ranks: Any) -> None:
-        """For images with given factors.
-
-        Args:
-            factors: (n,) positive numbers, such as `repeat_factors` gives.
-            seed: see `TrainingSampler`.
-            start: see `TrainingSampler`.
-            **ranks: `rank` and `world_size` of `TrainingSampler`.
+        """For images with given factors (n,), at least 1; the rest as in `TrainingSampler`.
 
         Raises:
             DataError: there are no images, or a factor is below 1.
@@ -78,18 +75,8 @@ class RepeatFactorTrainingSampler(TrainingSampler):
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
-        """`threshold` from DATALOADER.REPEAT_THRESHOLD.
-
-        Raises:
-            ConfigError: the threshold is 0, Detectron2's default, which would repeat nothing.
-        """
-        threshold = cfg.DATALOADER.REPEAT_THRESHOLD
-        if threshold <= 0:
-            raise ConfigError(
-                "DATALOADER.REPEAT_THRESHOLD is 0: RepeatFactorTrainingSampler would repeat nothing; set "
-                "it to the frequency below which classes are repeated (0.001 is usual for LVIS)"
-            )
-        return {"threshold": threshold}
+        """`threshold` from DATALOADER.REPEAT_THRESHOLD."""
+        return {"threshold": cfg.DATALOADER.REPEAT_THRESHOLD}
 
     def _repeats(self, generator: np.random.Generator) -> np.ndarray:
         extra = generator.random(len(self._fraction), dtype=np.float32) < self._fraction

@@ -3,20 +3,83 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from typing_extensions import Self
 
 from longtail_det2.data.datasets.dataset import labels_per_image
+from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.samplers.base import SAMPLER_REGISTRY, TrainingSampler
-from longtail_det2.data.samplers.class_index import ClassIndex
 from longtail_det2.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 16
 """Draws are independent, so an epoch is any fixed number of them; a small one makes `start` cheap."""
+
+
+@dataclass(frozen=True)
+class ClassIndex:
+    """Distinct (class, image) pairs, class by class.
+
+    Attributes:
+        offsets: (C + 1,) int64; class c is in the images `images[offsets[c]:offsets[c + 1]]`. C is one more
+            than the highest class that occurs, or `num_classes`.
+        images: int32 image positions, ascending within a class.
+        with_ancestors: an image with a class also has its ancestors.
+    """
+
+    offsets: np.ndarray
+    images: np.ndarray
+    with_ancestors: bool = False
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(C,) int64, images per class."""
+        return np.diff(self.offsets)
+
+    @staticmethod
+    def build(label_offsets: np.ndarray, labels: np.ndarray, num_classes: int = 0) -> ClassIndex:
+        """Sort the pairs.
+
+        Args:
+            label_offsets: (n + 1,); image i has `labels[label_offsets[i]:label_offsets[i + 1]]`.
+            labels: class indices, which may repeat within an image.
+            num_classes: lower bound of the number of classes C.
+        """
+        labels = labels[label_offsets[0] : label_offsets[-1]]
+        num_images = len(label_offsets) - 1
+        images = np.repeat(np.arange(num_images, dtype=np.int32), np.diff(label_offsets))
+        highest = int(labels.max()) + 1 if len(labels) else 0
+        return ClassIndex(*_sorted_pairs(images, labels, num_images, max(num_classes, highest)))
+
+    def expanded(self, hierarchy: LabelHierarchy) -> ClassIndex:
+        """The same images with the ancestors of their classes too; `hierarchy` is that of all classes."""
+        classes = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
+        images, classes = hierarchy.expand(self.images, classes)
+        num_images = int(images.max()) + 1 if len(images) else 0
+        pairs = _sorted_pairs(images, classes, num_images, hierarchy.num_classes)
+        return ClassIndex(*pairs, with_ancestors=True)
+
+
+def _sorted_pairs(
+    images: np.ndarray, classes: np.ndarray, num_images: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`offsets` and `images` of an index, from pairs in any order, which may repeat."""
+    # One integer per pair, so that one sort groups and de-duplicates; 32 bits sort twice as fast.
+    dtype = np.int32 if num_classes * num_images < 2**31 else np.int64
+    keys = classes.astype(dtype)
+    keys *= dtype(num_images)
+    keys += images
+    keys.sort()
+    first = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=first[1:])
+    keys = keys[first]
+    bounds = np.arange(num_classes + 1, dtype=np.int64) * num_images
+    offsets = np.searchsorted(keys, bounds).astype(np.int64)
+    return offsets, (keys % max(num_images, 1)).astype(np.int32)
 
 
 def soft_balance_probabilities(counts: np.ndarray, lambda_: float) -> np.ndarray:
@@ -54,20 +117,13 @@ class SoftBalanceTrainingSampler(TrainingSampler):
     own too, as in the official expansion of Open Images.
 
     Attributes:
-        lambda_: see above.
+        lambda_: in [0, 2].
     """
 
     def __init__(
         self, index: ClassIndex, seed: int, start: int = 0, *, lambda_: float = 0.7, **ranks: Any
     ) -> None:
-        """For an index of images by class.
-
-        Args:
-            index: which images contain which class.
-            seed: see `TrainingSampler`.
-            start: see `TrainingSampler`.
-            lambda_: in [0, 2]; above 1 a line in the log warns.
-            **ranks: `rank` and `world_size` of `TrainingSampler`.
+        """For an index of images by class; a `lambda_` above 1 warns, the rest as in `TrainingSampler`.
 
         Raises:
             ConfigError: `lambda_` is out of range.
@@ -90,15 +146,7 @@ class SoftBalanceTrainingSampler(TrainingSampler):
     def from_dataset(
         cls, dataset: Any, *, seed: int, start: int = 0, lambda_: float = 0.7, ancestors: bool = False
     ) -> Self:
-        """Make the sampler for a dataset or an annotation store.
-
-        Args:
-            dataset: see `index_classes`.
-            seed: see `TrainingSampler`.
-            start: see `TrainingSampler`.
-            lambda_: see the constructor.
-            ancestors: images of a class are also images of its ancestors.
-        """
+        """Make the sampler for a dataset or a store; `ancestors` as in `index_classes`."""
         return cls(index_classes(dataset, ancestors), seed, start, lambda_=lambda_)
 
     @classmethod
@@ -110,11 +158,6 @@ class SoftBalanceTrainingSampler(TrainingSampler):
     def epoch_size(self, epoch: int) -> int:
         """A fixed number of draws."""
         return _BLOCK
-
-    def locate(self, position: int) -> tuple[int, int]:
-        """See `TrainingSampler.locate`; all epochs have one size."""
-        epoch = position // _BLOCK
-        return epoch, epoch * _BLOCK
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
         """Independent draws."""
@@ -184,11 +227,8 @@ def index_classes(dataset: Any, ancestors: bool = False) -> ClassIndex:
     if names and 0 < len(empty) < len(names):
         logger.warning(
             "%d of %d classes have no image in the training data and are never drawn: %s",
-            *(
-                len(empty),
-                len(names),
-                ", ".join([str(names[c]) for c in empty[:5]] + ["..."][: len(empty) > 5]),
-            ),
+            *(len(empty), len(names)),
+            ", ".join([*(str(names[c]) for c in empty[:5]), *(["..."] if len(empty) > 5 else [])]),
         )
     return index
 
