@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -16,27 +17,27 @@ from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamSc
 from torch import nn
 from torch.optim import Optimizer
 
-from longtail_det2.data.samplers import Phase, parse_phases
+from longtail_det2.data.samplers import parse_phases
 from longtail_det2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 
 def optimizer_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of :func:`build_optimizer` that a YAML config holds in ``SOLVER``."""
-    clip = cfg.SOLVER.CLIP_GRADIENTS
+    """Return the arguments of :func:`build_optimizer` that a YAML config holds in ``SOLVER``."""
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
     return {
-        "name": cfg.SOLVER.OPTIMIZER,
-        "base_lr": cfg.SOLVER.BASE_LR,
-        "weight_decay": cfg.SOLVER.WEIGHT_DECAY,
-        "weight_decay_norm": cfg.SOLVER.WEIGHT_DECAY_NORM,
-        "momentum": cfg.SOLVER.MOMENTUM,
-        "nesterov": cfg.SOLVER.NESTEROV,
-        "bias_lr_factor": cfg.SOLVER.BIAS_LR_FACTOR,
-        "weight_decay_bias": cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        "name": solver.OPTIMIZER,
+        "base_lr": solver.BASE_LR,
+        "weight_decay": solver.WEIGHT_DECAY,
+        "momentum": solver.MOMENTUM,
+        "nesterov": solver.NESTEROV,
         "clip_type": clip.CLIP_TYPE if clip.ENABLED else "",
         "clip_value": clip.CLIP_VALUE,
         "clip_norm_type": clip.NORM_TYPE,
+        "weight_decay_norm": solver.WEIGHT_DECAY_NORM,
+        "weight_decay_bias": solver.WEIGHT_DECAY_BIAS,
+        "bias_lr_factor": solver.BIAS_LR_FACTOR,
     }
 
 
@@ -46,82 +47,67 @@ def build_optimizer(
     name: str = "SGD",
     base_lr: float,
     weight_decay: float = 1e-4,
-    weight_decay_norm: float | None = 0.0,
     momentum: float = 0.9,
     nesterov: bool = False,
-    bias_lr_factor: float = 1.0,
-    weight_decay_bias: float | None = None,
-    clip_type: Literal["", "value", "norm", "full_model"] = "",
+    clip_type: str = "",
     clip_value: float = 1.0,
     clip_norm_type: float = 2.0,
+    weight_decay_norm: float | None = 0.0,
+    weight_decay_bias: float | None = None,
+    bias_lr_factor: float = 1.0,
 ) -> Optimizer:
-    """Makes the optimizer of a model's trainable parameters.
+    """Build the optimizer of a model's trainable parameters.
 
     Args:
-        model: parameters of normalisation layers get `weight_decay_norm`, all others `weight_decay`.
-        name: "SGD" or "AdamW" (weight decay apart from the gradient, Loshchilov and Hutter 2019).
+        model: its parameters are those of the optimizer.
+        name: "SGD" or "AdamW" (Loshchilov and Hutter 2019).
         base_lr: learning rate, > 0.
         weight_decay: per step, times the learning rate.
-        weight_decay_norm: of normalisation layers; None is `weight_decay`.
         momentum: of SGD.
         nesterov: of SGD.
-        bias_lr_factor: learning rate of biases in units of `base_lr`.
-        weight_decay_bias: None is `weight_decay`.
         clip_type: "" clips nothing, "value" each gradient entry, "norm" the norm of each parameter's
-            gradient, "full_model" the norm of all gradients together.
+            gradient, "full_model" the norm of all gradients together. Under automatic mixed precision this is
+            after the gradients are unscaled.
         clip_value: the bound.
         clip_norm_type: p of the p-norm.
+        weight_decay_norm: of normalisation layers; None is `weight_decay`.
+        weight_decay_bias: of biases; None is `weight_decay`.
+        bias_lr_factor: learning rate of biases in units of `base_lr`.
 
     Raises:
         ConfigError: unknown `name` or `clip_type`.
     """
-    params = get_default_optimizer_params(
-        model,
-        base_lr=base_lr,
-        weight_decay=weight_decay,
-        weight_decay_norm=weight_decay_norm,
-        bias_lr_factor=bias_lr_factor,
-        weight_decay_bias=weight_decay_bias,
+    groups = get_default_optimizer_params(
+        model, base_lr, weight_decay, weight_decay_norm, bias_lr_factor, weight_decay_bias
     )
     if name == "SGD":
         optimizer: Optimizer = torch.optim.SGD(
-            params, lr=base_lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+            groups, lr=base_lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
         )
     elif name == "AdamW":
-        optimizer = torch.optim.AdamW(params, lr=base_lr, weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=base_lr, weight_decay=weight_decay)
     else:
         raise ConfigError(f"SOLVER.OPTIMIZER: there is no optimizer {name!r}; known: 'SGD', 'AdamW'")
-    if clip_type:
-        clip = _gradient_clipper(clip_type, clip_value, clip_norm_type)
-        optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: clip(optimizer))
-    return optimizer
-
-
-def _gradient_clipper(clip_type: str, bound: float, norm_type: float) -> Callable[[Optimizer], None]:
-    """A function that clips the gradients of an optimizer just before it steps.
-
-    Under automatic mixed precision that is after the gradient scaler has unscaled them.
-    """
-
-    def clip(optimizer: Optimizer) -> None:
-        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if clip_type == "value":
-            nn.utils.clip_grad_value_(params, bound)
-        elif clip_type == "full_model":
-            nn.utils.clip_grad_norm_(params, bound, norm_type)
-        else:
-            for p in params:
-                nn.utils.clip_grad_norm_([p], bound, norm_type)
-
-    if clip_type not in ("value", "norm", "full_model"):
+    if clip_type not in ("", "value", "norm", "full_model"):
         raise ConfigError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip_type!r}; known: 'value', 'norm', 'full_model'"
         )
-    return clip
+    if clip_type:
+        optimizer.register_step_pre_hook(partial(_clip, clip_type, clip_value, clip_norm_type))
+    return optimizer
+
+
+def _clip(clip_type: str, bound: float, norm_type: float, optimizer: Optimizer, *_: Any) -> None:
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if clip_type == "value":
+        nn.utils.clip_grad_value_(params, bound)
+    for together in [params] if clip_type == "full_model" else [[p] for p in params]:
+        if clip_type != "value":
+            nn.utils.clip_grad_norm_(together, bound, norm_type)
 
 
 def lr_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of :func:`build_lr_multiplier` that a YAML config holds in ``SOLVER``."""
+    """Return the arguments of :func:`build_lr_multiplier` that a YAML config holds in ``SOLVER``."""
     return {
         "name": cfg.SOLVER.LR_SCHEDULER_NAME,
         "max_iter": cfg.SOLVER.MAX_ITER,
@@ -141,7 +127,7 @@ def build_lr_multiplier(
     *,
     name: str = "WarmupMultiStepLR",
     max_iter: int,
-    steps: Sequence[int] | Sequence[Sequence[int]] = (),
+    steps: Sequence[Any] = (),
     gamma: float = 0.1,
     end_factor: float = 0.0,
     warmup_iters: int = 1000,
@@ -151,7 +137,7 @@ def build_lr_multiplier(
     phase_restart: str = "none",
     phase_factor: float = 1.0,
 ) -> ParamScheduler:
-    """Learning rate over training, in units of the base rate.
+    """Build the learning rate over training, in units of the base rate.
 
     All lengths are in iterations, so that a shorter training is a change of `max_iter` alone.
 
@@ -159,15 +145,16 @@ def build_lr_multiplier(
         name: "WarmupMultiStepLR" or "WarmupCosineLR", Detectron2's names.
         max_iter: iterations of the whole training, > 0.
         steps: where the multi-step schedule multiplies by `gamma`; those at or beyond `max_iter` have no
-            effect. With a restart they count from a phase's beginning and may be one list for each phase.
+            effect. With a restart they count from a phase's beginning and may be one list per phase.
         gamma: see `steps`.
         end_factor: what the cosine schedule ends at.
         warmup_iters: iterations of the warm-up; cut at `max_iter`.
         warmup_factor: what the warm-up starts from, in units of the schedule's first value.
         warmup_method: "linear" or "constant".
         phases: of the samplers, see :func:`longtail_det2.data.samplers.parse_phases`.
-        phase_restart: "none" has one schedule over the whole training. "with_warmup" and "without_warmup"
-            begin it anew at each phase, as long as the phase is; the first phase has its warm-up in any case.
+        phase_restart: "none" has one schedule over the whole training. With "with_warmup" and
+            "without_warmup" each phase has its own, as long as the phase is; the first phase has its warm-up
+            in any case.
         phase_factor: with a restart, the learning rate of phase s = 0, 1, ... is multiplied by
             phase_factor ** s; positive.
 
@@ -184,109 +171,75 @@ def build_lr_multiplier(
             warmup_iters,
             max_iter,
         )
-    shape: dict[str, Any] = {
-        "name": name,
-        "gamma": gamma,
-        "end_factor": end_factor,
-        "warmup_factor": warmup_factor,
-        "warmup_method": warmup_method,
-    }
+
+    def schedule(length: int, its_steps: Any, warmup: int) -> ParamScheduler:
+        shape = _build_schedule(name, gamma, end_factor, length, its_steps)
+        return WarmupParamScheduler(shape, warmup_factor, min(warmup / length, 1.0), warmup_method)
+
     per_phase = any(isinstance(step, Sequence) for step in steps)
     if phase_restart == "none":
         if phase_factor != 1.0 or per_phase:
             raise ConfigError(
-                "SOLVER.PHASE_FACTOR, or a list of SOLVER.STEPS for each phase, needs phases whose schedule "
-                "begins anew: set SOLVER.PHASE_RESTART to 'with_warmup' or 'without_warmup'"
+                "SOLVER.PHASE_FACTOR, or a list of SOLVER.STEPS for each phase, needs a schedule per phase: "
+                "set SOLVER.PHASE_RESTART to 'with_warmup' or 'without_warmup'"
             )
-        return _build_schedule(max_iter=max_iter, steps=steps, warmup_iters=warmup_iters, **shape)
-    parsed = _phases_to_restart(phases, max_iter, phase_restart, phase_factor)
-    if per_phase and len(steps) != len(parsed):
+        return schedule(max_iter, steps, warmup_iters)
+    restart = f"SOLVER.PHASE_RESTART (lr_multiplier.phase_restart) is {phase_restart!r}"
+    if phase_restart not in ("with_warmup", "without_warmup"):
+        raise ConfigError(f"{restart}; known: 'none', 'with_warmup', 'without_warmup'")
+    if not len(phases):
+        raise ConfigError(f"{restart}, but DATALOADER.PHASES (dataloader.train.phases) is empty")
+    if not phase_factor > 0:
         raise ConfigError(
-            f"SOLVER.STEPS has lists for {len(steps)} of {len(parsed)} phases (DATALOADER.PHASES): give one "
+            f"SOLVER.PHASE_FACTOR (lr_multiplier.phase_factor) is {phase_factor}; it must be positive"
+        )
+    lengths = [phase.iterations for phase in parse_phases(phases, max_iter)]
+    if per_phase and len(steps) != len(lengths):
+        raise ConfigError(
+            f"SOLVER.STEPS has lists for {len(steps)} of {len(lengths)} phases (DATALOADER.PHASES): give one "
             "for each phase, or one list of numbers for all"
         )
-    schedules = [
-        _build_schedule(
-            max_iter=phase.iterations,
-            steps=steps[number] if per_phase else steps,
-            warmup_iters=warmup_iters if number == 0 or phase_restart == "with_warmup" else 0,
-            **shape,
-        )
-        for number, phase in enumerate(parsed)
-    ]
-    factors = [phase_factor**number for number in range(len(parsed))]
-    return PhasedParamScheduler(schedules, [phase.iterations for phase in parsed], factors)
+    schedules = []
+    for number, length in enumerate(lengths):
+        warmup = warmup_iters if number == 0 or phase_restart == "with_warmup" else 0
+        schedules.append(schedule(length, steps[number] if per_phase else steps, warmup))
+    return PhasedParamScheduler(schedules, lengths, phase_factor)
 
 
 class PhasedParamScheduler(ParamScheduler):
-    """Schedules one after the other, each over the iterations of its phase."""
+    """Schedules one after the other, each over the iterations of its phase.
 
-    def __init__(
-        self, schedules: Sequence[ParamScheduler], iterations: Sequence[int], factors: Sequence[float]
-    ) -> None:
-        """For at least one phase.
+    fvcore's `CompositeParamScheduler` compares fractions of the training, which rounding shifts by an
+    iteration.
+    """
+
+    def __init__(self, schedules: Sequence[ParamScheduler], iterations: Sequence[int], factor: float) -> None:
+        """Take over the schedules, each from 0 at its phase's beginning to 1 at its end.
 
         Args:
-            schedules: one a phase, from 0 at its beginning to 1 at its end.
+            schedules: one per phase, at least one.
             iterations: of each phase, positive.
-            factors: what a phase's schedule is multiplied by.
+            factor: what each phase multiplies the rates of the phase before by.
         """
-        self._schedules, self._factors = list(schedules), list(factors)
-        self._iterations = list(iterations)
+        self._schedules, self._iterations, self._factor = list(schedules), list(iterations), factor
         self._begins = [0, *accumulate(iterations[:-1])]
-        self._total = sum(iterations)
 
     def __call__(self, where: float) -> float:
-        """The value at a point of the whole training, in [0, 1]."""
-        # Which iteration that is, as a phase begins at a whole one and `where` may be the least bit below it.
-        iteration = round(where * self._total)
+        """Return the value at a point of the whole training, in [0, 1]."""
+        iteration = round(where * sum(self._iterations))
         phase = bisect_right(self._begins, iteration) - 1
         within = (iteration - self._begins[phase]) / self._iterations[phase]
-        return self._factors[phase] * self._schedules[phase](within)
+        return self._factor**phase * self._schedules[phase](within)
 
 
-def _phases_to_restart(
-    phases: Sequence[Any], max_iter: int, restart: str, factor: float
-) -> tuple[Phase, ...]:
-    """The phases of a schedule that begins anew; see :func:`build_lr_multiplier`."""
-    if restart not in ("with_warmup", "without_warmup"):
-        raise ConfigError(
-            f"SOLVER.PHASE_RESTART (lr_multiplier.phase_restart) is {restart!r}; known: 'none', "
-            "'with_warmup', 'without_warmup'"
-        )
-    if not len(phases):
-        raise ConfigError(
-            f"SOLVER.PHASE_RESTART (lr_multiplier.phase_restart) is {restart!r}, but there are no phases at "
-            "which the schedule could begin anew: DATALOADER.PHASES (dataloader.train.phases) is empty"
-        )
-    if not factor > 0:
-        raise ConfigError(
-            f"SOLVER.PHASE_FACTOR (lr_multiplier.phase_factor) is {factor}; it must be positive"
-        )
-    return parse_phases(phases, max_iter)
-
-
-def _build_schedule(
-    *,
-    name: str,
-    max_iter: int,
-    steps: Any,
-    gamma: float,
-    end_factor: float,
-    warmup_iters: int,
-    warmup_factor: float,
-    warmup_method: str,
-) -> ParamScheduler:
-    """One schedule without phases; see :func:`build_lr_multiplier`."""
+def _build_schedule(name: str, gamma: float, end_factor: float, max_iter: int, steps: Any) -> ParamScheduler:
+    """One schedule without warm-up and phases; see :func:`build_lr_multiplier`."""
     if name == "WarmupMultiStepLR":
         if list(steps) != sorted(set(steps)) or any(step < 1 for step in steps):
             raise ConfigError(f"SOLVER.STEPS is {list(steps)}; the steps must be positive and increase")
         reached = [step for step in steps if step < max_iter]
-        schedule: ParamScheduler = MultiStepParamScheduler(
-            values=[gamma**k for k in range(len(reached) + 1)],
-            milestones=reached or None,
-            num_updates=max_iter,
-        )
+        values = [gamma**k for k in range(len(reached) + 1)]
+        schedule: ParamScheduler = MultiStepParamScheduler(values, max_iter, milestones=reached or None)
     elif name == "WarmupCosineLR":
         schedule = CosineParamScheduler(1.0, end_factor)
     else:
@@ -294,10 +247,9 @@ def _build_schedule(
             f"SOLVER.LR_SCHEDULER_NAME: there is no schedule {name!r}; known: 'WarmupMultiStepLR', "
             "'WarmupCosineLR'"
         )
-    length = min(warmup_iters / max_iter, 1.0)
-    return WarmupParamScheduler(schedule, warmup_factor, length, warmup_method)
+    return schedule
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
-    """The scheduler that ``SOLVER`` describes, stepped once an iteration."""
+    """Build the scheduler that ``SOLVER`` describes, stepped once per iteration."""
     return LRMultiplier(optimizer, build_lr_multiplier(**lr_arguments(cfg)), cfg.SOLVER.MAX_ITER)
