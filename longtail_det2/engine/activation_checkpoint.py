@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,18 +36,15 @@ def checkpoint_activations(model: nn.Module, prefixes: Sequence[str]) -> list[st
     """
     chosen: list[str] = []
     for prefix in prefixes:
-        found = [
-            name
-            for name, _ in model.named_modules()
-            if name and name.startswith(prefix) and not _below(name, chosen)
-        ]
-        outermost = [name for name in found if not _below(name, [other for other in found if other != name])]
-        if not outermost and not any(name.startswith(prefix) for name in chosen):
+        found = [name for name, _ in model.named_modules() if name and name.startswith(prefix)]
+        if not found:
             raise ConfigError(
                 f"MODEL.ACTIVATION_CHECKPOINT: no module's name begins with {prefix!r}; those of the model "
                 f"begin with {', '.join(name for name, _ in model.named_children())}"
             )
-        chosen += outermost
+        for name in found:  # parents come before their children
+            if not any(name == other or name.startswith(f"{other}.") for other in chosen):
+                chosen.append(name)
     for name in chosen:
         module = model.get_submodule(name)
         module.forward = _checkpointed(module, module.forward)
@@ -56,23 +53,15 @@ def checkpoint_activations(model: nn.Module, prefixes: Sequence[str]) -> list[st
     return chosen
 
 
-def _below(name: str, others: Sequence[str]) -> bool:
-    return any(name == other or name.startswith(f"{other}.") for other in others)
-
-
 def _checkpointed(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
         if not (module.training and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
-        contexts = functools.partial(_contexts, module)
+        contexts = lambda: (nullcontext(), _statistics_kept(module))  # noqa: E731
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     return run
-
-
-def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _statistics_kept(module)
 
 
 @contextmanager
@@ -80,8 +69,9 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Freeze BN running statistics, and stop heads from updating counters, during recomputation."""
     heads: list[Any] = [part for part in module.modules() if hasattr(part, "counting")]
     layers = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
-    counts = [None if count is None else count.clone() for _, count in before]
+    momenta = [layer.momentum for layer in layers]
+    tracked = [one for layer in layers if (one := layer.num_batches_tracked) is not None]
+    counts = [one.clone() for one in tracked]
     for layer in layers:
         layer.momentum = 0.0
     for head in heads:
@@ -91,7 +81,7 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for head in heads:
             head.counting = True
-        for layer, (momentum, tracked), count in zip(layers, before, counts, strict=True):
+        for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-            if tracked is not None and count is not None:
-                tracked.copy_(count)
+        for one, count in zip(tracked, counts, strict=True):
+            one.copy_(count)

@@ -1,4 +1,4 @@
-"""Which gradients a classifier got in training: for each class, those that raised its logit and lowered it.
+"""The gradients of a classifier in training: for each class, those that raised its logit and lowered it.
 
 In a long tail a rare class's logit is pushed down by the objects of all other classes far more than it is
 pushed up by its own few (Wang et al. 2021, figure 1, plot the ratio of the two over the classes). A loss
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ CLASS_GRADIENTS_FILE = "class_gradients.json"
 
 
 class ClassGradients(HookBase):
-    """Sums the gradients of each class's logit over a training and writes class_gradients.json at its end.
+    """Sum the gradients of each class's logit over a training and write class_gradients.json at its end.
 
     With z_rj the logit of class j for region r, what is summed over all regions of all steps is
 
@@ -58,20 +59,23 @@ class ClassGradients(HookBase):
         for name, module in model.named_modules():
             if isinstance(module, MultiLabelFastRCNNOutputLayers):
                 self._sums[name] = torch.zeros(2, len(self._class_ids), dtype=torch.float64)
-                module.cls_score.register_forward_hook(_Listener(self, name))
+                module.cls_score.register_forward_hook(partial(self._listen, name))
         if not self._sums:
             raise ConfigError(
                 "the log of class gradients (MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS, or "
                 "train.log_class_gradients in a lazy config) needs a detector with ROI heads"
             )
 
+    def _listen(self, name: str, _module: nn.Module, _inputs: object, logits: Tensor) -> None:
+        if logits.requires_grad and torch.is_grad_enabled() and comm.is_main_process():
+            logits.register_hook(partial(self.add, name))
+
     def add(self, name: str, gradient: Tensor) -> None:
         """Add the gradient (R, L) of a predictor's logits to its sums; L may exceed K."""
         of_classes = gradient.detach()[:, : len(self._class_ids)].double()
-        if self._sums[name].device != of_classes.device:
-            self._sums[name] = self._sums[name].to(of_classes.device)
-        self._sums[name][0] -= of_classes.clamp(max=0).sum(dim=0)
-        self._sums[name][1] += of_classes.clamp(min=0).sum(dim=0)
+        self._sums[name] = sums = self._sums[name].to(of_classes.device)
+        sums[0] -= of_classes.clamp(max=0).sum(dim=0)
+        sums[1] += of_classes.clamp(min=0).sum(dim=0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums so far."""
@@ -88,8 +92,8 @@ class ClassGradients(HookBase):
         if self.trainer.iter + 1 < self.trainer.max_iter or not comm.is_main_process():
             return
         predictors = {
-            name: dict(zip(("positive", "negative"), sums.tolist(), strict=True))
-            for name, sums in self._sums.items()
+            name: {"positive": raised, "negative": lowered}
+            for name, (raised, lowered) in ((name, sums.tolist()) for name, sums in self._sums.items())
         }
         content = {
             "class_ids": self._class_ids,
@@ -101,14 +105,3 @@ class ClassGradients(HookBase):
             write_json(path, content)
         except OSError as error:  # training is over
             logger.error("%s cannot be written: %s", path, error)
-
-
-class _Listener:
-    """Hook the gradient of a classifier's output in training."""
-
-    def __init__(self, log: ClassGradients, name: str) -> None:
-        self._log, self._name = log, name
-
-    def __call__(self, module: nn.Module, inputs: object, logits: Tensor) -> None:
-        if logits.requires_grad and torch.is_grad_enabled() and comm.is_main_process():
-            logits.register_hook(lambda gradient: self._log.add(self._name, gradient))

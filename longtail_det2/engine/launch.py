@@ -1,4 +1,4 @@
-"""Starting one process or many: inside torchrun, or by Detectron2's own flags; on GPUs or on CPUs."""
+"""Start one process or many: inside torchrun, or by Detectron2's own flags; on GPUs or on CPUs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def launch(
     args: Sequence[Any] = (),
     timeout: timedelta = TIMEOUT,
 ) -> Any:
-    """Runs ``main(*args)`` in every process of the job.
+    """Run ``main(*args)`` in every process of the job.
 
     Inside torchrun (its environment variables are set) this process is one of the job already and the numbers
     given here are not used. Else processes are spawned on this machine as Detectron2's launcher does, and the
@@ -55,25 +55,24 @@ def launch(
         ConfigError: numbers that do not fit each other or the machine.
     """
     if all(name in os.environ for name in _TORCHRUN_VARIABLES):
-        return _run_in_torchrun(main, args, timeout)
+        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        return _run_in_group(
+            local_rank, local_size, main, args, {"init_method": "env://", "timeout": timeout}
+        )
     world_size = processes_per_machine * num_machines
     _check(processes_per_machine, num_machines, machine_rank, dist_url)
     if world_size == 1:
         return main(*args)
     if dist_url == "auto":
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    group = {"init_method": dist_url, "world_size": world_size, "timeout": timeout, "rank": machine_rank}
     mp.start_processes(
-        _spawned,
+        _run_in_group,
         nprocs=processes_per_machine,
-        args=(main, world_size, processes_per_machine, machine_rank, dist_url, tuple(args), timeout),
+        args=(processes_per_machine, main, tuple(args), group),
         start_method="spawn",
     )
     return None
-
-
-def backend() -> str:
-    """The library for collective operations: NCCL where there is CUDA, else gloo."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
 
 
 def _check(processes: int, num_machines: int, machine_rank: int, dist_url: str) -> None:
@@ -89,53 +88,27 @@ def _check(processes: int, num_machines: int, machine_rank: int, dist_url: str) 
         raise ConfigError(f"--num-gpus {processes}: this machine has {devices}")
 
 
-def _run_in_torchrun(main: Callable[..., Any], args: Sequence[Any], timeout: timedelta) -> Any:
-    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    return _run_in_group(main, args, local_rank, local_size, init_method="env://", timeout=timeout)
-
-
-def _spawned(
-    local_rank: int,
-    main: Callable[..., Any],
-    world_size: int,
-    local_size: int,
-    machine_rank: int,
-    dist_url: str,
-    args: tuple[Any, ...],
-    timeout: timedelta,
-) -> None:
-    _run_in_group(
-        main,
-        args,
-        local_rank,
-        local_size,
-        init_method=dist_url,
-        world_size=world_size,
-        rank=machine_rank * local_size + local_rank,
-        timeout=timeout,
-    )
-
-
 def _run_in_group(
-    main: Callable[..., Any], args: Sequence[Any], local_rank: int, local_size: int, **group: Any
+    local_rank: int, local_size: int, main: Callable[..., Any], args: Sequence[Any], group: dict[str, Any]
 ) -> Any:
-    """Joins the process group that `group` describes, makes this machine's own, runs, and leaves.
+    """Join the process group that `group` describes, create this machine's own, run `main`, and leave.
 
-    After an exception the process ends without leaving in order: that could wait for ranks which wait for
-    this one, and would make them fail with errors about a closed connection before the launcher, which stops
-    them, has seen whose error was the first.
+    Where `group` has a "rank", it is that of the machine. After an exception the process ends without leaving
+    in order: that could wait for ranks which wait for this one, and would make them fail with errors about a
+    closed connection before the launcher, which stops them, has seen whose error was the first.
     """
+    if "rank" in group:
+        group = {**group, "rank": group["rank"] * local_size + local_rank}
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(backend(), **group)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **group)
     try:
         _make_local_group(local_size)
         comm.synchronize()
         result = main(*args)
     finally:
-        # A group's threads end with the last reference to it, and Detectron2 keeps some. A thread of gloo
-        # that is still at work when the interpreter ends, having just sent this rank's last results, can
-        # abort it.
+        # A group's threads end with the last reference to it, and Detectron2 keeps some. A gloo thread that
+        # is still at work when the interpreter ends can abort it.
         comm._LOCAL_PROCESS_GROUP = None
         comm._get_global_gloo_group.cache_clear()
     dist.destroy_process_group()
@@ -143,7 +116,7 @@ def _run_in_group(
 
 
 def _make_local_group(local_size: int) -> None:
-    """Tells Detectron2 which ranks share this machine; every rank has to make every machine's group."""
+    """Tell Detectron2 which ranks share this machine; every rank has to make every machine's group."""
     rank = dist.get_rank()
     for first in range(0, dist.get_world_size(), local_size):
         group = dist.new_group(list(range(first, first + local_size)))

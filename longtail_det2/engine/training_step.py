@@ -44,23 +44,23 @@ class ResumableLoader:
     """
 
     def __init__(self, build: Callable[[int, int], Iterable[Any]], batch_size: int, seed: int) -> None:
-        """Takes a function from (images drawn before over all ranks, seed) to a loader."""
+        """Take a function from (images drawn before over all ranks, seed) to a loader."""
         self._build = build
         self.batch_size, self.seed = batch_size, seed
         self.start_iter = 0
         self.image_ids: list[str] = []
 
     def __iter__(self) -> Iterator[Any]:
-        """Batches without end. A generator: nothing is built before the first one is asked for."""
+        """Iterate without end; the loader is built when the first batch is asked for."""
         batches = self._build(self.start_iter * self.batch_size, self.seed)
         for iteration, batch in enumerate(batches, self.start_iter):
-            self.image_ids = [_image_id(item) for item in batch]
+            self.image_ids = [str(item.get("image_id", item.get("file_name", "?"))) for item in batch]
             seed_generators(self.seed, iteration, comm.get_rank())
             yield batch
 
 
 def seed_generators(seed: int, iteration: int, rank: int) -> None:
-    """Seeds the global random number generators of this process for one iteration."""
+    """Seed the global random number generators of this process for one iteration."""
     # The spawn key keeps these numbers apart from those of samplers and augmentations.
     words = np.random.SeedSequence((seed, iteration, rank), spawn_key=(2,)).generate_state(3).tolist()
     random.seed(words[0])
@@ -144,9 +144,12 @@ class _Step(SimpleTrainer):
         wrong = [name for name, value in losses.items() if not math.isfinite(value)]
         path = os.path.join(self.output_dir, NONFINITE_FILE) if self.output_dir else ""
         if path and comm.get_rank() == rank:
-            _note(
-                path, {"iteration": iteration, "rank": rank, "losses": losses, "image_ids": list(image_ids)}
-            )
+            shown = {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
+            facts = {"iteration": iteration, "rank": rank, "losses": shown, "image_ids": list(image_ids)}
+            try:
+                write_json(path, facts)
+            except OSError as error:
+                logger.error("%s cannot be written: %s", path, error)
         first = ", ".join(f"{name} = {losses[name]}" for name in wrong)
         raise NonFiniteLossError(
             f"training stopped in iteration {iteration}: {first} in the batch of the images "
@@ -165,20 +168,3 @@ class _Step(SimpleTrainer):
 
 class _MixedPrecisionStep(_Step, AMPTrainer):
     """The same under automatic mixed precision."""
-
-
-def _image_id(item: Any) -> str:
-    if not isinstance(item, Mapping):
-        return "?"
-    return str(item.get("image_id", item.get("file_name", "?")))
-
-
-def _note(path: str, facts: dict[str, Any]) -> None:
-    """Writes a JSON file; numbers that JSON does not know become strings. A failure is a line in the log."""
-    facts["losses"] = {
-        name: value if math.isfinite(value) else str(value) for name, value in facts["losses"].items()
-    }
-    try:
-        write_json(path, facts, indent=1)
-    except OSError as error:
-        logger.error("%s cannot be written: %s", path, error)

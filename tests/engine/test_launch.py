@@ -45,7 +45,7 @@ def main():
     dist.barrier(comm._get_global_gloo_group())
     print(gloo_threads())
 
-_run_in_group(main, (), 0, 1, init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+_run_in_group(0, 1, main, (), {"init_method": f"file://{sys.argv[1]}", "rank": 0, "world_size": 1})
 print(gloo_threads())
 """
 
