@@ -8,11 +8,11 @@ import warnings
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
 warnings.filterwarnings("ignore", message="torch.meshgrid")
 
-from longtail_det2.engine.arguments import parse_args  # noqa: E402
+from longtail_det2.cli.arguments import parse_args  # noqa: E402
 
 if __name__ == "__main__":
     args = parse_args(lazy=True)  # before PyTorch is imported, so that --help takes no time
-    from longtail_det2.engine.cli import run
+    from longtail_det2.cli.run import run
     from longtail_det2.engine.lazy import main
 
     sys.exit(run(main, args))

@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from longtail_det2.cli.run import USER_ERROR, parse_args
 from longtail_det2.data.datasets.openimages import prepare_openimages
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.open_images_csv import read_classes
-from longtail_det2.engine.cli import USER_ERROR, parse_args
 from longtail_det2.engine.trainer import main as train_main
 from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth
 from longtail_det2.evaluation.openimages_metric import evaluate_detections, expand_ground_truth

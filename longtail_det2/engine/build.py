@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from operator import attrgetter
 
 import torch
 from detectron2.config import CfgNode, instantiate
@@ -24,33 +25,17 @@ from longtail_det2.utils.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _ROI_HEADS = "MODEL.ROI_HEADS.NAME to MultiLabelROIHeads or MultiLabelCascadeROIHeads"
-_KEYS_OF_PARTS: dict[str, tuple[str, type[nn.Module], str, tuple[str, ...]]] = {
-    "MODEL.ROI_BOX_HEAD": (
-        "roi_heads",
-        ClassificationLoss,
-        _ROI_HEADS,
-        ("CLASSIFICATION_LOSS", "CLASSIFIER", "TEMPERATURE", "BRANCH", "LOSS_NORMALIZER"),
-    ),
-    "MODEL.DENSE_HEAD": (
-        "head",
-        ClassificationLoss,
-        "MODEL.META_ARCHITECTURE to MultiLabelRetinaNet or MultiLabelFCOS",
-        ("CLASSIFICATION_LOSS", "LOSS_NORMALIZER"),
-    ),
-    "MODEL.RPN": (
-        "proposal_generator",
-        NormalizedRPN,
-        "MODEL.PROPOSAL_GENERATOR.NAME to NormalizedRPN",
-        ("LOSS_NORMALIZER",),
-    ),
-    "MODEL.ROI_MASK_HEAD": (
-        "roi_heads.mask_head",
-        MultiLabelMaskHead,
-        "MODEL.ROI_MASK_HEAD.NAME to MultiLabelMaskHead",
-        ("PREDICTOR", "TEMPERATURE"),
-    ),
-}
-"""Config node -> (part of the model, class in it that reads the keys, how to get it, keys)."""
+_DENSE = "MODEL.META_ARCHITECTURE to MultiLabelRetinaNet or MultiLabelFCOS"
+_RPN = "MODEL.PROPOSAL_GENERATOR.NAME to NormalizedRPN"
+_MASK_HEAD = "MODEL.ROI_MASK_HEAD.NAME to MultiLabelMaskHead"
+_BOX_KEYS = "CLASSIFICATION_LOSS CLASSIFIER TEMPERATURE BRANCH LOSS_NORMALIZER"
+_READERS: list[tuple[str, str, str, type[nn.Module], str]] = [
+    ("MODEL.ROI_BOX_HEAD", _BOX_KEYS, "roi_heads", ClassificationLoss, _ROI_HEADS),
+    ("MODEL.DENSE_HEAD", "CLASSIFICATION_LOSS LOSS_NORMALIZER", "head", ClassificationLoss, _DENSE),
+    ("MODEL.RPN", "LOSS_NORMALIZER", "proposal_generator", NormalizedRPN, _RPN),
+    ("MODEL.ROI_MASK_HEAD", "PREDICTOR TEMPERATURE", "roi_heads.mask_head", MultiLabelMaskHead, _MASK_HEAD),
+]
+"""(Config node, its keys, part of the model, class in it that reads them, what to set to get that class)."""
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -97,14 +82,15 @@ def check_keys_used(cfg: CfgNode, model: nn.Module) -> None:
             it, or has another classification loss.
     """
     defaults = get_cfg()
-    for node, (part, reader, remedy, names) in _KEYS_OF_PARTS.items():
-        module = _part(model, part)
+    for node, names, part, reader, remedy in _READERS:
+        module = dict(model.named_modules()).get(part)
         if module is None and node == "MODEL.ROI_MASK_HEAD":  # MODEL.MASK_ON is False
             continue
         found = [one for one in module.modules() if isinstance(one, reader)] if module else []
-        for name in names:
-            value = _value(cfg, f"{node}.{name}")
-            if value == _value(defaults, f"{node}.{name}"):
+        for name in names.split():
+            read = attrgetter(f"{node}.{name}")
+            value = read(cfg)
+            if value == read(defaults):
                 continue
             if name == "CLASSIFICATION_LOSS":
                 found = [one for one in found if type(one).__name__ == value]
@@ -127,20 +113,6 @@ def _texts(node: CfgNode, key: str) -> Iterator[tuple[str, str]]:
             yield f"{key}.{name}", value
 
 
-def _part(model: nn.Module, name: str) -> nn.Module | None:
-    found: object = model
-    for attribute in name.split("."):
-        found = getattr(found, attribute, None)
-    return found if isinstance(found, nn.Module) else None
-
-
-def _value(cfg: CfgNode, key: str) -> object:
-    found: object = cfg
-    for name in key.split("."):
-        found = getattr(found, name)
-    return found
-
-
 def _warn_of_lost_labels(cfg: CfgNode, model: nn.Module) -> None:
     """Warn where objects with several labels meet a model that learns one label per object."""
     if any(isinstance(module, ClassificationLoss) for module in model.modules()):
@@ -151,7 +123,7 @@ def _warn_of_lost_labels(cfg: CfgNode, model: nn.Module) -> None:
             continue
         store = AnnotationStore.open(path)
         if store.has_hierarchy or len(store.labels) > store.num_objects:
-            heads = type(_part(model, "roi_heads") or model).__name__
+            heads = type(getattr(model, "roi_heads", model)).__name__
             logger.warning(
                 "objects of %s have several labels, of which %s learns the most specific one only; set %s",
                 name,
@@ -162,7 +134,6 @@ def _warn_of_lost_labels(cfg: CfgNode, model: nn.Module) -> None:
 
 def _finish(model: nn.Module, channels_last: bool) -> nn.Module:
     if channels_last:
-        # A convolution whose weight is channels-last makes its output so, whatever its input is.
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%s with %.2f million trainable parameters", type(model).__name__, count / 1e6)

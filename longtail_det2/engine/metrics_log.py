@@ -115,7 +115,7 @@ class MetricsLog(hooks.EvalHook):
             ConfigError: the files cannot be written.
         """
         first = self.trainer.start_iter
-        missing = self._open(first) < first - 1 and self._due(first - 1) if comm.is_main_process() else False
+        missing = comm.is_main_process() and self._open(first) < first - 1 and self._due(first - 1)[1]
         state, self._restored = self._restored, {}
         if state.get("iteration") != first - 1:
             return
@@ -152,20 +152,17 @@ class MetricsLog(hooks.EvalHook):
             logger.error("%s", error)
         del self._func  # which holds the model
 
-    def _due(self, iteration: int) -> bool:
+    def _due(self, iteration: int) -> tuple[bool, bool]:
+        """Whether an evaluation and a line are due after an iteration."""
         done = iteration + 1
-        return (
-            done % self._log_period == 0 or done == self.trainer.max_iter or self._evaluation_due(iteration)
-        )
-
-    def _evaluation_due(self, iteration: int) -> bool:
-        done = iteration + 1
-        return self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter
+        evaluation = self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter
+        return evaluation, evaluation or done % self._log_period == 0 or done == self.trainer.max_iter
 
     def _evaluate_and_write(self, iteration: int) -> None:
-        if self._evaluation_due(iteration):
+        evaluation, line = self._due(iteration)
+        if evaluation:
             self._do_eval()
-        if self._due(iteration):
+        if line:
             self._write()
 
     def _open(self, first: int) -> int:

@@ -6,6 +6,8 @@ import argparse
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from omegaconf import DictConfig
 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
 from longtail_det2.data.datasets.builtin import class_ids_of, register_datasets
+from longtail_det2.data.datasets.dataset import check_same_classes
 from longtail_det2.data.statistics import compute_statistics, read_statistics, write_statistics
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.wording import pluralize
@@ -70,7 +73,9 @@ def setup(
     output_dir = str(form.get("output_dir"))
     register_datasets(form.get("root") or "", form.get("stores") or ())
     train, test = form.names("train"), form.names("test")
-    _check_named(train, test, eval_only)
+    if not (test if eval_only else train):
+        key = "DATASETS.TEST (dataloader.test)" if eval_only else "DATASETS.TRAIN (dataloader.train)"
+        raise ConfigError(f"no data set is named: {key}, in brackets the key of lazy configs, is empty")
     class_ids = resolve_num_classes(() if eval_only else train, test, form.get("num_classes"))
     form.set("num_classes", len(class_ids))
     device = available_device(form.get("device"))
@@ -83,8 +88,9 @@ def setup(
     if not form.lazy:  # lazy configs name functions of longtail_det2.data.statistics
         path = _statistics_file(form.get("statistics"), train, class_ids, output_dir, eval_only)
         form.set("statistics", path)
-    result = form.finished(output_dir)
-    default_setup(result, argparse.Namespace(config_file="", eval_only=eval_only, opts=list(options)))
+        form.cfg.freeze()
+        vars(form.cfg)[_MARK] = output_dir
+    default_setup(form.cfg, argparse.Namespace(config_file="", eval_only=eval_only, opts=list(options)))
     if comm.is_main_process():
         write_run_record(
             output_dir,
@@ -93,11 +99,11 @@ def setup(
             arguments=arguments,
             seed=form.get("seed"),
         )
-    return result
+    return form.cfg
 
 
 def setup_from_arguments(cfg: Any, args: argparse.Namespace) -> Any:
-    """:func:`setup` with what a command line of :func:`longtail_det2.engine.cli.parse_args` says."""
+    """:func:`setup` with what a command line of :func:`longtail_det2.cli.run.parse_args` says."""
     known = {key: value for key, value in vars(args).items() if key not in ("opts", "config_file")}
     return setup(
         cfg,
@@ -129,60 +135,44 @@ def start_logging(output_dir: str) -> None:
         _handlers.extend((target, one) for one in target.handlers if one not in before)
 
 
-class _Form:
-    """Where a YAML or a lazy config has what :func:`setup` reads and sets: (YAML key, lazy key) by name."""
+_KEYS = {
+    "output_dir": ("OUTPUT_DIR", "train.output_dir"),
+    "root": ("DATASETS.ROOT", "datasets.root"),
+    "stores": ("DATASETS.STORES", "datasets.stores"),
+    "train": ("DATASETS.TRAIN", "dataloader.train.dataset.names"),
+    "test": ("DATASETS.TEST", "dataloader.test.dataset.names"),
+    "num_classes": ("MODEL.ROI_HEADS.NUM_CLASSES", ""),
+    "device": ("MODEL.DEVICE", "train.device"),
+    "seed": ("SEED", "train.seed"),
+    "statistics": ("DATASETS.STATISTICS", ""),
+}
+"""What :func:`setup` reads and sets: (YAML key, lazy key)."""
 
-    _KEYS = {  # noqa: RUF012 - a constant
-        "output_dir": ("OUTPUT_DIR", "train.output_dir"),
-        "root": ("DATASETS.ROOT", "datasets.root"),
-        "stores": ("DATASETS.STORES", "datasets.stores"),
-        "train": ("DATASETS.TRAIN", "dataloader.train.dataset.names"),
-        "test": ("DATASETS.TEST", "dataloader.test.dataset.names"),
-        "num_classes": ("MODEL.ROI_HEADS.NUM_CLASSES", ""),
-        "device": ("MODEL.DEVICE", "train.device"),
-        "seed": ("SEED", "train.seed"),
-        "statistics": ("DATASETS.STATISTICS", ""),
-    }
+
+class _Form:
+    """A copy of a YAML or a lazy config, read and changed by the names in `_KEYS`."""
 
     def __init__(self, cfg: Any) -> None:
         self.lazy = isinstance(cfg, DictConfig)
-        self._cfg: Any = cfg.copy() if self.lazy else cfg.clone()
+        self.cfg: Any = cfg.copy() if self.lazy else cfg.clone()
         if not self.lazy:
-            self._cfg.defrost()
+            self.cfg.defrost()
 
     def _path(self, name: str) -> list[str]:
         if self.lazy and name == "num_classes":
-            return f"model.{num_classes_key(self._cfg.model)}".split(".")
-        return self._KEYS[name][self.lazy].split(".")
+            return f"model.{num_classes_key(self.cfg.model)}".split(".")
+        return _KEYS[name][self.lazy].split(".")
 
     def get(self, name: str) -> Any:
-        node = self._cfg
-        for part in self._path(name):
-            node = None if node is None else node.get(part)
-        return node
+        return reduce(lambda node, part: None if node is None else node.get(part), self._path(name), self.cfg)
 
     def set(self, name: str, value: Any) -> None:
-        node = self._cfg
         *parents, last = self._path(name)
-        for part in parents:
-            node = node[part]
-        node[last] = value
+        reduce(getitem, parents, self.cfg)[last] = value
 
     def names(self, which: str) -> list[str]:
         found = self.get(which) or ()
         return [found] if isinstance(found, str) else [str(name) for name in found]
-
-    def finished(self, output_dir: str) -> Any:
-        if not self.lazy:
-            self._cfg.freeze()
-            vars(self._cfg)[_MARK] = output_dir
-        return self._cfg
-
-
-def _check_named(train: Sequence[str], test: Sequence[str], eval_only: bool) -> None:
-    if not (test if eval_only else train):
-        key = "DATASETS.TEST (dataloader.test)" if eval_only else "DATASETS.TRAIN (dataloader.train)"
-        raise ConfigError(f"no data set is named: {key}, in brackets the key of lazy configs, is empty")
 
 
 def _seed(seed: int | None, output_dir: str, resume: bool) -> int:
@@ -202,13 +192,13 @@ def resolve_num_classes(train: Sequence[str], test: Sequence[str], num_classes: 
         num_classes: the config's number, or -1 to take the data's.
 
     Raises:
-        ConfigError: the config's number is not the data's, or two data sets have different classes.
-        DataError: a data set is unknown or absent.
+        ConfigError: the config's number is not the data's.
+        DataError: a data set is unknown or absent, or two have different classes.
     """
     first, *others = [*train, *test]
     class_ids = class_ids_of(first)
     for other in others:
-        _check_equal_classes(first, class_ids, other, class_ids_of(other))
+        check_same_classes(class_ids, class_ids_of(other), f"data set {first!r}", repr(other))
     if num_classes not in (NUM_CLASSES_FROM_DATA, len(class_ids)):
         raise ConfigError(
             f"the config says {pluralize(num_classes, 'class', 'classes')} (MODEL.ROI_HEADS.NUM_CLASSES; in "
@@ -253,17 +243,3 @@ def lazy_dataset_names(cfg: DictConfig) -> tuple[list[str], list[str]]:
     """Return the names of the training and test data sets of a lazy config."""
     form = _Form(cfg)
     return form.names("train"), form.names("test")
-
-
-def _check_equal_classes(name: str, ids: tuple[str, ...], other: str, other_ids: tuple[str, ...]) -> None:
-    if len(ids) != len(other_ids):
-        raise ConfigError(
-            f"data set {name!r} has {pluralize(len(ids), 'class', 'classes')}, but {other!r} has "
-            f"{len(other_ids)}: training and test data need the same classes in the same order"
-        )
-    for index, (one, two) in enumerate(zip(ids, other_ids, strict=True)):
-        if one != two:
-            raise ConfigError(
-                f"class {index} is {one!r} in data set {name!r}, but {two!r} in {other!r}: training and test "
-                "data need the same classes in the same order"
-            )

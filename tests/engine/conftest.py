@@ -78,7 +78,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture
 def yaml_args(pictures, tmp_path):
     """Function: (config options...) -> parsed command line of a short training of a tiny model."""
-    from longtail_det2.engine.cli import parse_args
+    from longtail_det2.cli.run import parse_args
 
     def make(*options, flags=(), config="shapes/faster_rcnn_tiny_softmax_shapes.yaml", max_iter=3):
         small = [
@@ -98,7 +98,7 @@ def yaml_args(pictures, tmp_path):
 @pytest.fixture
 def lazy_args(pictures, tmp_path):
     """The same for the lazy twin."""
-    from longtail_det2.engine.cli import parse_args
+    from longtail_det2.cli.run import parse_args
 
     def make(*options, flags=(), config="shapes/faster_rcnn_tiny_softmax_shapes.py", max_iter=3):
         small = [

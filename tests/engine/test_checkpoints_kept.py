@@ -2,8 +2,8 @@
 
 import pytest
 
+from longtail_det2.cli.run import run
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.cli import run
 
 
 def checkpoints(folder):

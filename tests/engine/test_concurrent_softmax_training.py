@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 
+from longtail_det2.cli.run import run
 from longtail_det2.data.datasets.builtin import register_store
 from longtail_det2.data.statistics import compute_statistics, cooccurrence_rates_of, write_statistics
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.cli import run
 
 LOSS = ("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "ConcurrentSoftmaxLoss")
 NODE = "MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX"

@@ -7,11 +7,11 @@ import sys
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from longtail_det2.cli.run import parse_args, run
 from longtail_det2.data.datasets.builtin import register_datasets
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.cli import parse_args, run
 from longtail_det2.engine.setup import resolve_num_classes
-from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.errors import DataError
 
 
 def fails(main, args, capsys):
@@ -200,7 +200,7 @@ def test_resolve_num_classes(pictures, tmp_path):
     register_datasets(str(tmp_path), [f"a={pictures}/train", f"b={pictures}/test", f"c={pictures}/others"])
     assert resolve_num_classes(["a"], ["b"], -1) == ("animal", "cat", "dog", "ball")
     assert resolve_num_classes([], ["b"], 4) == ("animal", "cat", "dog", "ball")
-    with pytest.raises(ConfigError, match="2"):
+    with pytest.raises(DataError, match="'a'.*'c'"):
         resolve_num_classes(["a"], ["c"], -1)
     with pytest.raises(DataError, match="shapes_train"):
         resolve_num_classes(["shapes_train"], [], -1)

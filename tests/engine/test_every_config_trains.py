@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from longtail_det2 import model_zoo
+from longtail_det2.cli.run import parse_args
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.cli import parse_args
 
 pytestmark = pytest.mark.slow
 ITERATIONS = 20

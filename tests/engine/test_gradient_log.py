@@ -2,8 +2,8 @@ import json
 
 import torch
 
+from longtail_det2.cli.run import run
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.cli import run
 from longtail_det2.engine.gradient_log import CLASS_GRADIENTS_FILE
 from longtail_det2.modeling.losses import SoftmaxCrossEntropyLoss
 from longtail_det2.modeling.losses import softmax_cross_entropy as module

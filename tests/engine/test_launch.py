@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longtail_det2.engine.cli import parse_args, run
+from longtail_det2.cli.run import parse_args, run
 from longtail_det2.engine.launch import launch
 from longtail_det2.utils.errors import ConfigError
 
@@ -14,7 +14,7 @@ NOTE_RANK = """
 import json, sys
 from pathlib import Path
 from detectron2.utils import comm
-from longtail_det2.engine.cli import parse_args, run
+from longtail_det2.cli.run import parse_args, run
 from longtail_det2.utils.errors import ConfigError
 
 def main(args):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from longtail_det2.cli.run import run
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.cli import run
 from longtail_det2.modeling.losses import SoftmaxCrossEntropyLoss
 
 

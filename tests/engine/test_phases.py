@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.engine.train_loop import TrainerBase
 
+from longtail_det2.cli.run import run
 from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
 from longtail_det2.data.samplers import (
     ClassIndex,
@@ -18,7 +19,6 @@ from longtail_det2.data.samplers import (
     UniformTrainingSampler,
 )
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.cli import run
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE, SamplingLog, draws_by_class
 from longtail_det2.utils.errors import ConfigError
 

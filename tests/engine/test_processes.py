@@ -36,7 +36,7 @@ import sys
 from detectron2.utils import comm
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.engine import trainer
-from longtail_det2.engine.cli import parse_args, run
+from longtail_det2.cli.run import parse_args, run
 from longtail_det2.modeling.losses import SoftmaxCrossEntropyLoss
 
 WHAT = {what!r}

@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 
+from longtail_det2.cli.run import run
 from longtail_det2.config_files import load_cfg, load_lazy
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.cli import run
 from longtail_det2.engine.setup import setup
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from rank_processes import SECONDS, finish, kill, start_ranks
 
+from longtail_det2.cli.run import run
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.cli import run
 
 LOSS = ("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "SeesawLoss")
 COUNTS = "classification_loss.class_counts"

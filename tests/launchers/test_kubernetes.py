@@ -39,8 +39,8 @@ def torchrun_arguments(pod, variables):
 
 @pytest.mark.parametrize("name", FILES)
 def test_torchrun_call(repository, name):
+    from longtail_det2.cli.run import parse_args
     from longtail_det2.config_files import load_cfg
-    from longtail_det2.engine.cli import parse_args
 
     documents = load(repository, name)
     for pod in pod_specs(documents):

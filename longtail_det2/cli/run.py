@@ -12,11 +12,11 @@ from typing import Any
 
 from torch.multiprocessing import ProcessExitedException
 
+from longtail_det2.engine.launch import launch
+from longtail_det2.engine.training_step import NonFiniteLossError
 from longtail_det2.utils.errors import ConfigError, DataError
 
 from .arguments import parse_args
-from .launch import launch
-from .training_step import NonFiniteLossError
 
 __all__ = ["USER_ERROR", "parse_args", "run"]
 

@@ -1,0 +1,1 @@
+"""The commands: arguments, and errors in one line."""
