@@ -147,7 +147,7 @@ class _Step(SimpleTrainer):
             shown = {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
             facts = {"iteration": iteration, "rank": rank, "losses": shown, "image_ids": list(image_ids)}
             try:
-                write_json(path, facts)
+                write_json(path, facts, indent=1)
             except OSError as error:
                 logger.error("%s cannot be written: %s", path, error)
         first = ", ".join(f"{name} = {losses[name]}" for name in wrong)

@@ -74,7 +74,7 @@ def test_number_of_classes(yaml_args, lazy_args, capsys):
 
 
 def test_training_and_test_data_of_other_classes(yaml_args, pictures, capsys):
-    for store, expected in (("others", "has 4 classes, but 'odd' has 2"), ("renamed", "class 2 is 'dog'")):
+    for store, expected in (("others", "has 4 classes but 'odd' has 2"), ("renamed", "class 2 is 'dog'")):
         stores = f"mini_train={pictures}/train,odd={pictures}/{store}"
         args = yaml_args("DATASETS.STORES", stores, "DATASETS.TEST", "odd")
         assert expected in fails(trainer.main, args, capsys)
@@ -200,7 +200,7 @@ def test_resolve_num_classes(pictures, tmp_path):
     register_datasets(str(tmp_path), [f"a={pictures}/train", f"b={pictures}/test", f"c={pictures}/others"])
     assert resolve_num_classes(["a"], ["b"], -1) == ("animal", "cat", "dog", "ball")
     assert resolve_num_classes([], ["b"], 4) == ("animal", "cat", "dog", "ball")
-    with pytest.raises(DataError, match="'a'.*'c'"):
+    with pytest.raises(DataError, match=r"'a'.*'c'"):
         resolve_num_classes(["a"], ["c"], -1)
     with pytest.raises(DataError, match="shapes_train"):
         resolve_num_classes(["shapes_train"], [], -1)
