@@ -246,16 +246,12 @@ def _mapper_from_config(cfg: CfgNode, is_train: bool) -> MultiLabelDatasetMapper
 class TrainingStream(IterableDataset[Any]):
     """Mapped training images of this rank, batch after batch.
 
-    All of it is a function of (seed, number of images drawn): the same images come in the same order, in the
-    same batches and with the same augmentation, however many workers load them and wherever training resumes.
+    Order, batches and augmentation are a function of (seed, number of images drawn), however many workers
+    load them and wherever training resumes. Inside worker w of W it yields the images of batches w, w + W,
+    ...: a DataLoader with the same batch size then gives batch 0, 1, 2, ... in order.
 
-    Inside worker w of W it yields the images of batches w, w + W, ...: a DataLoader with the same batch size
-    then gives batch 0, 1, 2, ... in order. (Detectron2 deals out single images instead, so that its batches
-    depend on the number of workers.)
-
-    Where the sampler has phases, each phase's images are in its own batches: with `group_by_aspect`, those
-    that are left at the end of a phase without a partner make up its last batch, landscape or not. They are
-    always a whole batch, as a phase is a whole number of batches.
+    With `group_by_aspect`, images that are left at the end of a phase without a partner make up its last
+    batch, landscape or not: a phase is a whole number of batches.
 
     Attributes:
         dataset: where records come from.
@@ -290,10 +286,8 @@ class TrainingStream(IterableDataset[Any]):
         self._mapper = mapper
         self._batch_size, self._seed = batch_size, seed
         self._group_by_aspect = group_by_aspect
-        self._landscape: np.ndarray | None = None
-        if group_by_aspect and hasattr(dataset, "image_sizes"):
-            sizes = dataset.image_sizes
-            self._landscape = sizes[:, 1] > sizes[:, 0]
+        sizes = getattr(dataset, "image_sizes", None) if group_by_aspect else None
+        self._landscape = None if sizes is None else sizes[:, 1] > sizes[:, 0]
         self._boundaries = self._checked_boundaries()
 
     def __iter__(self) -> Iterator[Any]:
@@ -327,8 +321,7 @@ class TrainingStream(IterableDataset[Any]):
             while batch := list(islice(draws, self._batch_size)):
                 yield batch
             return
-        # Which images wait for a partner depends on all draws of the phase before: replay them (indices only,
-        # no images).
+        # Which images wait for a partner depends on all draws of the phase before: replay their indices.
         sampler, done = self._from_the_phase()
         yield from islice(self._grouped(sampler), done, None)
 
@@ -409,8 +402,7 @@ def _random_numbers(seed: tuple[int, int], restore: bool) -> Iterator[None]:
 
     Args:
         seed: (seed, draw).
-        restore: put the generators' states back afterwards. In a worker nobody else uses them; in the
-            training process the model does.
+        restore: put the generators' states back afterwards, for the model in the same process.
     """
     cpu = torch.default_generator
     states = (np.random.get_state(), random.getstate(), cpu.get_state()) if restore else None  # noqa: NPY002
