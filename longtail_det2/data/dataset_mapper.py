@@ -23,7 +23,7 @@ from longtail_det2.utils.errors import ConfigError, DataError
 
 MaskFormat = Literal["polygon", "bitmask"]
 """INPUT.MASK_FORMAT: polygons are small and cropped exactly; bitmaps can be of any form."""
-_Sizes: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+_Size: TypeAlias = tuple[int, int]
 _ANNOTATION_KEYS = ("annotations", "pos_category_ids", "neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -53,51 +53,39 @@ class MultiLabelDatasetMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str = "BGR",
         hierarchy: LabelHierarchy | None = None,
-        num_classes: int | None = None,
         ignore_descendants: bool = True,
         group_of: Literal["keep", "drop"] = "keep",
-        keep_annotations: bool = False,
         mask_format: MaskFormat | None = None,
         recompute_boxes: bool = False,
     ) -> None:
         """Set the mapper up; `MultiLabelDatasetMapper(cfg, is_train)` reads a config instead.
 
         Args:
-            is_train: make ground truth; otherwise annotations stay out.
+            is_train: make ground truth (also of validation data); otherwise annotations stay out.
             augmentations: applied to image and boxes in this order.
             image_format: as `detection_utils.read_image` takes it, such as "BGR".
-            hierarchy: of the K classes; None means that they have none.
-            num_classes: K, needed only where there is no hierarchy.
+            hierarchy: of the K classes, such as `hierarchy_of` and `LabelHierarchy.flat` give; ground truth
+                needs it.
             ignore_descendants: False makes the descendants of the most specific label negatives.
             group_of: what to do with group-of boxes.
-            keep_annotations: make ground truth in inference too (for validation losses or drawings).
             mask_format: "polygon" or "bitmask" to give masks too; None leaves them out.
             recompute_boxes: after augmentation, boxes of objects with a mask become the tight boxes of the
                 masks (right for random crops, which cut boxes and masks differently).
 
         Raises:
-            ConfigError: unknown `group_of` or `mask_format`, or no or contradicting numbers of classes where
-                ground truth is made.
+            ConfigError: unknown `group_of` or `mask_format`, or no hierarchy where ground truth is made.
         """
         if group_of not in ("keep", "drop"):
             raise ConfigError(f"INPUT.GROUP_OF must be 'keep' or 'drop', not {group_of!r}")
         if mask_format not in (None, "polygon", "bitmask"):
             raise ConfigError(f"INPUT.MASK_FORMAT must be 'polygon' or 'bitmask', not {mask_format!r}")
+        if hierarchy is None and is_train:
+            raise ConfigError("ground truth needs the hierarchy of the classes, flat where they have none")
+        self.is_train, self.hierarchy = is_train, hierarchy
+        self.augmentations, self.image_format = T.AugmentationList(augmentations), image_format
+        self.ignore_descendants, self.group_of = ignore_descendants, group_of
         self.mask_format: MaskFormat | None = mask_format
         self.recompute_boxes = recompute_boxes
-        self.is_train = is_train
-        self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
-        self.ignore_descendants = ignore_descendants
-        self.group_of = group_of
-        self.makes_ground_truth = is_train or keep_annotations
-        if hierarchy is None and num_classes is not None:
-            hierarchy = LabelHierarchy.flat([str(index) for index in range(num_classes)])
-        if hierarchy is None and self.makes_ground_truth:
-            raise ConfigError("ground truth needs a hierarchy, or num_classes where there is none")
-        if hierarchy is not None and num_classes not in (None, hierarchy.num_classes):
-            raise ConfigError(f"num_classes is {num_classes}, but the hierarchy has {hierarchy.num_classes}")
-        self.hierarchy = hierarchy
         mode = "training" if is_train else "inference"
         logging.getLogger(__name__).info("Augmentations used in %s: %s", mode, augmentations)
 
@@ -109,13 +97,10 @@ class MultiLabelDatasetMapper:
             ConfigError: keypoints or precomputed proposals are asked for.
             DataError: the training data sets have different class lists.
         """
-        for key, wanted in (
-            ("MODEL.KEYPOINT_ON", cfg.MODEL.KEYPOINT_ON),
-            ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS),
-        ):
-            if wanted:
+        for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
+            if cfg.MODEL[key]:
                 raise ConfigError(
-                    f"{key} is True, but MultiLabelDatasetMapper carries boxes, labels and masks only"
+                    f"MODEL.{key} is True, but MultiLabelDatasetMapper carries boxes, labels and masks only"
                 )
         augmentations: list[Any] = detection_utils.build_augmentation(cfg, is_train)
         if cfg.INPUT.CROP.ENABLED and is_train:
@@ -143,16 +128,14 @@ class MultiLabelDatasetMapper:
         """
         result = {key: copy.deepcopy(record[key]) for key in record if key not in _ANNOTATION_KEYS}
         image = self._read_image(result)
-        before = (image.shape[0], image.shape[1])
         inputs = T.AugInput(image)
         transforms = self.augmentations(inputs)
         augmented = np.asarray(inputs.image)
-        image_size = (augmented.shape[0], augmented.shape[1])
         result["image"] = torch.as_tensor(np.ascontiguousarray(augmented.transpose(2, 0, 1)))
-        if self.makes_ground_truth:
-            annotations = record.get("annotations", ())
-            sizes = before, image_size
-            result["instances"] = self._make_instances(annotations, transforms, sizes, _name_of(record))
+        if self.is_train:
+            result["instances"] = self._make_instances(
+                record, transforms, image.shape[:2], augmented.shape[:2]
+            )
         return result
 
     def _read_image(self, record: dict[str, Any]) -> np.ndarray:
@@ -170,93 +153,69 @@ class MultiLabelDatasetMapper:
         return image
 
     def _make_instances(
-        self,
-        annotations: Sequence[Mapping[str, Any]],
-        transforms: T.Transform,
-        sizes: _Sizes,
-        image_name: str,
+        self, record: Mapping[str, Any], transforms: T.Transform, before: _Size, after: _Size
     ) -> Instances:
-        """The ground truth of an image; `sizes` are its (height, width) before and after augmentation."""
-        objects = [one for one in annotations if not self._is_left_out(one)]
+        """Ground truth of an image of (height, width) `before` and `after` augmentation."""
+        assert self.hierarchy is not None
+        objects = [
+            one
+            for one in record.get("annotations", ())
+            if not one.get("iscrowd", 0) and not (self.group_of == "drop" and one.get("is_group_of", False))
+        ]
         boxes = np.array(
             [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in objects]
         ).reshape(-1, 4)
-        height, width = sizes[1]
         if len(boxes):
-            boxes = transforms.apply_box(boxes).clip(0, [width, height, width, height])
-        target = Boxes(torch.as_tensor(boxes, dtype=torch.float32))
-        instances = Instances(sizes[1])
-        # What cropping or rounding made degenerate goes, together with its labels.
-        kept = target.nonempty(threshold=1e-5)
-        if self.mask_format is not None:
-            masks: Any  # Detectron2's annotations of item access do not know bool tensors
-            masks, known = _make_masks(objects, boxes, transforms, sizes, self.mask_format, image_name)
-            kept &= masks.nonempty() | ~known
-            if self.recompute_boxes:
-                target = _tight_boxes(target, masks, known & kept)
-            instances.gt_masks = masks[kept]
-            instances.gt_has_mask = known[kept]
-        objects = [one for one, keep in zip(objects, kept.tolist(), strict=True) if keep]
-        instances.gt_boxes = target[kept]
+            boxes = transforms.apply_box(boxes).clip(0, [*after[::-1], *after[::-1]])
         labels = [annotation_labels(one) for one in objects]
         classes = [one.get("category_id", own[0]) for one, own in zip(objects, labels, strict=True)]
-        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-        assert self.hierarchy is not None
         encoded = self.hierarchy.encode(labels, ignore_descendants=self.ignore_descendants)
+        instances = Instances(after)
+        instances.gt_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32))
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
         instances.gt_labels = torch.from_numpy(encoded)
-        instances.gt_group_of = torch.tensor([_is_group(one) for one in objects], dtype=torch.bool)
-        return instances
+        groups = [bool(one.get("is_group_of", False)) for one in objects]
+        instances.gt_group_of = torch.tensor(groups, dtype=torch.bool)
+        # What cropping or rounding made degenerate goes, together with its labels.
+        kept: Any = instances.gt_boxes.nonempty(threshold=1e-5)
+        if self.mask_format is not None:
+            # An object without `segmentation` is no ground truth of a mask head, and neither is a group-of
+            # box, whose mask is that of no single object. Their place is held by their box.
+            found = [None if one.get("is_group_of") else one.get("segmentation") or None for one in objects]
+            if self.mask_format == "polygon" and any(isinstance(mask, dict) for mask in found):
+                raise DataError(
+                    f"{_name_of(record)}: an object has RLE for a mask, which INPUT.MASK_FORMAT 'polygon' "
+                    "cannot use: set it to 'bitmask' (lazy configs: dataloader.train.mapper.mask_format)"
+                )
+            known = torch.tensor([mask is not None for mask in found], dtype=torch.bool)
+            masks: Any = self._move_masks(found, boxes, transforms, before, after)
+            kept &= masks.nonempty() | ~known
+            if self.recompute_boxes:
+                tight = known & kept
+                instances.gt_boxes.tensor[tight] = masks[tight].get_bounding_boxes().tensor
+            instances.gt_masks, instances.gt_has_mask = masks, known
+        return instances[kept]
 
-    def _is_left_out(self, annotation: Mapping[str, Any]) -> bool:
-        if annotation.get("iscrowd", 0):
-            return True
-        return self.group_of == "drop" and _is_group(annotation)
+    def _move_masks(
+        self, masks: Sequence[Any], boxes: np.ndarray, transforms: T.Transform, before: _Size, after: _Size
+    ) -> PolygonMasks | BitMasks:
+        """N masks after augmentation, empty where it has cut them away; `boxes` (N, 4) are those after it."""
+        pairs = zip(masks, boxes, strict=True)
+        if self.mask_format == "polygon":
+            polygons: Any = [[one.reshape(-1) for one in _move(mask, box, transforms)] for mask, box in pairs]
+            return PolygonMasks(polygons)
+        bitmaps = np.zeros((len(masks), *after), bool)
+        for bitmap, (mask, box) in zip(bitmaps, pairs, strict=True):
+            if isinstance(mask, dict):
+                bitmap[:] = transforms.apply_segmentation(to_bitmap(mask, *before).astype(np.uint8))
+            elif moved := [np.clip(one, 0, after[::-1]).reshape(-1) for one in _move(mask, box, transforms)]:
+                bitmap[:] = to_bitmap(moved, *after)
+        return BitMasks(torch.from_numpy(bitmaps))
 
 
 def _name_of(record: Mapping[str, Any]) -> str:
     """What messages call an image."""
     return f"{record['file_name']} (image {record.get('image_id')!r})"
-
-
-def _tight_boxes(boxes: Boxes, masks: Any, which: torch.Tensor) -> Boxes:
-    """The boxes, where `which` (N,) is set replaced by those of the masks."""
-    tensor = boxes.tensor.clone()
-    tensor[which] = masks[which].get_bounding_boxes().tensor
-    return Boxes(tensor)
-
-
-def _is_group(annotation: Mapping[str, Any]) -> bool:
-    return bool(annotation.get("is_group_of", False))
-
-
-def _make_masks(
-    objects: Sequence[Mapping[str, Any]],
-    boxes: np.ndarray,
-    transforms: T.Transform,
-    sizes: _Sizes,
-    mask_format: MaskFormat,
-    image_name: str,
-) -> tuple[PolygonMasks | BitMasks, torch.Tensor]:
-    """The N objects' masks after augmentation, empty where it has cut them away; (N,) bool, who has one.
-
-    An object without `segmentation` is no gt of a mask head, and neither is a group-of box, whose mask is
-    that of no single object. Their place is held by their box. `boxes` are (N, 4) in pixels after
-    augmentation, `sizes` (height, width) of the image before and after.
-    """
-    found = [None if _is_group(one) else one.get("segmentation") or None for one in objects]
-    pairs = list(zip(found, boxes, strict=True))
-    if mask_format == "bitmask":
-        bitmaps = [_move_bitmap(mask, box, transforms, sizes) for mask, box in pairs]
-        result = BitMasks(torch.from_numpy(np.stack(bitmaps) if bitmaps else np.zeros((0, *sizes[1]), bool)))
-    elif any(isinstance(mask, dict) for mask in found):
-        raise DataError(
-            f"{image_name}: an object has RLE for a mask, which INPUT.MASK_FORMAT 'polygon' cannot "
-            "use: set it to 'bitmask' (lazy configs: dataloader.train.mapper.mask_format)"
-        )
-    else:
-        polygons: Any = [[one.reshape(-1) for one in _move(mask, box, transforms)] for mask, box in pairs]
-        result = PolygonMasks(polygons)
-    return result, torch.tensor([mask is not None for mask in found], dtype=torch.bool)
 
 
 def _move(mask: Any, box: np.ndarray, transforms: T.Transform) -> list[np.ndarray]:
@@ -267,12 +226,3 @@ def _move(mask: Any, box: np.ndarray, transforms: T.Transform) -> list[np.ndarra
     # Copies: augmentations change coordinates in place, and a store's columns are read-only.
     copies = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in mask]
     return [np.asarray(polygon, dtype=np.float64) for polygon in transforms.apply_polygons(copies)]
-
-
-def _move_bitmap(mask: Any, box: np.ndarray, transforms: T.Transform, sizes: _Sizes) -> np.ndarray:
-    before, (height, width) = sizes
-    if isinstance(mask, dict):
-        moved = transforms.apply_segmentation(to_bitmap(mask, *before).astype(np.uint8))
-        return np.ascontiguousarray(moved.astype(bool))
-    polygons = [np.clip(one, 0, (width, height)).reshape(-1) for one in _move(mask, box, transforms)]
-    return to_bitmap(polygons, height, width) if polygons else np.zeros((height, width), bool)

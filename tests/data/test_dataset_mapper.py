@@ -14,6 +14,7 @@ from longtail_det2.config import get_cfg
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import register_store
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
 
 ANIMAL, DOG, PUPPY, PET, FISH, CAR = range(6)
@@ -106,15 +107,14 @@ def test_cropping_drops_boxes_with_their_labels(dataset, make_mapper):
     assert len(nothing) == 0 and nothing.gt_labels.shape == (0, 6)
 
 
-def test_inference_keeps_truth_out_unless_asked(dataset, make_mapper):
+def test_inference_keeps_truth_out(dataset, make_mapper):
     result = make_mapper(False)(dataset[0])
     assert set(result) == {"image", "height", "width", "image_id", "file_name"}
     MultiLabelDatasetMapper(False, augmentations=[])(dataset[0])  # needs no classes
-    assert len(make_mapper(False, keep_annotations=True)(dataset[0])["instances"]) == 2
 
 
 def test_no_hierarchy_and_plain_detectron2_records(dataset):
-    mapper = MultiLabelDatasetMapper(True, augmentations=[], num_classes=2)
+    mapper = MultiLabelDatasetMapper(True, augmentations=[], hierarchy=LabelHierarchy.flat("ab"))
     record = {
         "file_name": dataset[0]["file_name"],
         "annotations": [{"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}],
@@ -126,7 +126,7 @@ def test_no_hierarchy_and_plain_detectron2_records(dataset):
 
 
 def test_records_with_category_ids_alone_or_without_annotations(dataset):
-    mapper = MultiLabelDatasetMapper(True, augmentations=[], num_classes=3)
+    mapper = MultiLabelDatasetMapper(True, augmentations=[], hierarchy=LabelHierarchy.flat("abc"))
     one = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYXY_ABS}
     record = {"file_name": dataset[0]["file_name"]}
     instances = mapper({**record, "annotations": [{**one, "category_ids": [2, 0]}]})["instances"]
@@ -141,7 +141,7 @@ def test_records_with_category_ids_alone_or_without_annotations(dataset):
 
 
 def test_one_class(dataset):
-    mapper = MultiLabelDatasetMapper(True, augmentations=[], num_classes=1)
+    mapper = MultiLabelDatasetMapper(True, augmentations=[], hierarchy=LabelHierarchy.flat("a"))
     record = {**dataset[4], "annotations": [{"bbox": [1, 2, 3, 4], "bbox_mode": 0, "category_id": 0}]}
     assert mapper(record)["instances"].gt_labels.tolist() == [[1]]
 
@@ -166,13 +166,11 @@ def test_image_errors_name_the_file(dataset, make_mapper, tmp_path):
         mapper({**record, "width": 50})
 
 
-def test_argument_errors(pet_hierarchy):
+def test_argument_errors():
     with pytest.raises(ConfigError, match=r"INPUT\.GROUP_OF"):
-        MultiLabelDatasetMapper(True, augmentations=[], num_classes=1, group_of="ignore")
-    with pytest.raises(ConfigError, match="num_classes"):
+        MultiLabelDatasetMapper(True, augmentations=[], group_of="ignore")
+    with pytest.raises(ConfigError, match="hierarchy"):
         MultiLabelDatasetMapper(True, augmentations=[])
-    with pytest.raises(ConfigError, match="num_classes is 5, but the hierarchy has 6"):
-        MultiLabelDatasetMapper(True, augmentations=[], hierarchy=pet_hierarchy, num_classes=5)
 
 
 def test_pickles(dataset, make_mapper):

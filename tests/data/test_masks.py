@@ -17,6 +17,7 @@ from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.coco import check_coco, prepare_coco
 from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.masks import decode_masks, encode_masks, rle_counts, to_bitmap, to_rle
 from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter, write_store
 from longtail_det2.evaluation.ground_truth import StoreGroundTruth
@@ -265,7 +266,7 @@ def test_encoding_nothing():
 @pytest.fixture
 def make_mapper():
     def make(*augmentations, mask_format="polygon", **options):
-        options = {"num_classes": 2, "mask_format": mask_format, **options}
+        options = {"hierarchy": LabelHierarchy.flat("ab"), "mask_format": mask_format, **options}
         return MultiLabelDatasetMapper(True, augmentations=list(augmentations), **options)
 
     return make
