@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.config import configurable
 from torch import Tensor
@@ -36,8 +38,8 @@ class SoftmaxCrossEntropyLoss(ClassificationLoss):
 
     def background(self, logits: Tensor) -> dict[str, Tensor]:
         """Compute ``loss_cls`` of rows that are all background."""
-        logits = self.checked(logits)  # cross_entropy would keep an (R, L) matrix for the gradient
-        return {"loss_cls": logits.logsumexp(dim=1) - logits[:, -1]}
+        losses: Tensor = _BackgroundCrossEntropy.apply(self.checked(logits))  # pyright: ignore
+        return {"loss_cls": losses}
 
     def bias(self, prior: float | Tensor | None = None) -> Tensor | None:
         """Log-probabilities of the prior, relative to the most frequent class; None leaves the layer's."""
@@ -46,3 +48,21 @@ class SoftmaxCrossEntropyLoss(ClassificationLoss):
         priors = class_priors(prior, self.num_classes, shared=True)
         bias = torch.cat([priors, 1 - priors.sum()[None]]).log()
         return (bias - bias[:-1].max()).float()
+
+
+class _BackgroundCrossEntropy(torch.autograd.Function):
+    """Cross entropy (R,) of the last class, whose only matrix beside the logits (R, L) is their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        losses = -F.log_softmax(logits, dim=1)[:, -1]
+        ctx.save_for_backward(logits, losses + logits[:, -1])
+        return losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        logits, log_sums = ctx.saved_tensors
+        gradient = (logits - log_sums[:, None]).exp_().mul_(grad[:, None])
+        gradient[:, -1] -= grad
+        return gradient
