@@ -44,11 +44,8 @@ def load_cfg(config_file: str | os.PathLike[str] = "", options: Sequence[str] = 
     """
     cfg = get_cfg()
     if config_file:
-        merged: dict[str, Any] = {}
-        for file, content in reversed(list(_yaml_chain(find_config_file(config_file, ".yaml")))):
-            _merge(cfg.clone(), content, str(file))
-            _update(merged, content)
-        _merge(cfg, merged, str(config_file))
+        for file, content in _yaml_chain(find_config_file(config_file, ".yaml")):
+            _merge(cfg, content, str(file))
     merge_options(cfg, options)
     mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
     if len(mean) != len(std) or not all(one > 0 for one in std):
@@ -95,19 +92,17 @@ def load_lazy(config_file: str | os.PathLike[str], overrides: Sequence[str] = ()
     cfg = _execute(path)
     _refuse_flags(overrides)
     for override in overrides:
-        key, equals, _ = override.lstrip("+~").partition("=")
+        key, equals, _ = override.lstrip("~").partition("=")
         if not equals:
             raise ConfigError(f"{override!r} (command line): expected path.to.key=value")
-        if not override.startswith("+"):
-            _check_lazy_key(cfg, key)
-    _check_arguments(cfg, "", str(path))
-    _check_train(cfg.get("train"), str(path))
+        if not key.startswith("+"):
+            _check_override(cfg, key)
+    _check_lazy(cfg, str(path))
     try:
         cfg = LazyConfig.apply_overrides(cfg, list(overrides))
     except (HydraException, OmegaConfBaseException, KeyError, ValueError, NotImplementedError) as error:
         raise ConfigError(f"command line: {error}") from None
-    _check_arguments(cfg, "", "command line")
-    _check_train(cfg.get("train"), "command line")
+    _check_lazy(cfg, "command line")
     return cfg
 
 
@@ -124,75 +119,65 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _yaml_chain(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The file and the content of a config, then of the file that it is based on, and so on."""
-    seen: list[Path] = []
-    while True:
-        if path.resolve() in seen:
-            raise ConfigError(f"{path}: the config is its own {_BASE_KEY}")
-        seen.append(path.resolve())
-        content = _read_yaml(path)
-        base = content.pop(_BASE_KEY, None)
-        yield path, content
-        if base is None:
-            return
-        if not isinstance(base, str):
-            raise ConfigError(f"{path}: {_BASE_KEY} must be one file name, got {base!r}")
-        base_path = path.parent / os.path.expanduser(base)
-        if not os.path.isfile(base_path):
+def _yaml_chain(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The file and the content of the config that a config is based on, and so on, then its own."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: the config is its own {_BASE_KEY}")
+    content = _read_yaml(path)
+    base = content.pop(_BASE_KEY, None)
+    if base is not None:
+        base_path = path.parent / os.path.expanduser(str(base))
+        if not isinstance(base, str) or not base_path.is_file():
             raise ConfigError(f"{path}: its {_BASE_KEY} {base!r} is no file ({base_path})")
-        path = base_path
+        yield from _yaml_chain(base_path, (*above, path.resolve()))
+    yield path, content
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{path}: not a YAML config: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not a YAML config: nested too deep") from None
-    if content is None:
-        return {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys to values, got {type(content).__name__}")
-    _check_depth(content, str(path))
+    _check_form(content, str(path))
     return content
 
 
-def _check_depth(node: Any, source: str, depth: int = 0) -> None:
+def _check_form(node: Any, source: str, depth: int = 0) -> None:
+    """Check that keys are text and that the nesting ends."""
     if depth > _MAX_DEPTH:
         raise ConfigError(f"{source}: nested deeper than {_MAX_DEPTH}, or a value that contains itself")
     if isinstance(node, dict):
-        for key in node:
-            if not isinstance(key, str):
-                raise ConfigError(f"{source}: the key {key!r} is no text but {type(key).__name__}")
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _check_depth(value, source, depth + 1)
-
-
-def _update(into: dict[str, Any], content: Mapping[str, Any]) -> None:
-    for key, value in content.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _update(into[key], value)
-        else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
+        wrong = next((key for key in node if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise ConfigError(f"{source}: the key {wrong!r} is no text but {type(wrong).__name__}")
+        node = list(node.values())
+    for value in node if isinstance(node, list) else ():
+        _check_form(value, source, depth + 1)
 
 
 def _merge(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
     before = cfg.clone()
     try:
         cfg.merge_from_other_cfg(CfgNode(content))
-    except KeyError as error:
-        message = str(error.args[0])
+    except (KeyError, ValueError, AssertionError) as error:
+        message = str(error.args[0] if error.args else error)
         missing = message.partition("Non-existent config key: ")[2]
-        if not missing:
-            raise ConfigError(f"{source}: {message}") from None
-        while isinstance(below := _value_at(content, missing), Mapping) and below:
-            missing = f"{missing}.{next(iter(below))}"
-        hint = _hint(missing, list(_all_keys(cfg)))
-        raise ConfigError(f"{source}: there is no config key {missing!r}.{hint}") from None
-    except (ValueError, AssertionError) as error:
-        raise ConfigError(f"{source}: {_kind_error(before, content, str(error))}") from None
+        wrong = message.partition("for config key: ")[2]
+        if missing:
+            while isinstance(below := _value_at(content, missing), Mapping) and below:
+                missing = f"{missing}.{next(iter(below))}"
+            message = f"there is no config key {missing!r}.{_hint(missing, list(_all_keys(cfg)))}"
+        elif wrong:
+            default, value = _value_at(before, wrong), _value_at(content, wrong)
+            form = f"be of the kind of its default, {default!r}"
+            if isinstance(default, CfgNode):
+                form = f"be a node with some of the keys {', '.join(default)}"
+            shown = "a mapping" if isinstance(value, Mapping) else repr(value)
+            message = f"{wrong} is {shown}; it must {form}"
+        raise ConfigError(f"{source}: {message}") from None
     for key in list(_all_keys(before)):
         known = _value_at(before, key)
         if isinstance(known, CfgNode) and known.is_new_allowed():
@@ -201,22 +186,9 @@ def _merge(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
             _check_elements(known, _value_at(cfg, key), key, source)
 
 
-def _kind_error(cfg: CfgNode, content: dict[str, Any], message: str) -> str:
-    """What yacs says about a value of the wrong kind, in one line."""
-    key = message.partition("for config key: ")[2]
-    default, value = _value_at(cfg, key), _value_at(content, key)
-    if not key:
-        return message
-    if isinstance(default, CfgNode):
-        return f"{key} is {value!r}; it is a node with the keys {', '.join(default)}"
-    wrong = value if not isinstance(value, Mapping) else "a mapping"
-    return f"{key} is {wrong!r}; it must be of the kind of its default, {default!r}"
-
-
 def _check_elements(known: Sequence[Any], value: Any, key: str, source: str) -> None:
     """Check that a sequence's elements are of the default's kind; a default without elements allows any."""
-    kinds = set(_leaves(known))
-    found = set(_leaves(value)) if isinstance(value, (tuple, list)) else set()
+    kinds, found = (set(_leaves(one)) for one in (known, value))
     if key in _NESTED_OR_FLAT:
         found = {(1, kind) for _, kind in found}
     if kinds and not found <= kinds:
@@ -229,15 +201,19 @@ def _leaves(value: Sequence[Any], depth: int = 1) -> Iterator[tuple[int, str]]:
         if isinstance(one, (tuple, list)):
             yield from _leaves(one, depth + 1)
         else:
-            number = isinstance(one, (int, float)) and not isinstance(one, bool)
-            yield depth, "number" if number else type(one).__name__
+            yield depth, _kind(one)
 
 
-def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    """Keys of values, and of nodes."""
+def _kind(value: Any) -> str:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return "number" if number else type(value).__name__
+
+
+def _all_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys of values, and of nodes; none below nodes with free keys."""
     for key, value in node.items():
         yield f"{prefix}{key}"
-        if isinstance(value, CfgNode) and not value.is_new_allowed():
+        if isinstance(value, dict) and not (isinstance(value, CfgNode) and value.is_new_allowed()):
             yield from _all_keys(value, f"{prefix}{key}.")
 
 
@@ -299,29 +275,26 @@ def _is_of_loader(file: str) -> bool:
     return file.startswith("<frozen") or parts[-3:-1] == ("detectron2", "config") or "omegaconf" in parts
 
 
-def _check_lazy_key(cfg: DictConfig, key: str) -> None:
-    parts = key.split(".")
-    node: Any = cfg
-    for depth, part in enumerate(parts):
-        if OmegaConf.is_list(node) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-            continue
-        if not isinstance(node, DictConfig) or (part not in node and part not in (_arguments(node) or ())):
-            parent = ".".join(parts[:depth])
-            known = [f"{parent}.{name}".lstrip(".") for name in node] if isinstance(node, DictConfig) else []
-            if isinstance(node, DictConfig) and "_target_" in node and _arguments(node) is None:
-                return  # it takes any argument
-            wrong = ".".join(parts[: depth + 1])
-            raise ConfigError(
-                f"there is no config key {wrong!r} (command line).{_hint(wrong, known)} "
-                "A new key is written with a plus sign: +key=value"
-            )
-        if part not in node:
-            return
-        node = None if OmegaConf.is_missing(node, part) else node[part]
+def _check_override(cfg: DictConfig, key: str) -> None:
+    """Check that a key exists, or belongs to an object, whose arguments are checked once it is set."""
+    above, _, last = key.rpartition(".")
+    try:
+        node = OmegaConf.select(cfg, above) if above else cfg
+    except OmegaConfBaseException:
+        node = None
+    in_list = isinstance(node, ListConfig) and last.isdigit() and int(last) < len(node)
+    if not in_list and not (isinstance(node, DictConfig) and (last in node or "_target_" in node)):
+        raise ConfigError(
+            f"there is no config key {key!r} (command line).{_hint(key, list(_all_keys(_plain(cfg))))} "
+            "A new key is written with a plus sign: +key=value"
+        )
 
 
-def _arguments(node: DictConfig) -> set[str] | None:
+def _plain(cfg: Any, resolve: bool = False) -> Any:
+    return OmegaConf.to_container(cfg, resolve=resolve)
+
+
+def _arguments(node: Mapping[str, Any]) -> set[str] | None:
     """Names of the arguments of what a lazy node describes; None if it takes any, or is unknown.
 
     Detectors, heads and losses of this project and of Detectron2 hand ``**kwargs`` to their base class, whose
@@ -347,51 +320,36 @@ def _arguments(node: DictConfig) -> set[str] | None:
     return None
 
 
+def _check_lazy(cfg: DictConfig, source: str) -> None:
+    """Check what objects are given, and the keys of ``train``, which no class takes as arguments."""
+    _check_arguments(_plain(cfg), "", source)
+    if isinstance(cfg.get("train"), DictConfig):
+        known = LazyConfig.load(str(config_root() / "common/train.py"), "train")
+        _check_like(_plain(cfg.train, resolve=True), _plain(known), "train", source)
+
+
 def _check_arguments(node: Any, key: str, source: str) -> None:
     """Check that every object that a lazy config describes takes what it is given."""
-    if isinstance(node, ListConfig):
-        for index in range(len(node)):
-            _check_arguments(_raw(node, index), f"{key}.{index}", source)
-    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():
-        return
-    known = _arguments(node) if "_target_" in node else None
-    for name in node:
+    known = _arguments(node) if isinstance(node, dict) else None
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in items:
         here = f"{key}.{name}".lstrip(".")
         if known is not None and name not in known and not str(name).startswith("_"):
-            target = getattr(node._target_, "__name__", node._target_)
+            target = getattr(node["_target_"], "__name__", node["_target_"])
             hint = _hint(here, [f"{key}.{one}" for one in known])
             raise ConfigError(f"{source}: {here}: {target} has no argument {name!r}.{hint}")
-        _check_arguments(_raw(node, name), here, source)
+        _check_arguments(value, here, source)
 
 
-def _raw(node: Any, key: Any) -> Any:
-    """A container below a lazy node; None for values, and for references to other keys."""
-    child = node._get_node(key)
-    return child if isinstance(child, (DictConfig, ListConfig)) and not child._is_interpolation() else None
-
-
-def _check_train(train: Any, source: str) -> None:
-    """Check the keys of ``train``, which no class takes as arguments: near misses, and kinds of values."""
-    if not isinstance(train, DictConfig):
-        return
-    known: Any = LazyConfig.load(str(config_root() / "common/train.py"), "train")
-    _check_like(train, known, "train", source)
-
-
-def _check_like(node: DictConfig, known: DictConfig, key: str, source: str) -> None:
-    for name in node:
-        here, value = f"{key}.{name}", None if OmegaConf.is_missing(node, name) else node[name]
+def _check_like(node: dict[str, Any], known: dict[str, Any], key: str, source: str) -> None:
+    """Check for near misses of known keys, and for values of another kind."""
+    for name, value in node.items():
+        here, default = f"{key}.{name}", known.get(name)
         if name not in known:
             near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.8)
             if near:
                 raise ConfigError(f"{source}: there is no key {here!r}. Did you mean '{key}.{near[0]}'?")
-        elif isinstance(known[name], DictConfig) and isinstance(value, DictConfig):
-            _check_like(value, known[name], here, source)
-        elif value is not None and not _same_kind(value, known[name]):
-            raise ConfigError(f"{source}: {here} is {value!r}; it must be like {known[name]!r}")
-
-
-def _same_kind(value: Any, known: Any) -> bool:
-    if isinstance(known, (int, float)) and not isinstance(known, bool):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, type(known))
+        elif isinstance(default, dict) and isinstance(value, dict):
+            _check_like(value, default, here, source)
+        elif value not in (None, "???") and _kind(value) != _kind(default):
+            raise ConfigError(f"{source}: {here} is {value!r}; it must be like {default!r}")

@@ -60,17 +60,7 @@ class COCOMetric:
     def measure(
         self, gt: StoreGroundTruth, found: DetectionColumns, bins: Mapping[str, np.ndarray], counts: Any
     ) -> MetricResult:
-        """Evaluate.
-
-        Args:
-            gt: what there is.
-            found: what was detected.
-            bins: class indices by name, for the means "AP_<name>".
-            counts: unused.
-
-        Returns:
-            AP, AP50, AP75, APs, APm, APl and AP of each bin under "coco_bbox" and "coco_segm".
-        """
+        """Return `MEANS` and "AP_<bin>" under "coco_bbox" and "coco_segm"; see `MetricResult`."""
         rows = np.arange(len(found))
         if len(gt.store.image_labels):
             rows = rows[np.isin(found.image * gt.store.num_classes + found.cls, gt.verified)]
@@ -116,17 +106,10 @@ class LVISMetric:
         bins: Mapping[str, np.ndarray],
         counts: np.ndarray | None,
     ) -> MetricResult:
-        """Evaluate.
+        """Return `MEANS`, APr, APc and APf under "lvis_bbox" and "lvis_segm"; see `MetricResult`.
 
-        Args:
-            gt: what there is.
-            found: what was detected.
-            bins: unused; LVIS's own frequencies make the groups.
-            counts: (K,) training images of each class, for a store that does not know its frequencies.
-
-        Returns:
-            AP, AP50, AP75, APs, APm, APl, APr, APc, APf under "lvis_bbox" and "lvis_segm"; AP, APr, APc, APf
-            of fixed AP under "lvis_bbox_fixed" and "lvis_segm_fixed".
+        Fixed AP has AP, APr, APc and APf under "lvis_bbox_fixed" and "lvis_segm_fixed". The groups are LVIS's
+        frequencies, not the bins; the training counts serve a store that does not know them.
         """
         store = gt.store
         frequency = class_frequencies(store, counts)
@@ -221,13 +204,9 @@ def average_precision(
 
 
 def best_of(group: np.ndarray, score: np.ndarray, tie: np.ndarray, limit: int) -> np.ndarray:
-    """Rows of the best detections of each image or class, ascending.
+    """Rows of the best `limit` of n detections of each group (image or class), ascending.
 
-    Args:
-        group: (n,) image or class of each detection.
-        score: (n,).
-        tie: (n,) of equal scores the least goes first, then the first row.
-        limit: rows of a group.
+    Of equal scores the least `tie` goes first, then the first row.
     """
     order = np.lexsort((tie, -score, group))
     return np.sort(order[places_in_runs(group[order]) < limit])
@@ -242,17 +221,12 @@ def class_frequencies(store: AnnotationStore, train_counts: np.ndarray | None) -
     """
     if store.class_frequencies is not None:
         return np.array(store.class_frequencies, dtype="U1")
+    unknown = f"{store.path} knows no frequencies of its classes"
     if train_counts is None:
-        logger.warning(
-            "%s knows no frequencies of its classes, nor are training counts known: APr, APc and APf are NaN",
-            store.path,
-        )
+        logger.warning("%s, nor are training counts known: APr, APc and APf are NaN", unknown)
         return np.full(store.num_classes, "", dtype="U1")
-    logger.info(
-        "%s knows no frequencies of its classes: those in at most %d training images are rare, in at most %d "
-        "common, in more frequent",
-        *(store.path, *LVIS_THRESHOLDS),
-    )
+    rules = "those in at most %d training images are rare, in at most %d common, in more frequent"
+    logger.info(f"%s: {rules}", unknown, *LVIS_THRESHOLDS)
     return np.array(frequency_letters(train_counts), dtype="U1")
 
 

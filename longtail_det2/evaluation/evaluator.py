@@ -91,16 +91,7 @@ class StoreEvaluator(DatasetEvaluator):
         self._buffer.reset()
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the detections of some images.
-
-        Args:
-            inputs: dataset dicts, see `DetectionBuffer.add`.
-            outputs: `{"instances": Instances}` in pixels of the original image.
-
-        Raises:
-            ConfigError: the model gives no masks where they are evaluated, or knows other classes.
-            DataError: the disk is full.
-        """
+        """Keep the detections of some images; see `DetectionBuffer.add`, also for what it raises."""
         for record, output in zip(inputs, outputs, strict=True):
             self._buffer.add(record, output["instances"])
 
@@ -199,17 +190,12 @@ def default_metrics(store: AnnotationStore, tasks: Sequence[str] = ("bbox",)) ->
     do others with a hierarchy, and COCO's with image-level labels, beside their own. Without image-level
     labels the Open Images metric judges a class only in images that contain it, so that it forgives false
     positives; it therefore never stands alone there. Masks, which it does not judge, get COCO's metric.
-
-    Args:
-        store: with the ground truth.
-        tasks: to be evaluated.
     """
-    if store.form == "lvis":
-        return ("open_images", "lvis") if store.has_hierarchy else ("lvis",)
-    if store.form == "coco":
-        official = store.has_hierarchy or len(store.image_labels) > 0
-        return ("open_images", "coco") if official else ("coco",)
-    judged_too_kindly = not len(store.image_labels) and store.has_image_sizes
+    labelled = len(store.image_labels) > 0
+    if store.form in ("lvis", "coco"):
+        official = store.has_hierarchy or (labelled and store.form == "coco")
+        return ("open_images", store.form) if official else (store.form,)
+    judged_too_kindly = not labelled and store.has_image_sizes
     return ("open_images", "coco") if "segm" in tasks or judged_too_kindly else ("open_images",)
 
 
@@ -271,13 +257,7 @@ def results_document(
 
 
 def write_instances(path: Path, gt: StoreGroundTruth, found: DetectionColumns) -> None:
-    """Write all detections in COCO's and LVIS's result form, image by image.
-
-    Args:
-        path: JSON file, which appears when it is complete.
-        gt: gives the order of the images.
-        found: with masks if they are to be written.
-    """
+    """Write all detections in COCO's and LVIS's result form, in the order of `gt.image_rank`, atomically."""
     store = gt.store
     classes = [json.dumps(_file_id(name)) for name in store.class_ids]
     seen: list[bytes] = store.image_ids[found.seen].tolist()
@@ -306,12 +286,7 @@ def write_instances(path: Path, gt: StoreGroundTruth, found: DetectionColumns) -
 
 
 def open_store(dataset: str | Path | AnnotationStore) -> AnnotationStore:
-    """Open the store of a registered data set, or in a directory.
-
-    Raises:
-        ConfigError: a registered data set that has no store.
-        DataError: there is no usable store.
-    """
+    """Open the store of a registered data set (ConfigError if it has none), or in a directory."""
     if isinstance(dataset, AnnotationStore):
         return dataset
     if dataset not in MetadataCatalog.list():

@@ -20,7 +20,10 @@ RLE = dict[str, Any]
 
 @dataclass(frozen=True)
 class MetricResult:
-    """What a metric found.
+    """What the method `measure` of a metric found.
+
+    It takes the ground truth, the detections, class indices by name (bins, for means over these classes), and
+    (K,) training images of each class or None.
 
     Attributes:
         summary: means in [0, 1] by task and name; NaN over no class.
@@ -36,16 +39,11 @@ class MetricResult:
 class StoreGroundTruth:
     """The m objects of a store, and the a (object, class) pairs that detections are compared with.
 
-    Columns are read when they are asked for. A pair of an image and a class is also written as one key,
-    image x K + class.
+    The store needs image sizes, but for `open_images`. Columns are read when they are asked for. A pair of an
+    image and a class is also written as one key, image x K + class.
     """
 
     def __init__(self, store: AnnotationStore) -> None:
-        """Read nothing yet.
-
-        Args:
-            store: with image sizes, but for `open_images`.
-        """
         self.store = store
 
     @cached_property
@@ -139,25 +137,14 @@ class StoreGroundTruth:
         return np.bincount(self.cls[~self.group_of[self.object]], minlength=self.store.num_classes)
 
     def ignored(self, objects: np.ndarray, task: str) -> np.ndarray:
-        """(r,) bool, whether detections in an object's region count neither way.
-
-        These are groups, and with the task "segm" objects whose mask is missing.
-
-        Args:
-            objects: (r,) of m.
-            task: "bbox" or "segm".
-        """
+        """(r,) bool: detections in groups, and of masks in objects without mask, count neither way."""
         if task == "bbox":
             return self.group_of[objects]
         missing = np.array([self.rle[row] is None for row in objects.tolist()], dtype=bool)
         return self.group_of[objects] | missing
 
     def masks(self, objects: np.ndarray) -> list[RLE]:
-        """RLE of some objects; the whole box where the mask is missing.
-
-        Args:
-            objects: (r,) of m.
-        """
+        """RLE of some objects (r,); the whole box where the mask is missing."""
         sizes = self.store.image_sizes[images_of_objects(self.store)[objects]].tolist()
         return [
             self.rle[row] or box_mask(self.box[row], *size)
@@ -203,12 +190,7 @@ def mean_of_known(values: np.ndarray) -> float:
 
 
 def class_ranges(rows: np.ndarray, at_once: int) -> list[range]:
-    """Split K classes into ranges with about `at_once` rows each, but at least one class.
-
-    Args:
-        rows: (K,) rows of each class.
-        at_once: rows of a range.
-    """
+    """Split K classes with `rows` (K,) into ranges with about `at_once` rows, but at least one class."""
     edges = np.flatnonzero(np.diff(np.cumsum(rows) // at_once)) + 1
     return [range(start, end) for start, end in itertools.pairwise([0, *edges.tolist(), len(rows)])]
 
@@ -236,13 +218,7 @@ def boxes_in_pixels(store: AnnotationStore) -> np.ndarray:
 
 
 def box_mask(box: np.ndarray, height: int, width: int) -> RLE:
-    """RLE of all pixels of a box.
-
-    Args:
-        box: (4,) x, y, width, height in pixels.
-        height: of the image.
-        width: of the image.
-    """
+    """RLE of all pixels of a box, (4,) x, y, width, height in pixels, in an image of this size."""
     x, y, w, h = box.tolist()
     return to_rle([np.array([x, y, x + w, y, x + w, y + h, x, y + h])], height, width)
 

@@ -81,17 +81,9 @@ class OpenImagesMetric:
     def measure(
         self, gt: StoreGroundTruth, found: DetectionColumns, bins: Mapping[str, np.ndarray], counts: Any
     ) -> MetricResult:
-        """Evaluate.
+        """Return "mAP50", "mAP50_expanded" and "mAP50_<bin>" under "bbox"; see `MetricResult`.
 
-        Args:
-            gt: what there is.
-            found: what was detected.
-            bins: class indices by name, for the means "mAP50_<name>".
-            counts: unused.
-
-        Returns:
-            "mAP50", "mAP50_expanded" and the mean of each bin under "bbox"; with another IoU threshold the
-            names say so.
+        With another IoU threshold the names say so.
         """
         store = gt.store
         in_pixels = store.form != "open_images" and store.has_image_sizes

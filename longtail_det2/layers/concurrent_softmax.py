@@ -57,15 +57,11 @@ def concurrent_softmax_loss(logits: Tensor, labels: Tensor, rates: Tensor) -> Te
 
 
 def concurrent_softmax_scores(logits: Tensor, rates: Tensor) -> Tensor:
-    """Compute the scores p per row; see the module.
+    """Compute the scores p per row; arguments as of :func:`concurrent_softmax_loss`.
 
     One product of (R, C) and (C, C) gives all denominators. With r_ij = 1 the largest logit may have no
     weight, and what is left beside it may be smaller than any number of the type: those denominators are
     summed separately in logarithms.
-
-    Args:
-        logits: (R, C), any floating type.
-        rates: (K, K) in [0, 1], which is not checked here; the diagonal is not read.
 
     Returns:
         (R, C) in [0, 1], at least float32. A row sums to at least 1; with all rates 0 it is the softmax.
@@ -100,11 +96,8 @@ def multi_label_softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute softmax cross entropy with several labels, -sum_i y_i log softmax(z)_i, per row.
 
     Unlike :func:`concurrent_softmax_loss` with rates of 0, positives suppress each other: with k labels the
-    minimum is at scores of 1 / k each. With one label and no ignored class both are cross entropy.
-
-    Args:
-        logits: (R, C), any floating type.
-        labels: (R, C), 1 positive, 0 negative, -1 ignored: left out of the softmax.
+    minimum is at scores of 1 / k each. Ignored classes are left out of the softmax. With one label and no
+    ignored class both are cross entropy.
 
     Returns:
         (R,), at least float32; 0 where there is no positive.

@@ -34,6 +34,5 @@ def focal_loss(logits: Tensor, positive: Tensor | None, alpha: float = 0.25, gam
         losses = losses * torch.exp(gamma * F.logsigmoid(signed))
     if alpha < 0:
         return losses
-    if positive is None:
-        return (1.0 - alpha) * losses
-    return torch.where(positive, alpha * losses, (1.0 - alpha) * losses)
+    negatives = (1.0 - alpha) * losses
+    return negatives if positive is None else torch.where(positive, alpha * losses, negatives)

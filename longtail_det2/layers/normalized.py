@@ -5,6 +5,9 @@ both features and weights have length 1. Wang et al. 2021 (Seesaw loss) use both
 tau of 20:
 
     y_j = tau < x / (|x|^power + eps), w_j / (|w_j|^power + eps) > + b_j
+
+Weights start from N(0, 0.01), the bias from 0. Under autocast the lengths are float32 and the product has
+autocast's type.
 """
 
 from __future__ import annotations
@@ -39,78 +42,25 @@ def normalize(values: Tensor, dims: int | tuple[int, ...], power: float = 1.0, e
         return values / (lengths + eps)
 
 
-class NormalizedLinear(nn.Linear):
-    """Linear layer of normalized features and weights; see the module.
+class _Normalized(nn.Module):
+    """What both layers share; to be named before torch's layer among the bases."""
 
-    Under autocast the lengths are float32 and the product has autocast's type.
-    """
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        temperature: float = 20.0,
-        power: float = 1.0,
-        eps: float = 1e-6,
+        self, *args: Any, temperature: float = 20.0, power: float = 1.0, eps: float = 1e-6, **kwargs: Any
     ) -> None:
-        """Make the layer: weights N(0, 0.01), bias 0.
+        """Make the layer.
 
         Args:
-            in_features: number of features.
-            out_features: number of outputs.
-            bias: add b.
+            args: of torch's layer.
             temperature: tau.
             power: of the lengths, see :func:`normalize`.
             eps: see :func:`normalize`.
+            kwargs: of torch's layer.
         """
         self.temperature, self.power, self.eps = temperature, power, eps
-        super().__init__(in_features, out_features, bias)
-
-    def reset_parameters(self) -> None:
-        """Set weights to N(0, 0.01) and the bias to 0."""
-        nn.init.normal_(self.weight, std=0.01)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map (..., in_features) to (..., out_features)."""
-        weight = normalize(self.weight, 1, self.power, self.eps)
-        return F.linear(self.temperature * normalize(input, -1, self.power, self.eps), weight, self.bias)
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"{super().extra_repr()}, temperature={self.temperature}, power={self.power}"
-
-
-class NormalizedConv2d(nn.Conv2d):
-    """Convolution of features normalized per pixel and of normalized weights.
-
-    A 1 x 1 convolution is :class:`NormalizedLinear` per pixel. The weights of a larger kernel are normalized
-    over the input channels, per position of the kernel, or over the whole kernel.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        temperature: float = 20.0,
-        power: float = 1.0,
-        eps: float = 1e-6,
-        norm_over_kernel: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Make the layer: weights N(0, 0.01), bias 0.
-
-        Args:
-            args: of :class:`torch.nn.Conv2d`.
-            temperature: tau.
-            power: of the lengths, see :func:`normalize`.
-            eps: see :func:`normalize`.
-            norm_over_kernel: normalize weights over the whole kernel.
-            kwargs: of :class:`torch.nn.Conv2d`.
-        """
-        self.temperature, self.power, self.eps = temperature, power, eps
-        self.norm_over_kernel = norm_over_kernel
         super().__init__(*args, **kwargs)
 
     def reset_parameters(self) -> None:
@@ -119,12 +69,33 @@ class NormalizedConv2d(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def extra_repr(self) -> str:
+        """Show the settings in ``print(model)``."""
+        return f"{super().extra_repr()}, temperature={self.temperature}, power={self.power}"
+
+
+class NormalizedLinear(_Normalized, nn.Linear):
+    """Linear layer of normalized features and weights; see the module."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        weight = normalize(self.weight, 1, self.power, self.eps)
+        return F.linear(self.temperature * normalize(input, -1, self.power, self.eps), weight, self.bias)
+
+
+class NormalizedConv2d(_Normalized, nn.Conv2d):
+    """Convolution of features normalized per pixel and of normalized weights; see the module.
+
+    A 1 x 1 convolution is :class:`NormalizedLinear` per pixel. The weights of a larger kernel are normalized
+    over the input channels, per position of the kernel, or with `norm_over_kernel` over the whole kernel.
+    """
+
+    def __init__(self, *args: Any, norm_over_kernel: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm_over_kernel = norm_over_kernel
+
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, in, H, W) to (N, out, H', W')."""
         weight = normalize(self.weight, (1, 2, 3) if self.norm_over_kernel else 1, self.power, self.eps)
         features = self.temperature * normalize(input, 1, self.power, self.eps)
         return self._conv_forward(features, weight, self.bias)
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"{super().extra_repr()}, temperature={self.temperature}, power={self.power}"

@@ -92,16 +92,10 @@ def multi_label_seesaw_loss(
     eps: float = 1e-2,
     background: bool = False,
 ) -> Tensor:
-    """Compute the loss L of rows with several labels; see the module, and :func:`seesaw_loss`.
+    """Compute the loss L of rows with several labels; see the module.
 
-    Args:
-        logits: (R, C), any floating type.
-        labels: (R, C), 1 positive, 0 negative, -1 ignored; any number of positives.
-        counts: (K,).
-        p: of the mitigation.
-        q: of the compensation.
-        eps: of the compensation.
-        background: the last column is the background's.
+    The arguments are those of :func:`seesaw_loss` but for `labels`, (R, C), 1 positive, 0 negative, -1
+    ignored; any number of positives.
 
     Returns:
         (R,), at least float32; 0 where there is no positive. The host reads P, and about 5 P C numbers are
