@@ -330,14 +330,15 @@ def _check_lazy(cfg: DictConfig, source: str) -> None:
 
 def _check_arguments(node: Any, key: str, source: str) -> None:
     """Check that every object that a lazy config describes takes what it is given."""
-    known = _arguments(node) if isinstance(node, dict) else None
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    items: Any = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    target = node.get("_target_") if isinstance(node, dict) else None
+    known = _arguments(node) if target is not None else None
     for name, value in items:
         here = f"{key}.{name}".lstrip(".")
         if known is not None and name not in known and not str(name).startswith("_"):
-            target = getattr(node["_target_"], "__name__", node["_target_"])
             hint = _hint(here, [f"{key}.{one}" for one in known])
-            raise ConfigError(f"{source}: {here}: {target} has no argument {name!r}.{hint}")
+            called = getattr(target, "__name__", target)
+            raise ConfigError(f"{source}: {here}: {called} has no argument {name!r}.{hint}")
         _check_arguments(value, here, source)
 
 

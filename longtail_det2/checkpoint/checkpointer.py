@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import hooks
 from detectron2.utils import comm
 from torch import nn
 
@@ -26,8 +28,7 @@ _RESET_HINT = (
     "To start from these weights on purpose, with a new predictor: MODEL.RESET_WEIGHTS "
     "roi_heads.box_predictor (in a lazy config train.reset_weights=[roi_heads.box_predictor])"
 )
-
-
+_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 _Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]
 """Name of a parameter, its shape in the checkpoint and in the model."""
 
@@ -264,3 +265,47 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
                     f"{self._path} is for other classes: class {index} is {found!r} there and {wanted!r} "
                     f"in the data set.\n{_RESET_HINT}"
                 )
+
+
+class PeriodicCheckpoints(hooks.PeriodicCheckpointer):
+    """Detectron2's hook, which also removes old checkpoints that the run wrote before it was resumed.
+
+    ``model_final.pth`` is always kept. A run that begins again in a used folder leaves what is there.
+    """
+
+    def __init__(self, checkpointer: ClassAwareCheckpointer, period: int, max_to_keep: int = 0) -> None:
+        """Check the numbers; touch no file.
+
+        Args:
+            checkpointer: of the run's folder.
+            period: iterations between checkpoints.
+            max_to_keep: older checkpoints are removed; 0 keeps all.
+
+        Raises:
+            ConfigError: a number is out of range.
+        """
+        for key, lazy_key, value, least in (
+            ("SOLVER.CHECKPOINT_PERIOD", "period", period, 1),
+            ("SOLVER.CHECKPOINT_MAX_TO_KEEP", "max_to_keep", max_to_keep, 0),
+        ):
+            if value < least:
+                raise ConfigError(
+                    f"{key} (train.checkpointer.{lazy_key} in a lazy config) is {value}; it must be at least "
+                    f"{least}"
+                )
+        super().__init__(checkpointer, period, max_to_keep=max_to_keep or None)
+
+    def before_train(self) -> None:
+        """Remove a resumed run's checkpoints that are too many, or of iterations that will be done again."""
+        super().before_train()
+        start, folder = self.trainer.start_iter, self.checkpointer.save_dir
+        if not start or self.max_to_keep is None:
+            return
+        found = {
+            int(match[1]): match[0] for name in os.listdir(folder) if (match := _NUMBERED.fullmatch(name))
+        }
+        kept = sorted(iteration for iteration in found if iteration < start)[-self.max_to_keep :]
+        for iteration, name in found.items():
+            if iteration not in kept:
+                os.remove(os.path.join(folder, name))
+        self.recent_checkpoints = [os.path.join(folder, found[iteration]) for iteration in kept]

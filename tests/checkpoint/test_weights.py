@@ -9,14 +9,11 @@ import torch
 from longtail_det2.checkpoint.weights import (
     Weights,
     check_hash,
-    check_hash_in_name,
     read_weights,
     sha256_of,
     write_weights,
 )
 from longtail_det2.utils.errors import ConfigError
-
-FORMATS = ["safetensors", "pth"]
 
 
 @pytest.fixture
@@ -33,9 +30,8 @@ def weights():
     return Weights(tensors, ("/m/é", "/m/2"), 1500, {"config": "shapes/x"})
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_round_trip(tmp_path, weights, suffix):
-    path = tmp_path / f"model.{suffix}"
+def test_round_trip(tmp_path, weights):
+    path = tmp_path / "model.safetensors"
     write_weights(path, weights)
     found = read_weights(path)
     assert (found.class_ids, found.iteration) == (weights.class_ids, 1500)
@@ -44,14 +40,6 @@ def test_round_trip(tmp_path, weights, suffix):
     for name, value in weights.tensors.items():
         assert found.tensors[name].dtype == value.dtype and torch.equal(found.tensors[name], value)
     assert found.as_checkpoint()["class_ids"] == ["/m/é", "/m/2"]
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_equal_weights_give_equal_bytes(tmp_path, weights, suffix):
-    backwards = Weights(dict(reversed(weights.tensors.items())), weights.class_ids, 1500, weights.about)
-    write_weights(tmp_path / f"one.{suffix}", weights)
-    write_weights(tmp_path / f"two.{suffix}", backwards)
-    assert sha256_of(tmp_path / f"one.{suffix}") == sha256_of(tmp_path / f"two.{suffix}")
 
 
 def test_files_are_as_readable_as_others(tmp_path, weights):
@@ -86,15 +74,15 @@ def test_nothing_is_executed(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("keep", [0, 3, 100, 0.5, 0.99])
-def test_truncated_files(tmp_path, weights, suffix, keep):
-    write_weights(tmp_path / f"whole.{suffix}", weights)
-    data = (tmp_path / f"whole.{suffix}").read_bytes()
-    path = tmp_path / f"cut.{suffix}"
-    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    with pytest.raises(ConfigError, match=f"cut.{suffix}"):
-        read_weights(path)
+def test_truncated_files(tmp_path, weights, keep):
+    write_weights(tmp_path / "model.safetensors", weights)
+    torch.save({"model": weights.tensors}, tmp_path / "model.pth")
+    for path in (tmp_path / "model.safetensors", tmp_path / "model.pth"):
+        data = path.read_bytes()
+        path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+        with pytest.raises(ConfigError, match=path.name):
+            read_weights(path)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": {"w": "text"}}, {"model": {}}, {"model": [1]}, "text"])
@@ -116,17 +104,15 @@ def test_hash_in_the_name(tmp_path, weights):
     good.write_bytes(data)
     with pytest.raises(ConfigError, match="damaged or not the file that was published"):
         read_weights(good)
-    check_hash_in_name(tmp_path / "model_0001499.pth")  # seven digits: an iteration
 
 
 def test_other_errors(tmp_path, weights, monkeypatch):
     with pytest.raises(ConfigError, match="no weights file"):
         read_weights(tmp_path / "none.pth")
     (tmp_path / "model.bin").touch()
-    for act in (lambda path: read_weights(path), lambda path: write_weights(path, weights)):
-        with pytest.raises(ConfigError, match=r"end in "):
-            act(tmp_path / "model.bin")
+    with pytest.raises(ConfigError, match=r"end in "):
+        read_weights(tmp_path / "model.bin")
     write_weights(tmp_path / "model.safetensors", weights)
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ConfigError, match=r"pip install \"longtail-det2\[hub\]\""):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ConfigError, match="pip install safetensors"):
         read_weights(tmp_path / "model.safetensors")
