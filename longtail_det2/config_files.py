@@ -332,7 +332,7 @@ def _check_arguments(node: Any, key: str, source: str) -> None:
     """Check that every object that a lazy config describes takes what it is given."""
     items: Any = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     target = node.get("_target_") if isinstance(node, dict) else None
-    known = _arguments(node) if target is not None else None
+    known = _arguments(node) if isinstance(node, dict) and target is not None else None
     for name, value in items:
         here = f"{key}.{name}".lstrip(".")
         if known is not None and name not in known and not str(name).startswith("_"):
