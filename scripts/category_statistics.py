@@ -26,6 +26,7 @@ from longtail_det2.data.statistics import (  # noqa: E402
     FREQUENCY_BINS,
     ClassStatistics,
     compute_statistics,
+    frequency_bins,
     write_statistics,
 )
 from longtail_det2.data.store import AnnotationStore  # noqa: E402
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> str:
         register_datasets(args.root or cfg.DATASETS.ROOT, cfg.DATASETS.STORES)
         sources, names = args.dataset, get_metadata(args.dataset[0]).thing_classes
     statistics = compute_statistics(sources)
-    bins = statistics.frequency_bins(args.thresholds)
+    bins = frequency_bins(statistics.image_counts, args.thresholds)
     args.output.mkdir(parents=True, exist_ok=True)
     files = ["statistics.json", f"long_tail.{args.format}", f"cooccurrence.{args.format}"]
     write_statistics(args.output / files[0], statistics)

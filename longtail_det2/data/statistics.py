@@ -5,9 +5,8 @@ both classes, the co-occurrence rate of concurrent softmax (Peng et al., CVPR 20
 
     r_ij = P(j | i) = n_ij / n_i,   r_ii = 0,   r(class, ancestor) = 1 also where n_i = 0.
 
-Group-of boxes count as images and instances of their classes, for they are trained on; they are left out of
-n_i and n_ij, because two labels of a group say that members of both classes are in it, not that one object
-has both.
+Group-of boxes count as images and instances of their classes, for they are trained on, but not in n_i and
+n_ij: two labels of a group say that members of both classes are in it, not that one object has both.
 
 Statistics are computed once, before the model is built, and written to one JSON file:
 
@@ -27,7 +26,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -44,17 +43,12 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "longtail_det2.class_statistics"
 VERSION = 1
-DIRECTIONS = ("given_row", "given_column", "maximum")
 FREQUENCY_BINS = ("head", "medium", "tail")
 """Names of the bins that :func:`frequency_bins` numbers."""
-
-Direction = Literal["given_row", "given_column", "maximum"]
 
 _ADVICE = "make it with scripts/category_statistics.py, or leave DATASETS.STATISTICS empty"
 _LARGEST_COUNT = 2**53
 """Larger counts are not exact as float64."""
-_TABLE_SIZE = 1 << 22
-"""Below it, a table of all codes is faster than sorting those that occur."""
 _SETS_AT_ONCE = 1 << 15
 """Label sets whose class pairs are in memory at once."""
 
@@ -89,22 +83,18 @@ class ClassStatistics:
         for name in ("image_counts", "instance_counts", "cooccurrence", "anchor_priors"):
             if getattr(self, name) is None:
                 continue
-            values = np.asarray(getattr(self, name), np.float64 if name == "anchor_priors" else np.int64)
+            kind, limit = (np.float64, 1) if name == "anchor_priors" else (np.int64, _LARGEST_COUNT)
+            values = np.asarray(getattr(self, name), kind)
             if values.shape != ((size, size) if name == "cooccurrence" else (size,)):
                 raise DataError(f"{name} has shape {values.shape}, but there are {size} classes")
-            if not (values >= 0).all():
-                raise DataError(f"{name} has values that are not >= 0")
+            if not ((values >= 0) & (values <= limit)).all():
+                raise DataError(f"{name} has values outside [0, {limit}]")
             object.__setattr__(self, name, values)
-        if self.anchor_priors is not None and (self.anchor_priors > 1).any():
-            raise DataError("anchor_priors has values above 1")
         pairs = self.cooccurrence
-        if pairs is not None:
-            wrong = np.argwhere((pairs > pairs.diagonal()[:, None]) | (pairs != pairs.T))
-            if len(wrong):
-                one, other = (self.class_ids[c] for c in wrong[0])
-                raise DataError(
-                    f"cooccurrence of {one!r} and {other!r}: not symmetric, or above its diagonal"
-                )
+        wrong = [] if pairs is None else np.argwhere((pairs > pairs.diagonal()[:, None]) | (pairs != pairs.T))
+        if len(wrong):
+            one, other = (self.class_ids[c] for c in wrong[0])
+            raise DataError(f"cooccurrence of {one!r} and {other!r}: not symmetric, or above its diagonal")
 
     @property
     def known_cooccurrence(self) -> np.ndarray:
@@ -113,34 +103,17 @@ class ClassStatistics:
             raise DataError("the class statistics have no co-occurrence counts; compute them again")
         return self.cooccurrence
 
-    def rates(self, direction: Direction = "given_row") -> np.ndarray:
-        """Co-occurrence rates with a diagonal of 0; no source settles which direction the method means.
+    def rates(self) -> np.ndarray:
+        """Co-occurrence rates: (K, K) float64 in [0, 1], [i, j] = P(j | i), with a diagonal of 0.
 
-        Args:
-            direction: "given_row": [i, j] = P(j | i); "given_column": [i, j] = P(i | j); "maximum": the
-                larger of both.
-
-        Returns:
-            (K, K) float64 in [0, 1].
-
-        Raises:
-            ConfigError: unknown direction.
-            DataError: the statistics have no co-occurrence counts.
+        Raises DataError where the statistics have no co-occurrence counts.
         """
-        if direction not in DIRECTIONS:
-            raise ConfigError(f"direction {direction!r} is none of {', '.join(DIRECTIONS)}")
         pairs = self.known_cooccurrence
         rates = pairs / np.maximum(pairs.diagonal(), 1)[:, None]
         np.fill_diagonal(rates, 0.0)
         if self.hierarchy is not None:
             rates[self.hierarchy.ancestors] = 1.0
-        if direction == "given_row":
-            return rates
-        return rates.T.copy() if direction == "given_column" else np.maximum(rates, rates.T)
-
-    def frequency_bins(self, thresholds: Sequence[float] | None = None) -> np.ndarray:
-        """(K,) int64, the bin of each class by its images; see :func:`frequency_bins`."""
-        return frequency_bins(self.image_counts, thresholds)
+        return rates
 
 
 def frequency_bins(counts: np.ndarray, thresholds: Sequence[float] | None = None) -> np.ndarray:
@@ -245,12 +218,11 @@ def _contents(source: str | AnnotationStore) -> tuple[tuple[str, ...], LabelHier
     annotations = [record.get("annotations", ()) for record in dataset]
     objects = list(itertools.chain.from_iterable(annotations))
     labels = [annotation_labels(one) for one in objects]
-    is_group = [bool(one.get("iscrowd", 0) or one.get("is_group_of", False)) for one in objects]
     columns = (
         offsets_of(np.array([len(one) for one in annotations], dtype=np.int64)),
         offsets_of(np.array([len(one) for one in labels], dtype=np.int64)),
         np.array(list(itertools.chain.from_iterable(labels)), dtype=np.int64),
-        np.array(is_group, dtype=bool),
+        np.array([bool(one.get("iscrowd") or one.get("is_group_of")) for one in objects], dtype=bool),
     )
     return class_ids_of(source), hierarchy_of(source), columns
 
@@ -268,11 +240,18 @@ def _add_cooccurrence(
     """
     num_classes = len(counts)
     sizes = np.where(counting, np.diff(offsets), 0)
-    for size in np.flatnonzero(np.bincount(sizes)).tolist():
-        if size == 0:
-            continue
+    for size in (np.flatnonzero(np.bincount(sizes)[1:]) + 1).tolist():
         first = offsets[:-1][sizes == size]
-        sets, weights = _distinct_sets(labels, first, size, num_classes)
+        if size == 1:
+            sets, weights = np.arange(num_classes)[:, None], np.bincount(labels[first], minlength=num_classes)
+        else:
+            sets = np.sort(labels[first[:, None] + np.arange(size)], axis=1).astype(np.int64)
+            if num_classes**size < 2**62:  # one number per set sorts much faster
+                places = num_classes ** np.arange(size)
+                codes, weights = np.unique(sets @ places, return_counts=True)
+                sets = codes[:, None] // places % num_classes
+            else:
+                sets, weights = np.unique(sets, axis=0, return_counts=True)
         for begin in range(0, len(sets), _SETS_AT_ONCE):
             block = sets[begin : begin + _SETS_AT_ONCE]
             rows, classes = hierarchy.expand(np.repeat(np.arange(len(block)), size), block.ravel())
@@ -280,28 +259,7 @@ def _add_cooccurrence(
             position, pairs_of = gather_rows(offsets_of(np.bincount(rows)), rows)
             keys = np.repeat(classes, np.diff(pairs_of)) * num_classes + classes[position]
             weight = np.repeat(weights[begin + rows], np.diff(pairs_of))
-            keys, inverse = np.unique(keys, return_inverse=True)
-            counts.flat[keys] += np.bincount(inverse, weights=weight).astype(np.int64)
-
-
-def _distinct_sets(
-    labels: np.ndarray, first: np.ndarray, size: int, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct sets (S, size) of the `size` labels from each of `first`, and how often each occurs (S,)."""
-    places = num_classes ** np.arange(size) if num_classes**size < 2**62 else None
-    if places is None:
-        rows = np.sort(labels[first[:, None] + np.arange(size)], axis=1)
-        return np.unique(rows.astype(np.int64), axis=0, return_counts=True)
-    codes = labels[first].astype(np.int64)
-    if size > 1:
-        codes = np.sort(labels[first[:, None] + np.arange(size)], axis=1) @ places
-    if num_classes**size <= _TABLE_SIZE:
-        weights = np.bincount(codes)
-        codes = np.flatnonzero(weights)
-        weights = weights[codes]
-    else:
-        codes, weights = np.unique(codes, return_counts=True)
-    return codes[:, None] // places % num_classes, weights
+            counts += np.bincount(keys, weight, num_classes**2).astype(np.int64).reshape(counts.shape)
 
 
 def write_statistics(path: str | os.PathLike[str], statistics: ClassStatistics) -> None:

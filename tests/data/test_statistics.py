@@ -92,9 +92,8 @@ def test_counts_as_loops_find_them_in_one_store_and_in_two(crowded, register):
     assert together.num_images == sum(map(len, crowded))
 
 
-def test_blocks_and_tables_change_nothing(crowded, register, monkeypatch):
+def test_blocks_change_nothing(crowded, register, monkeypatch):
     monkeypatch.setattr(module, "_SETS_AT_ONCE", 2)
-    monkeypatch.setattr(module, "_TABLE_SIZE", 7)
     assert_counts(compute_statistics(register(crowded[0])), slow_counts(crowded[0]))
 
 
@@ -154,10 +153,6 @@ def test_rates_are_conditional_on_the_row(make_store, register):
     assert not r[CAR].any() and not r[:, CAR].any() and not r.diagonal().any()
     # A puppy is an animal by definition, though no puppy was seen.
     assert r[PUPPY].tolist() == [1, 1, 0, 1, 0, 0]
-    np.testing.assert_array_equal(statistics.rates("given_column"), r.T)
-    np.testing.assert_array_equal(statistics.rates("maximum"), np.maximum(r, r.T))
-    with pytest.raises(ConfigError, match="'rows'"):
-        statistics.rates("rows")
 
 
 def test_groups_are_instances_but_no_evidence(make_store, register):
@@ -318,8 +313,6 @@ def test_bins_by_thresholds_begin_at_the_threshold():
     """As COCO-MLT and VOC-MLT split: tail below 20, medium below 100, head from 100."""
     counts = np.array([0, 1, 19, 20, 21, 99, 100, 101])
     assert frequency_bins(counts, (20, 100)).tolist() == [2, 2, 2, 1, 1, 1, 0, 0]
-    statistics = ClassStatistics("abcdefgh", 200, counts, counts)
-    assert statistics.frequency_bins((20, 100)).tolist() == [2, 2, 2, 1, 1, 1, 0, 0]
 
 
 def test_classes_without_images_are_tail():

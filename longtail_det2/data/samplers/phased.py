@@ -190,7 +190,8 @@ def _parse_phase(number: int, entry: Any) -> Phase:
     if isinstance(entry, Phase):
         return entry
     listed = isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) in (2, 3)
-    sampler, iterations, options = (*entry, {})[:3] if listed else (None, 0, {})
+    parts: tuple[Any, ...] = (*entry, {})[:3] if listed else (None, 0, {})
+    sampler, iterations, options = parts
     if type(iterations) is not int or iterations < 1 or not isinstance(options, Mapping):
         raise ConfigError(f"{_KEY}: phase {number} is {entry!r}; a phase is {_FORM}")
     if sampler_class(sampler) is PhasedTrainingSampler:

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from longtail_det2.data.statistics import DIRECTIONS, ClassStatistics
+from longtail_det2.data.statistics import ClassStatistics
 from longtail_det2.layers import concurrent_softmax_loss, concurrent_softmax_scores, multi_label_softmax_loss
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
@@ -18,6 +18,7 @@ from .build import CLASSIFICATION_LOSS_REGISTRY
 from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
 
 FORMS = ("concurrent", "softmax")
+DIRECTIONS = ("given_row", "given_column", "maximum")
 
 
 def checked_direction(direction: str) -> str:
