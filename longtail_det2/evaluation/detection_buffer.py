@@ -170,7 +170,7 @@ class DetectionBuffer:
             data = b"" if masks is None else _gather_bytes(masks)
         if not comm.is_main_process():
             return None
-        found = _join([columns for columns, _ in parts], data, masks is not None)
+        found = join_columns([columns for columns, _ in parts], data, masks is not None)
         unknown, not_finite = np.sum([counts for _, counts in parts], axis=0).tolist()
         images, path = len(self._store), self._store.path
         for count, message in (
@@ -232,7 +232,7 @@ def _gather_bytes(own: IO[bytes]) -> bytes | mmap.mmap:
     return mmap.mmap(own.fileno(), 0, access=mmap.ACCESS_READ) if own.seek(0, 2) else b""
 
 
-def _join(
+def join_columns(
     parts: Sequence[Mapping[str, np.ndarray]], mask_bytes: bytes | mmap.mmap, has_masks: bool
 ) -> DetectionColumns:
     """Columns of all ranks, each image once, ascending by image."""

@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""Score a results JSON of any detector against LVIS's annotation file: AP, APr, APc, APf and fixed AP.
+
+The results are a list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"} with, for masks,
+"segmentation" as RLE: what LVIS's and COCO's tools read. The numbers are those of the package lvis
+(docs/lvis_metric.md).
+Fixed AP (Dave et al. 2021) ranks the best detections of a class over all images, 10,000 by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+
+from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.evaluation.coco_metric import LVISMetric
+from longtail_det2.evaluation.detection_buffer import DetectionColumns, join_columns
+from longtail_det2.evaluation.ground_truth import StoreGroundTruth
+from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.io import read_json, write_json
+
+EXAMPLE = """example:
+  python scripts/evaluate_lvis.py --annotations lvis_v1_val.json --results bbox.json --output ap.json
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--annotations", type=Path, required=True, metavar="JSON", help="LVIS's file of the split")
+    add("--results", type=Path, required=True, metavar="JSON", help="detections of any detector")
+    add("--task", nargs="+", choices=("bbox", "segm"), default=["bbox"], help="default: bbox")
+    add("--images", type=Path, metavar="FILE", help="image ids, one per line: evaluate these alone")
+    add("--max-detections", type=int, default=300, metavar="N", help="per image (default: %(default)s)")
+    add("--fixed", type=int, default=10_000, metavar="N", help="per class, for fixed AP; 0: none")
+    add("--output", type=Path, metavar="JSON", help="also write the means there; null: no object")
+    return parser
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return the means in percent by task and name.
+
+    Raises:
+        DataError: a file cannot be read, or the results are of other images or categories.
+        ConfigError: an option is out of range, or there are no masks.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.annotations
+        if args.images is not None:
+            path = Path(folder) / "some.json"
+            write_json(path, only_images(read_json(args.annotations), args.images))
+        masks = "segm" in args.task
+        store = prepare_coco(path, None, Path(folder) / "store", masks=masks, skip_bad=True)
+        metric = LVISMetric(tuple(args.task), args.max_detections, args.fixed)
+        metric.check(store)
+        columns = read_results(args.results, store, masks, some=args.images is not None)
+        found = metric.measure(StoreGroundTruth(store), columns, {}, None)
+    return {
+        task: {name: 100 * value for name, value in means.items()} for task, means in found.summary.items()
+    }
+
+
+def only_images(content: Any, listed: Path) -> dict[str, Any]:
+    """The part of an annotation file about the images that a file lists.
+
+    Raises:
+        DataError: an image is not in the annotation file.
+    """
+    try:
+        ids = set(listed.read_text(encoding="utf-8").split())
+    except OSError as error:
+        raise DataError(f"{listed}: cannot be read ({error.strerror})") from None
+    images = [one for one in content["images"] if str(one["id"]) in ids]
+    if absent := sorted(ids - {str(one["id"]) for one in images}):
+        raise DataError(f"{listed}: image {absent[0]} is not in the annotation file ({len(absent)} are not)")
+    annotations = [one for one in content["annotations"] if str(one["image_id"]) in ids]
+    return {**content, "images": images, "annotations": annotations}
+
+
+def read_results(path: Path, store: AnnotationStore, masks: bool, *, some: bool) -> DetectionColumns:
+    """The detections as columns; images without any count as seen.
+
+    Args:
+        path: of the results.
+        store: whose images and categories they are of.
+        masks: read the segmentations.
+        some: leave out detections in other images than the store's, instead of refusing them.
+
+    Raises:
+        DataError: names the file and the entry that is wrong.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: results are a list of detections, not {type(entries).__name__}")
+    images = {name.decode(): index for index, name in enumerate(store.image_ids.tolist())}
+    classes = {name: index for index, name in enumerate(store.class_ids)}
+    kept, counts = [], []
+    for number, one in enumerate(entries):
+        try:
+            image, cls = images.get(str(one["image_id"])), classes.get(str(one["category_id"]))
+            x, y, width, height = map(float, one["bbox"])
+            values = (float(one["score"]), x, y, x + width, y + height)
+            if image is None and some:
+                continue
+            if image is None or cls is None or not all(map(math.isfinite, values)):
+                wrong = "image_id" if image is None else "category_id" if cls is None else "bbox or score"
+                raise DataError(
+                    f"{path}: detection number {number} has an unknown or bad {wrong}: {one!r:.200}"
+                )
+            if masks:
+                counts.append(_counts(one["segmentation"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: detection number {number} is malformed ({error!r}): {one!r:.200}"
+            ) from None
+        kept.append((image, cls, *values))
+    table = np.array(kept, dtype=np.float64).reshape(-1, 7)
+    order = np.argsort(table[:, 0], kind="stable")
+    table = table[order]
+    of_image = table[:, 0].astype(np.int64)
+    part = {
+        "image": np.arange(len(store)),
+        "count": np.bincount(of_image, minlength=len(store)),
+        "size": store.image_sizes,
+        "cls": table[:, 1].astype(np.int32),
+        "score": table[:, 2].astype(np.float32),
+        "box": table[:, 3:].astype(np.float32),
+        "length": np.array([len(counts[index]) for index in order.tolist()] if masks else [], dtype=np.int32),
+    }
+    return join_columns([part], b"".join(counts[index] for index in order.tolist()) if masks else b"", masks)
+
+
+def _counts(segmentation: Any) -> bytes:
+    """COCO's compressed text of an RLE."""
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        height, width = segmentation["size"]
+        counts = coco_mask.frPyObjects(segmentation, height, width)["counts"]
+    return counts.encode() if isinstance(counts, str) else counts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit status: 0, or 2 for an error in the input."""
+    args = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        results = evaluate(args)
+        if args.output is not None:
+            known = {
+                task: {name: None if math.isnan(value) else value for name, value in means.items()}
+                for task, means in results.items()
+            }
+            write_json(args.output, known, indent=1)
+    except (ConfigError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for task, means in results.items():
+        print(f"{task:16}", "  ".join(f"{name} {value:.2f}" for name, value in means.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

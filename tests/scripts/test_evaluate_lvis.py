@@ -1,0 +1,94 @@
+"""scripts/evaluate_lvis.py: equal to the package lvis, and to the evaluator on a part of the images."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS.parent / "tests" / "evaluation"))
+
+from lvis_cases import (
+    CASES,
+    FIXED,
+    assert_equal,
+    best_of_each_class,
+    lvis_numbers,
+    make_content,
+    make_results,
+)
+
+
+@pytest.fixture
+def command(tmp_path):
+    spec = importlib.util.spec_from_file_location("evaluate_lvis", SCRIPTS / "evaluate_lvis.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(content, rows, *more):
+        (tmp_path / "gt.json").write_text(json.dumps(content))
+        (tmp_path / "results.json").write_text(json.dumps(rows))
+        files = ["--annotations", tmp_path / "gt.json", "--results", tmp_path / "results.json"]
+        status = module.main([*map(str, files), "--output", str(tmp_path / "ap.json"), *more])
+        return json.loads((tmp_path / "ap.json").read_text()) if status == 0 else status
+
+    return run
+
+
+def results_of(case, content):
+    rows = make_results(case, content)
+    for row in rows:
+        counts = row.get("segmentation", {}).get("counts")
+        if isinstance(counts, bytes):
+            row["segmentation"]["counts"] = counts.decode()
+    return rows
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_to_lvis(command, case):
+    pytest.importorskip("lvis")
+    content = make_content(case)
+    rows = results_of(case, content)
+    found = command(content, rows, "--task", "bbox", "segm", "--fixed", str(FIXED[case]))
+    for task in ("bbox", "segm"):
+        fixed = lvis_numbers(content, best_of_each_class(rows, FIXED[case]), task, -1)
+        for name, expected in (
+            (f"lvis_{task}", lvis_numbers(content, rows, task)),
+            (f"lvis_{task}_fixed", fixed),
+        ):
+            assert_equal({k: math.nan if v is None else v for k, v in found[name].items()}, expected)
+
+
+def test_listed_images_alone(command, tmp_path):
+    content = make_content("plain")
+    rows = results_of("plain", content)
+    ids = [one["id"] for one in content["images"]][::2]
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, ids)))
+    part = {**content, "images": content["images"][::2]}
+    part["annotations"] = [one for one in content["annotations"] if one["image_id"] in ids]
+    expected = command(part, [row for row in rows if row["image_id"] in ids])
+    assert command(content, rows, "--images", str(tmp_path / "ids.txt")) == expected
+    (tmp_path / "ids.txt").write_text("999999")
+    assert command(content, rows, "--images", str(tmp_path / "ids.txt")) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda row: row.update(image_id=12345), "image_id"),
+        (lambda row: row.update(category_id=12345), "category_id"),
+        (lambda row: row.update(bbox=[0, 0, float("nan"), 1]), "bbox"),
+        (lambda row: row.update(bbox=[0, 0, 1]), "malformed"),
+        (lambda row: row.pop("score"), "score"),
+    ],
+)
+def test_bad_results_are_named(command, capsys, change, named):
+    content = make_content("plain")
+    rows = results_of("plain", content)
+    change(rows[7])
+    assert command(content, rows) == 2
+    error = capsys.readouterr().err
+    assert "results.json: detection number 7" in error and named in error
