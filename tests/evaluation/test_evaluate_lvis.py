@@ -3,13 +3,11 @@
 import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS.parent / "tests" / "evaluation"))
 
 from lvis_cases import (
     CASES,
