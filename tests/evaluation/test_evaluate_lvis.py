@@ -6,9 +6,6 @@ import math
 from pathlib import Path
 
 import pytest
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
 from lvis_cases import (
     CASES,
     FIXED,
@@ -18,6 +15,8 @@ from lvis_cases import (
     make_content,
     make_results,
 )
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture
