@@ -167,13 +167,14 @@ def compute_statistics(
     class_ids, hierarchy, _ = contents[0]
     size, num_images = len(class_ids), 0
     images, groups, objects = (np.zeros(shape, np.int64) for shape in (size, size, (size, size)))
-    for name, (ids, _, (image_offsets, label_offsets, labels, is_group)) in zip(names, contents, strict=True):
+    for name, (ids, _, columns) in zip(names, contents, strict=True):
+        image_offsets, label_offsets, labels, is_group = columns
         check_same_classes(class_ids, ids, names[0], name)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < size:
             raise DataError(f"data set {name!r} has labels that are not among its {size} classes")
         num_images += len(image_offsets) - 1
         images += rows_per_class(label_offsets[image_offsets], labels, hierarchy)
-        _add_cooccurrence(objects, label_offsets, labels, ~is_group, hierarchy)
+        _add_cooccurrence(objects, columns, hierarchy)
         positions, offsets = gather_rows(label_offsets, np.flatnonzero(is_group))
         groups += rows_per_class(offsets, labels[positions], hierarchy)
     known = None if hierarchy.is_flat else hierarchy
@@ -216,30 +217,23 @@ def _contents(source: str | AnnotationStore) -> tuple[tuple[str, ...], LabelHier
     if isinstance(getattr(dataset, "store", None), AnnotationStore):
         return _contents(dataset.store)
     annotations = [record.get("annotations", ()) for record in dataset]
-    objects = list(itertools.chain.from_iterable(annotations))
+    objects = list(itertools.chain(*annotations))
     labels = [annotation_labels(one) for one in objects]
     columns = (
         offsets_of(np.array([len(one) for one in annotations], dtype=np.int64)),
         offsets_of(np.array([len(one) for one in labels], dtype=np.int64)),
-        np.array(list(itertools.chain.from_iterable(labels)), dtype=np.int64),
+        np.array(list(itertools.chain(*labels)), dtype=np.int64),
         np.array([bool(one.get("iscrowd") or one.get("is_group_of")) for one in objects], dtype=bool),
     )
     return class_ids_of(source), hierarchy_of(source), columns
 
 
-def _add_cooccurrence(
-    counts: np.ndarray,
-    offsets: np.ndarray,
-    labels: np.ndarray,
-    counting: np.ndarray,
-    hierarchy: LabelHierarchy,
-) -> None:
-    """Add the objects of each pair of classes to `counts` (K, K).
-
-    Millions of objects have few distinct label sets, so pairs are formed per set and weighted by its objects.
-    """
+def _add_cooccurrence(counts: np.ndarray, columns: _Columns, hierarchy: LabelHierarchy) -> None:
+    """Add the objects of each pair of classes to `counts` (K, K)."""
+    # Millions of objects have few distinct label sets: pairs are formed per set and weighted by its objects.
+    _, offsets, labels, is_group = columns
     num_classes = len(counts)
-    sizes = np.where(counting, np.diff(offsets), 0)
+    sizes = np.where(is_group, 0, np.diff(offsets))
     for size in (np.flatnonzero(np.bincount(sizes)[1:]) + 1).tolist():
         first = offsets[:-1][sizes == size]
         if size == 1:
@@ -325,29 +319,26 @@ def _parse(content: Mapping[str, Any]) -> ClassStatistics:
     parents = content.get("parents")
     if parents is not None and not isinstance(parents, dict):
         raise DataError("'parents' is not an object")
-    index = {class_id: c for c, class_id in enumerate(ids)}
-    pairs = None
-    if any("cooccurrence" in one for one in classes):
-        pairs = np.zeros((len(ids), len(ids)), dtype=np.int64)
-        for c, one in enumerate(classes):
-            row = one.get("cooccurrence")
-            if not isinstance(row, dict) or not row.keys() <= index.keys():
-                raise DataError(f"class {ids[c]!r}: 'cooccurrence' is not an object of class ids and counts")
-            pairs[c, [index[other] for other in row]] = [
-                _number(count, f"class {ids[c]!r}: 'cooccurrence' with {other!r}", int)
-                for other, count in row.items()
-            ]
 
     def column(key: str, kind: type = int) -> np.ndarray:
         return np.array([_number(one.get(key), f"class {one['id']!r}: {key!r}", kind) for one in classes])
 
+    index = {class_id: c for c, class_id in enumerate(ids)}
+    pairs = np.zeros((len(ids), len(ids)), dtype=np.int64)
+    with_pairs, with_priors = (any(key in one for one in classes) for key in ("cooccurrence", "anchor_prior"))
+    for c, row in enumerate(one.get("cooccurrence") for one in classes if with_pairs):
+        what = f"class {ids[c]!r}: 'cooccurrence'"
+        if not isinstance(row, dict) or not row.keys() <= index.keys():
+            raise DataError(f"{what} is not an object of class ids and counts")
+        for other, count in row.items():
+            pairs[c, index[other]] = _number(count, f"{what} with {other!r}", int)
     return ClassStatistics(
         tuple(ids),
         _number(content.get("num_images"), "'num_images'", int),
         column("images"),
         column("instances"),
-        pairs,
-        column("anchor_prior", float) if any("anchor_prior" in one for one in classes) else None,
+        pairs if with_pairs else None,
+        column("anchor_prior", float) if with_priors else None,
         None if parents is None else LabelHierarchy.from_json(parents, ids),
     )
 

@@ -95,10 +95,6 @@ class PhasedTrainingSampler(TrainingSampler):
     has the seed of the run, so it equals a run with that sampler alone; later ones have seeds made from it,
     as a sampler that is used twice should not repeat itself.
 
-    With DATALOADER.ASPECT_RATIO_GROUPING, the images that wait for a partner at the end of a phase form its
-    last batch together, whatever their shapes (on each process one batch, or none): no image reaches over a
-    boundary.
-
     Attributes:
         samplers: one a phase; their own `start`, `rank` and `world_size` have no effect.
     """
@@ -124,7 +120,6 @@ class PhasedTrainingSampler(TrainingSampler):
             )
         self.samplers = tuple(samplers)
         self.boundaries = tuple(accumulate(lengths))  # with that of the last phase, which ends its batches
-        self._begins = (0, *self.boundaries[:-1])
         # Epochs are counted through; the last of a phase is cut at the boundary.
         last = [sampler.locate(length - 1) for sampler, length in zip(samplers, lengths[:-1], strict=False)]
         self._first_epochs = (0, *accumulate(epoch + 1 for epoch, _ in last))
@@ -175,12 +170,6 @@ class PhasedTrainingSampler(TrainingSampler):
         phase = bisect_right(self._first_epochs, epoch) - 1
         indices = self.samplers[phase].epoch_indices(epoch - self._first_epochs[phase])
         return indices[: self._cut_sizes.get(epoch)]
-
-    def locate(self, position: int) -> tuple[int, int]:
-        """As its base's, from the phase's sampler."""
-        phase = bisect_right(self._begins, position) - 1
-        epoch, begin = self.samplers[phase].locate(position - self._begins[phase])
-        return self._first_epochs[phase] + epoch, self._begins[phase] + begin
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.samplers))})"

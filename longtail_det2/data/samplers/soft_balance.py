@@ -74,11 +74,8 @@ def _sorted_pairs(
     keys *= dtype(num_images)
     keys += images
     keys.sort()
-    first = np.ones(len(keys), dtype=bool)
-    np.not_equal(keys[1:], keys[:-1], out=first[1:])
-    keys = keys[first]
-    bounds = np.arange(num_classes + 1, dtype=np.int64) * num_images
-    offsets = np.searchsorted(keys, bounds).astype(np.int64)
+    keys = keys[np.diff(keys, prepend=dtype(-1)) > 0]
+    offsets = np.searchsorted(keys, np.arange(num_classes + 1, dtype=np.int64) * num_images)
     return offsets, (keys % max(num_images, 1)).astype(np.int32)
 
 
@@ -111,10 +108,8 @@ class SoftBalanceTrainingSampler(TrainingSampler):
     (`ClassAwareTrainingSampler`), lambda > 1 rare classes more often than frequent ones. Classes without
     images are never drawn, nor are images without objects.
 
-    Labels count as annotated: without ancestors, a hierarchy does not draw a frequent leaf class once more
-    through each of its ancestors. But then an inner class has only the images that show it without a more
-    specific label, and is drawn like a rare class. With `ancestors`, the images of its descendants are its
-    own too, as in the official expansion of Open Images.
+    Labels count as annotated, so that an inner class has only the images that show it without a more specific
+    label; with `ancestors`, the images of its descendants are its own too.
 
     Attributes:
         lambda_: in [0, 2].
