@@ -21,8 +21,6 @@ from longtail_det2.data.images import read_image
 from longtail_det2.data.masks import to_bitmap
 from longtail_det2.utils.errors import ConfigError, DataError
 
-MaskFormat = Literal["polygon", "bitmask"]
-"""INPUT.MASK_FORMAT: polygons are small and cropped exactly; bitmaps can be of any form."""
 _Size: TypeAlias = tuple[int, int]
 _ANNOTATION_KEYS = ("annotations", "pos_category_ids", "neg_category_ids", "not_exhaustive_category_ids")
 
@@ -36,11 +34,9 @@ class MultiLabelDatasetMapper:
     labels, 0 elsewhere, and `gt_group_of` bool (N,). With a `mask_format` also `gt_masks` and `gt_has_mask`
     bool (N,): an object without `segmentation` and a group-of box have none.
 
-    Group-of boxes: `group_of="keep"` trains on them as on other objects, which is what the published Open
-    Images detectors do, and what fits the official metric: it credits a group once when any detection lies in
-    it, so a detector that fires on the group gains. `"drop"` leaves them out (their region may then be
-    sampled as background), which is what Detectron2 does with COCO's crowd regions. Records with `iscrowd` 1
-    always lose those boxes, as in Detectron2.
+    `group_of="keep"` trains on group-of boxes as on other objects: so do the published Open Images detectors,
+    and the official metric credits a group once when any detection lies in it. `"drop"` leaves them out, and
+    their region may be sampled as background: so Detectron2 does with crowds (`iscrowd`), which always go.
 
     Other fields of a record pass through. Instances are picklable and safe in several workers.
     """
@@ -55,7 +51,7 @@ class MultiLabelDatasetMapper:
         hierarchy: LabelHierarchy | None = None,
         ignore_descendants: bool = True,
         group_of: Literal["keep", "drop"] = "keep",
-        mask_format: MaskFormat | None = None,
+        mask_format: Literal["polygon", "bitmask"] | None = None,
         recompute_boxes: bool = False,
     ) -> None:
         """Set the mapper up; `MultiLabelDatasetMapper(cfg, is_train)` reads a config instead.
@@ -64,11 +60,10 @@ class MultiLabelDatasetMapper:
             is_train: make ground truth (also of validation data); otherwise annotations stay out.
             augmentations: applied to image and boxes in this order.
             image_format: as `detection_utils.read_image` takes it, such as "BGR".
-            hierarchy: of the K classes, such as `hierarchy_of` and `LabelHierarchy.flat` give; ground truth
-                needs it.
+            hierarchy: of the K classes, flat if need be; only ground truth needs it.
             ignore_descendants: False makes the descendants of the most specific label negatives.
-            group_of: what to do with group-of boxes.
-            mask_format: "polygon" or "bitmask" to give masks too; None leaves them out.
+            group_of: see the class.
+            mask_format: None: no masks. Polygons are small and cropped exactly, bitmaps can have any form.
             recompute_boxes: after augmentation, boxes of objects with a mask become the tight boxes of the
                 masks (right for random crops, which cut boxes and masks differently).
 
@@ -84,8 +79,7 @@ class MultiLabelDatasetMapper:
         self.is_train, self.hierarchy = is_train, hierarchy
         self.augmentations, self.image_format = T.AugmentationList(augmentations), image_format
         self.ignore_descendants, self.group_of = ignore_descendants, group_of
-        self.mask_format: MaskFormat | None = mask_format
-        self.recompute_boxes = recompute_boxes
+        self.mask_format, self.recompute_boxes = mask_format, recompute_boxes
         mode = "training" if is_train else "inference"
         logging.getLogger(__name__).info("Augmentations used in %s: %s", mode, augmentations)
 

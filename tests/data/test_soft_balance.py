@@ -215,7 +215,7 @@ def test_lambda_between_one_and_two_warns(index, caplog):
         assert not caplog.records
         SoftBalanceTrainingSampler(index, 0, lambda_=1.5)
     assert [record.getMessage() for record in caplog.records] == [
-        "soft-balance sampling with lambda 1.5, above 1, draws rare classes more often than frequent ones"
+        "lambda 1.5, above 1, draws rare classes more often than frequent ones"
     ]
 
 

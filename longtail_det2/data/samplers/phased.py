@@ -107,21 +107,13 @@ class PhasedTrainingSampler(TrainingSampler):
         start: int = 0,
         **ranks: Any,
     ) -> None:
-        """For samplers, and the images of each one's phase over all ranks; the rest as in `TrainingSampler`.
-
-        Raises:
-            ConfigError: no sampler, another number of lengths, or one that is not positive.
-        """
+        """For samplers and the images of their phases over all ranks; the rest as in `TrainingSampler`."""
         super().__init__(seed=seed, start=start, **ranks)
-        if not samplers or len(samplers) != len(lengths) or min(lengths) < 1:
-            raise ConfigError(
-                f"PhasedTrainingSampler: {len(samplers)} samplers with the lengths {list(lengths)}; it needs "
-                "at least one sampler and for each a positive number of images"
-            )
         self.samplers = tuple(samplers)
         self.boundaries = tuple(accumulate(lengths))  # with that of the last phase, which ends its batches
         # Epochs are counted through; the last of a phase is cut at the boundary.
-        last = [sampler.locate(length - 1) for sampler, length in zip(samplers, lengths[:-1], strict=False)]
+        ended = zip(samplers[:-1], lengths[:-1], strict=True)
+        last = [sampler.locate(length - 1) for sampler, length in ended]
         self._first_epochs = (0, *accumulate(epoch + 1 for epoch, _ in last))
         self._cut_sizes = {
             self._first_epochs[phase] + epoch: lengths[phase] - begin
@@ -130,16 +122,16 @@ class PhasedTrainingSampler(TrainingSampler):
 
     @classmethod
     def from_dataset(
-        cls, dataset: Any, *, seed: int, start: int = 0, phases: Sequence[Any] = (), batch_size: int = 0
+        cls, dataset: Any, *, seed: int, phases: Sequence[Any], batch_size: int, start: int = 0
     ) -> Self:
         """Make the samplers of all phases.
 
         Args:
             dataset: what to sample from, the same in all phases.
             seed: of the run.
-            start: see `TrainingSampler`.
             phases: see `parse_phases`.
             batch_size: images per iteration over all ranks.
+            start: see `TrainingSampler`.
         """
         parsed = parse_phases(phases)
         samplers = [

@@ -18,7 +18,7 @@ def repeat_factors(source: Any, threshold: float) -> np.ndarray:
 
     With f(c) the share of images that contain class c: r(c) = max(1, sqrt(threshold / f(c))), and an image's
     factor is the largest r(c) of its classes (1 for images without objects). All labels of an object count,
-    as annotated. The share is of the images of `source`, so images that `filter_empty` removed do not count.
+    as annotated; images that `filter_empty` removed do not.
 
     Args:
         source: anything that `labels_per_image` takes: a dataset or an annotation store.

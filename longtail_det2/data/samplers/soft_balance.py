@@ -125,7 +125,15 @@ class SoftBalanceTrainingSampler(TrainingSampler):
             DataError: no image has an object.
         """
         super().__init__(seed=seed, start=start, **ranks)
-        self.lambda_ = _checked_lambda(lambda_)
+        number = isinstance(lambda_, (int, float)) and not isinstance(lambda_, bool)
+        if not number or not 0 <= lambda_ <= 2:
+            raise ConfigError(
+                f"DATALOADER.SOFT_BALANCE.LAMBDA (lambda_) is {lambda_!r}; it must be a number from 0 "
+                "(classes as in the data) over 1 (all equally often) to 2 (rare classes more often)"
+            )
+        if lambda_ > 1:
+            logger.warning("lambda %g, above 1, draws rare classes more often than frequent ones", lambda_)
+        self.lambda_ = float(lambda_)
         self._with_ancestors = index.with_ancestors
         occurring = np.flatnonzero(index.counts)
         if len(occurring) == 0:
@@ -226,18 +234,3 @@ def index_classes(dataset: Any, ancestors: bool = False) -> ClassIndex:
             ", ".join([*(str(names[c]) for c in empty[:5]), *(["..."] if len(empty) > 5 else [])]),
         )
     return index
-
-
-def _checked_lambda(lambda_: Any) -> float:
-    number = isinstance(lambda_, (int, float)) and not isinstance(lambda_, bool)
-    if not number or not 0 <= lambda_ <= 2:
-        raise ConfigError(
-            f"DATALOADER.SOFT_BALANCE.LAMBDA (lambda_) is {lambda_!r}; it must be a number from 0 (classes "
-            "as often as in the data) to 1 (all classes equally often), or up to 2 (rare classes more often)"
-        )
-    if lambda_ > 1:
-        logger.warning(
-            "soft-balance sampling with lambda %g, above 1, draws rare classes more often than frequent ones",
-            lambda_,
-        )
-    return float(lambda_)
