@@ -96,16 +96,7 @@ class TrainingSampler(Sampler[int], ABC):
         return epoch, begin
 
     def draw_counts(self, begin: int, end: int, num_images: int) -> np.ndarray:
-        """How often each image is drawn between two positions of the stream, over all ranks.
-
-        Args:
-            begin: first position, not negative.
-            end: position after the last one.
-            num_images: of the dataset.
-
-        Returns:
-            (num_images,) int64.
-        """
+        """How often each image is drawn in positions `begin` to `end` - 1 of all ranks: (num_images,)."""
         counts = np.zeros(num_images, dtype=np.int64)
         epoch, first = self.locate(begin)
         while first < end:
