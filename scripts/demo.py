@@ -14,24 +14,19 @@ from typing import Any
 warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
 warnings.filterwarnings("ignore", message="torch.meshgrid")
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from detectron2.data import MetadataCatalog  # noqa: E402
-from PIL import Image  # noqa: E402
 
 from longtail_det2.data.store import AnnotationStore  # noqa: E402
 from longtail_det2.export.source import TrainedDetector, load_detector  # noqa: E402
 from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
 from longtail_det2.utils.wording import pluralize  # noqa: E402
-from longtail_det2.visualization.multi_label_visualizer import (  # noqa: E402
-    MultiLabelVisualizer,
-    labels_metadata,
-    room_for,
-)
+from longtail_det2.visualization.multi_label_visualizer import labels_metadata  # noqa: E402
 from longtail_det2.visualization.predictor import (  # noqa: E402
     ImageFile,
     Predictor,
     coco_results,
+    draw_predictions,
     find_images,
     write_predictions,
 )
@@ -108,7 +103,9 @@ def run(args: argparse.Namespace) -> None:
         drawn += int((instances.scores >= args.score_threshold).sum())
         best = max([best, *instances.scores.tolist()])
         if args.output is not None:
-            save_drawing(pixels, instances, metadata, args.score_threshold, args.output / target)
+            drawing = draw_predictions(pixels, instances, metadata, args.score_threshold)
+            (args.output / target).parent.mkdir(parents=True, exist_ok=True)
+            drawing.save(args.output / target, quality=92)
         if args.predictions is not None:
             if args.predictions.suffix.lower() == ".csv" and instances.has("pred_masks"):
                 instances.remove("pred_masks")
@@ -207,15 +204,6 @@ def choose_image_ids(images: Sequence[ImageFile]) -> list[str]:
     if len(set(stems)) == len(stems):
         return stems
     return [image.path.as_posix() for image in images]
-
-
-def save_drawing(pixels: np.ndarray, instances: Any, metadata: Any, threshold: float, target: Path) -> None:
-    """Write one drawing."""
-    room = room_for(int((instances.scores >= threshold).sum()))
-    visualizer = MultiLabelVisualizer(pixels, metadata, min_size=room)
-    drawing = visualizer.draw_instance_predictions(instances, score_threshold=threshold)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(drawing.get_image()).save(target, quality=92)
 
 
 if __name__ == "__main__":

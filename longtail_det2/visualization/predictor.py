@@ -10,14 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from detectron2.data.catalog import Metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
+from PIL import Image
 
 from longtail_det2.data.images import SUFFIXES, read_image
 from longtail_det2.evaluation.openimages_io import Detections, write_detections
 from longtail_det2.export.source import TrainedDetector, to_input
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import atomic_writer
+
+from .multi_label_visualizer import MultiLabelVisualizer, room_for
 
 
 class ImageFile(NamedTuple):
@@ -81,12 +85,26 @@ class Predictor:
             DataError: the file cannot be read as an image.
         """
         pixels = read_image(path, "RGB")
+        return pixels, self.predict(pixels)
+
+    def predict(self, pixels: np.ndarray) -> Instances:
+        """Predict an image, (H, W, 3) uint8 RGB; see :meth:`__call__`."""
         ordered = pixels[:, :, ::-1] if self._detector.image_format == "BGR" else pixels
         height, width = pixels.shape[:2]
         scaled = to_input(ordered, self._detector.min_size, self._detector.max_size)
         with torch.no_grad():
             (output,) = self._model([{"image": scaled, "height": height, "width": width}])
-        return pixels, output["instances"].to("cpu")
+        return output["instances"].to("cpu")
+
+
+def draw_predictions(
+    pixels: np.ndarray, instances: Instances, metadata: Metadata, threshold: float
+) -> Image.Image:
+    """Draw predictions with scores from `threshold` on over an image, (H, W, 3) uint8 RGB."""
+    room = room_for(int((instances.scores >= threshold).sum()))
+    visualizer = MultiLabelVisualizer(pixels, metadata, min_size=room)
+    drawing = visualizer.draw_instance_predictions(instances, score_threshold=threshold)
+    return Image.fromarray(drawing.get_image())
 
 
 def coco_results(

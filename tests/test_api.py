@@ -1,0 +1,89 @@
+"""The short way in Python."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from longtail_det2 import api
+from longtail_det2.utils.errors import ConfigError, DataError
+
+CONFIG = "own_data/faster_rcnn_small_photos.yaml"
+SMALL = (
+    *("MODEL.TINY_BACKBONE.STAGE_CHANNELS", "(8,8,8)", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1", "MODEL.DEVICE", "cpu"),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "SEED", "0"),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A COCO JSON of four images with one object each; the labels of the second file are several."""
+    folder = tmp_path_factory.mktemp("data")
+    images, annotations = [], []
+    for index in range(4):
+        pixels = np.full((48, 64, 3), 60, np.uint8)
+        pixels[10:40, 10:45] = (200, 40 * index, 30)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        images.append({"id": index, "file_name": f"{index}.png", "height": 48, "width": 64})
+        one = {"id": index, "image_id": index, "bbox": [10, 10, 35, 30], "category_id": index % 2 + 1}
+        annotations.append(one)
+    categories = [{"id": 1, "name": "robin"}, {"id": 2, "name": "wren"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "single.json").write_text(json.dumps(content))
+    annotations[0]["category_ids"] = [1, 2]
+    (folder / "several.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_importing_needs_nothing():
+    heavy = "('torch', 'detectron2', 'PIL')"
+    code = f"import sys, longtail_det2.api; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_train_load_predict_draw(data, tmp_path, capsys):
+    api.register_coco("birds", data / "single.json", data)
+    cfg = api.get_config(CONFIG, train="birds", test="birds", loss="SeesawLoss", options=SMALL)
+    assert cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS == "most_specific"
+    for number in (1, 2):  # the second run logs to its own folder alone
+        results = api.train(cfg, str(tmp_path / f"run{number}"), max_iter=2)
+        assert 0 <= results["coco_bbox"]["AP"] <= 100
+    files = {path.name for path in (tmp_path / "run1").iterdir()}
+    assert {"config.yaml", "run.json", "log.txt", "metrics.json", "model_final.pth"} <= files
+    assert (tmp_path / "run1/log.txt").read_text().count("Starting training") == 1
+    predict = api.load(tmp_path / "run2", device="cpu")
+    assert predict.class_names == ("robin", "wren")
+    path = data / "1.png"
+    found = predict(path)
+    assert len(found) and found.image_size == (48, 64)
+    for other in (Image.open(path), np.asarray(Image.open(path))[:, :, ::-1]):
+        torch.testing.assert_close(predict(other).pred_boxes.tensor, found.pred_boxes.tensor)
+    drawn = predict.draw(path, tmp_path / "drawings" / "1.png", score_threshold=0.0)
+    assert (tmp_path / "drawings" / "1.png").is_file() and drawn.size[0] >= 64
+
+
+def test_labels_follow_the_data(data):
+    api.register_coco("several", data / "several.json", data)
+    cfg = api.get_config(CONFIG, train=["several"], test="several", loss="SeesawLoss", sampler="X")
+    assert cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS == "all" and cfg.DATALOADER.SAMPLER_TRAIN == "X"
+    dense = api.get_config("shapes/retinanet_tiny_focal_shapes.yaml", loss="SigmoidBCELoss")
+    assert dense.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS == "SigmoidBCELoss"
+
+
+def test_errors(data, tmp_path):
+    with pytest.raises(ConfigError, match=r"nope\.yaml"):
+        api.get_config("nope.yaml")
+    with pytest.raises(DataError, match="unknown"):
+        api.get_config(CONFIG, train="nobody", loss="SeesawLoss")
+    with pytest.raises(ConfigError, match="no run or checkpoint"):
+        api.load(tmp_path / "none")
+    torch.save({"model": {"w": torch.ones(1)}}, tmp_path / "model_final.pth")
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        api.load(tmp_path)
