@@ -145,7 +145,7 @@ def load(run: str | os.PathLike[str], config: str = "", *, device: str = "") -> 
     from longtail_det2.export.source import load_detector
     from longtail_det2.model_zoo.publishing import find_checkpoint_file
 
-    weights = find_checkpoint_file(run)
+    weights = find_checkpoint_file(Path(run))
     return Detector(load_detector(config or str(weights.parent / "config.yaml"), weights), device)
 
 
@@ -205,7 +205,7 @@ class Detector:
         from longtail_det2.utils.errors import DataError
 
         if isinstance(image, (str, os.PathLike)):
-            return read_image(os.fspath(image), "RGB")
+            return read_image(Path(image), "RGB")
         if isinstance(image, Image.Image):
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

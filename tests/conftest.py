@@ -1,11 +1,13 @@
 """Fixtures shared by the whole suite."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import setup_logger
 
 # Built-in data sets that somebody has prepared in the checkout's folder "datasets" are not for tests to find.
 os.environ["DETECTRON2_DATASETS"] = str(Path(tempfile.gettempdir()) / "no_such_datasets")
@@ -42,3 +44,12 @@ def clean_catalogs():
     for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def clean_loggers():
+    """Detectron2's loggers keep the standard output that they were made with, here the captured one."""
+    yield
+    setup_logger.cache_clear()
+    for name in ("detectron2", "fvcore", "longtail_det2"):
+        logging.getLogger(name).handlers.clear()

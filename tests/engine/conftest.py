@@ -1,10 +1,7 @@
 """A data set of eight pictures, made the way users' own data come in: through an annotation store."""
 
-import logging
-
 import numpy as np
 import pytest
-from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from longtail_det2.data.masks import encode_masks
@@ -53,15 +50,6 @@ def make_store(path, *, classes=CLASSES, parents=PARENTS, images=8, seed=0):
 def store_maker():
     """The function that makes a store of noise pictures."""
     return make_store
-
-
-@pytest.fixture(autouse=True)
-def clean_loggers():
-    """Detectron2's loggers keep the standard output that they were made with, here the captured one."""
-    yield
-    setup_logger.cache_clear()
-    for name in ("detectron2", "fvcore", "longtail_det2"):
-        logging.getLogger(name).handlers.clear()
 
 
 @pytest.fixture(scope="session")
