@@ -330,6 +330,8 @@ class AnnotationStoreWriter:
         values = np.asarray(values)
         if values.dtype.kind == "U":
             values = np.char.encode(values, "utf-8")
+        elif column.dtype == "S" and not values.size:
+            values = values.astype("S1")  # an empty list has no type of its own
         if values.shape[1:] != column.width:
             raise DataError(f"column {name!r} has shape {values.shape}, not (rows, *{column.width})")
         check_rows(self.path, name, values, {column.target or "classes": 2**31})
