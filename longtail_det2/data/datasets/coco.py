@@ -195,15 +195,7 @@ def _object_columns(
     issues: Issues,
     settings: CocoOptions,
 ) -> dict[str, np.ndarray]:
-    """The columns of the objects, from left to right per image, labels most specific first.
-
-    Args:
-        annotations: a of them.
-        image_ids: (n,) of the images.
-        tree: of the classes.
-        issues: takes equal boxes.
-        settings: whether equal boxes are merged.
-    """
+    """The columns of the objects, from left to right per image, labels most specific first."""
     num_classes, rank = tree.num_classes, tree.specificity_order(annotations.label)
     keys = (annotations.flags, *annotations.box.T[::-1], annotations.image)
     order = np.lexsort(keys)
@@ -211,8 +203,7 @@ def _object_columns(
     starts[1:] = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
     if not settings.merge_equal_boxes and not starts.all():
         image = bytes(image_ids[annotations.image[order[~starts][0]]]).decode()
-        example = f"two annotations of image {image!r}"
-        issues.add("equal_boxes", example, int(np.count_nonzero(~starts)))
+        issues.add("equal_boxes", f"two annotations of image {image!r}", int(np.count_nonzero(~starts)))
         starts[:] = True
     owner = np.empty(len(order), dtype=np.int64)
     owner[order] = np.cumsum(starts) - 1
@@ -369,7 +360,7 @@ def _summarize(
     for kind, some in (("empty_image", empty), ("unused_class", unused), ("same_name", twice)):
         source.issues.add(kind, _quote(some), len(some))
     masks = [np.diff(columns[name]) for name in ("polygon_offsets", "run_offsets") if name in columns]
-    status = columns["image_label_status"]
+    status = np.bincount(columns["image_label_status"], minlength=len(ImageLabel)).tolist()
     letters = Counter(frequency or ())
     return {
         "images": len(per_image),
@@ -383,9 +374,9 @@ def _summarize(
         "rare_classes": letters["r"],
         "common_classes": letters["c"],
         "frequent_classes": letters["f"],
-        "labels_verified_absent": int(np.count_nonzero(status == ImageLabel.ABSENT)),
-        "labels_verified_present": int(np.count_nonzero(status == ImageLabel.PRESENT)),
-        "labels_not_exhaustive": int(np.count_nonzero(status == ImageLabel.NOT_EXHAUSTIVE)),
+        "labels_verified_absent": status[ImageLabel.ABSENT],
+        "labels_verified_present": status[ImageLabel.PRESENT],
+        "labels_not_exhaustive": status[ImageLabel.NOT_EXHAUSTIVE],
     }
 
 

@@ -89,25 +89,15 @@ class CocoImages:
 
 @dataclass
 class CocoAnnotations:
-    """One row per sound annotation of a kept image.
+    """One row per sound annotation of a kept image."""
 
-    Attributes:
-        image: (a,) int32 index of the image among those that are kept.
-        box: (a, 4) float32, (x0, y0, x1, y1) as a share of width and height, inside the image.
-        flags: (a,) uint8, `ObjectFlag.GROUP_OF` where `iscrowd` or `is_group_of` is set.
-        area: (a,) float64 in pixels, NaN where the annotation has none.
-        label_offsets: (a + 1,) int64; annotation i has the labels [i], [i + 1] of `label`.
-        label: (l,) int32 class indices.
-        masks: checked ones; None where there is none, or a bad one.
-    """
-
-    image: np.ndarray
-    box: np.ndarray
-    flags: np.ndarray
-    area: np.ndarray
-    label_offsets: np.ndarray
-    label: np.ndarray
-    masks: list[Segmentation | None]
+    image: np.ndarray  # (a,) int32, index among the images that are kept
+    box: np.ndarray  # (a, 4) float32, (x0, y0, x1, y1) as a share of width and height, inside the image
+    flags: np.ndarray  # (a,) uint8, `ObjectFlag.GROUP_OF` where `iscrowd` or `is_group_of` is set
+    area: np.ndarray  # (a,) float64 in pixels, NaN where the annotation has none
+    label_offsets: np.ndarray  # (a + 1,) int64; annotation i has the labels [i], [i + 1] of `label`
+    label: np.ndarray  # (l,) int32 class indices
+    masks: list[Segmentation | None]  # None where there is none, or a bad one
 
 
 class CocoFile:
@@ -343,14 +333,7 @@ class CocoFile:
 
 
 def check_image_files(images: CocoImages, root: Path | None, issues: Issues, workers: int) -> None:
-    """Compare the annotated sizes with the image files, fill in unknown ones, and drop unusable images.
-
-    Args:
-        images: `sizes` and `keep` are changed.
-        root: folder of the files; None compares nothing.
-        issues: takes images that are absent, unreadable, or of another size.
-        workers: processes that read image headers.
-    """
+    """Compare the annotated sizes with the files below `root`; changes `images.sizes` and `images.keep`."""
     unknown = (images.sizes == 0).any(axis=1)
     if root is None:
         for index in np.flatnonzero(unknown & images.keep).tolist():
