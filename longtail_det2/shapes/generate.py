@@ -1,17 +1,8 @@
 """Generate a data set that is long-tailed, multi-label and hierarchical by construction.
 
-Leaf classes are shapes of a colour ("red circle") with two parents each ("circle" and "red"). Every
-difficulty of large real data sets is an option of its own:
-
-- `imbalance`: frequencies fall geometrically; which leaf is frequent is a seeded permutation.
-- `missing_leaf_rate`: the annotators wrote only one of the parents, shape or colour at random.
-- `co_label_rate`: the object is two-coloured and is both "red circle" and "yellow circle": two rows with one
-  box. A colour mostly goes with its two partners in a fixed ring, so that co-labels are systematic.
-- `confusion_rate`: the annotators wrote a similar leaf instead.
-- `group_of_rate`: six to nine touching instances under one box.
-
-Each rate is a fraction of the objects of a split, and the phenomena exclude each other. The validation split
-has equally many objects per leaf and no missing or confused labels.
+A leaf class is a shape of a colour ("red circle") below its shape and its colour. Frequencies fall
+geometrically; annotators wrote a parent only, a similar leaf, or two labels of a two-coloured object; one box
+surrounds a group. The validation split has equally many objects per leaf and no missing or confused labels.
 """
 
 from __future__ import annotations
@@ -20,22 +11,22 @@ import json
 import logging
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import PartialFolder
 
 from .drawing import draw_image
-from .lvis import write_lvis
 from .plan import SPLITS, PlannedImage, ShapesOptions, plan_split
 from .vocabulary import ShapesVocabulary
-from .writers import ImageRecord, write_classes, write_coco, write_open_images
+from .writers import ImageRecord, write_classes, write_coco, write_lvis, write_open_images
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +47,7 @@ def generate_shapes(
     """Generate the data set, or find that it is there.
 
     `output` gets `images/{split}/`, `annotations/` (Open Images form), `lvis/`, `coco/` and `generation.json`
-    (options, version, counts). All is made in a folder beside `output` and renamed when it is complete.
+    (options, version, counts), when all is complete.
 
     Args:
         output: folder to make. One that holds the same data set is left alone.
@@ -106,9 +97,11 @@ def _generate_into(
     records: dict[str, list[ImageRecord]] = {}
     for split in SPLITS:
         (folder / "images" / split).mkdir(parents=True)
-        drawings = _Drawings(folder / "images" / split, split, plans[split][0], options)
+        draw: Any = partial(_draw, folder / "images" / split, split, options, vocabulary)
+        planned: Any = list(enumerate(plans[split][0]))
         # The loader's processes end with this one, also when it is killed.
-        loader = DataLoader(drawings, batch_size=None, num_workers=workers if workers > 1 else 0)
+        number = workers if workers > 1 else 0
+        loader = DataLoader(planned, batch_size=None, collate_fn=draw, num_workers=number)
         records[split] = list(tqdm(loader, f"{split} images", disable=not progress))
         if "openimages" in options.formats:
             write_open_images(folder / "annotations", split, records[split], vocabulary)
@@ -126,25 +119,21 @@ def _generate_into(
     return generation
 
 
-class _Drawings(Dataset[ImageRecord]):
-    """The images of a split, drawn and saved when they are asked for."""
-
-    def __init__(self, folder: Path, split: str, planned: list[PlannedImage], options: ShapesOptions) -> None:
-        self._folder, self._split, self._planned, self._options = folder, split, planned, options
-        self._vocabulary = ShapesVocabulary.build(options.num_leaves)
-
-    def __len__(self) -> int:
-        return len(self._planned)
-
-    def __getitem__(self, index: int) -> ImageRecord:
-        planned, options = self._planned[index], self._options
-        arguments = (options.image_size, options.seed, self._split, index)
-        pixels, drawn = draw_image(planned, self._vocabulary, *arguments)
-        image_id = f"{self._split}_{index:06d}"
-        file_name = f"{image_id}.{options.image_format}"
-        lossy: dict[str, Any] = {"quality": 95, "subsampling": 0} if options.image_format == "jpg" else {}
-        Image.fromarray(pixels).save(self._folder / file_name, **lossy)
-        return ImageRecord(image_id, file_name, options.image_size, planned, drawn)
+def _draw(
+    folder: Path,
+    split: str,
+    options: ShapesOptions,
+    vocabulary: ShapesVocabulary,
+    image: tuple[int, PlannedImage],
+) -> ImageRecord:
+    """Draw and save one image."""
+    index, planned = image
+    pixels, drawn = draw_image(planned, vocabulary, options.image_size, options.seed, split, index)
+    image_id = f"{split}_{index:06d}"
+    file_name = f"{image_id}.{options.image_format}"
+    lossy: dict[str, Any] = {"quality": 95, "subsampling": 0} if options.image_format == "jpg" else {}
+    Image.fromarray(pixels).save(folder / file_name, **lossy)
+    return ImageRecord(image_id, file_name, options.image_size, planned, drawn)
 
 
 def _count(
@@ -184,10 +173,7 @@ def _present(output: Path, options: ShapesOptions, force: bool) -> dict[str, Any
     except (OSError, ValueError, KeyError, TypeError):
         present, ours = {}, False
     if not ours:
-        raise DataError(
-            f"{output} exists and is not a data set made by this generator (no {GENERATION_FILE} of it); "
-            f"choose another output folder, or remove this one yourself"
-        )
+        raise DataError(f"{output} exists and was not made by this generator: choose another, or remove it")
     if force:
         return None
     old, new = present.get("options", {}), options.to_json()
@@ -196,6 +182,6 @@ def _present(output: Path, options: ShapesOptions, force: bool) -> dict[str, Any
     names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     changed = ", ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in names)
     raise ConfigError(
-        f"{output} holds a data set made with other options ({changed or 'another version'}); "
-        f"use --force (force=True) to replace it, or choose another output folder"
+        f"{output} holds a data set made with other options ({changed or 'another version'}); use --force "
+        "(force=True) to replace it, or choose another output folder"
     )

@@ -1,8 +1,4 @@
-"""What is to be drawn: options, classes, frequencies, and what the annotators write.
-
-The plan is made for a whole split at once, because frequencies are a property of the split; drawing image i
-then needs only (seed, split, i) and the plan of image i.
-"""
+"""What is to be drawn: options, frequencies, and what the annotators write, for a whole split at once."""
 
 from __future__ import annotations
 
@@ -90,15 +86,11 @@ class PlannedImage:
 
 
 def geometric_counts(total: int, num_classes: int, imbalance: float, floor: int) -> np.ndarray:
-    """Compute integer frequencies max(floor, a * imbalance**(-i / (num_classes - 1))) of classes i.
-
-    `a` makes the sum `total`. Returns (num_classes,) int64, non-increasing; raises ConfigError if `total` is
-    less than `floor * num_classes`.
-    """
+    """Compute integers max(floor, a * imbalance**(-i / (num_classes - 1))) whose sum is `total`."""
     if total < floor * num_classes:
         raise ConfigError(
-            f"{total} labelled objects are too few for {floor} of each of {num_classes} leaves; "
-            f"ask for more images, more objects per image, or fewer leaves"
+            f"{total} labelled objects are too few for {floor} of each of {num_classes} leaves; ask for more "
+            "images, more objects per image, or fewer leaves"
         )
     curve = imbalance ** (-np.arange(num_classes) / max(num_classes - 1, 1))
     low, high = 0.0, float(total)
@@ -115,10 +107,7 @@ def geometric_counts(total: int, num_classes: int, imbalance: float, floor: int)
 def plan_split(
     options: ShapesOptions, vocabulary: ShapesVocabulary, split: str
 ) -> tuple[list[PlannedImage], np.ndarray]:
-    """Plan all images of a split, and count the objects per leaf, (L,) int64, whatever their labels are.
-
-    Raises ConfigError if the rates or the number of images cannot be met.
-    """
+    """Plan all images of a split, and count the objects per leaf; ConfigError if options cannot be met."""
     rng = np.random.default_rng([options.seed, SPLITS.index(split), 1])
     training = split == "train"
     num_images = options.train_images if training else options.validation_images
@@ -173,7 +162,7 @@ def _annotate(
     rng: np.random.Generator,
 ) -> list[PlannedObject]:
     """Return all objects of a split; the phenomena are disjoint and spare some objects of each leaf."""
-    noisy, floor = split == "train", options.min_objects if split == "train" else 1
+    noisy, floor = (True, options.min_objects) if split == "train" else (False, 1)
     in_pairs = np.bincount(np.array(pairs, dtype=np.int64).reshape(-1), minlength=len(counts))
     num_objects = int(counts.sum()) - len(pairs)
     objects = [PlannedObject(pair, pair) for pair in pairs]
@@ -206,11 +195,7 @@ def _annotate(
 def _draw_negatives(
     objects: Sequence[PlannedObject], number: int, vocabulary: ShapesVocabulary, rng: np.random.Generator
 ) -> tuple[int, ...]:
-    """Draw classes that are neither in the image nor written for anything in it.
-
-    About half are hard (similar to something in the image), the rest are drawn from all absent leaves, and
-    every second image on average also verifies that a whole shape or colour is absent.
-    """
+    """Draw classes that are neither in the image nor written in it: half similar ones, half any others."""
     seen = {label for planned in objects for label in (*planned.leaves, *planned.labels)}
     present = seen.union(*(vocabulary.ancestors(label) for label in seen))
     near = {j for planned in objects for leaf in planned.leaves for j in vocabulary.similar_leaves(leaf)}
@@ -218,8 +203,8 @@ def _draw_negatives(
     chosen: set[int] = set()
     if hard and number:
         chosen |= set(rng.choice(hard, size=min(number // 2, len(hard)), replace=False).tolist())
-    others = [leaf for leaf in range(vocabulary.num_leaves) if leaf not in present | chosen]
-    inner = [c for c in range(vocabulary.num_leaves, vocabulary.num_classes) if c not in present]
+    others = sorted(set(range(vocabulary.num_leaves)) - present - chosen)
+    inner = sorted(set(range(vocabulary.num_leaves, vocabulary.num_classes)) - present)
     if number > len(chosen) and inner and rng.random() < 0.5:
         chosen.add(int(rng.choice(inner)))
     room = min(number - len(chosen), len(others))

@@ -229,7 +229,7 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "thesis.txt").write_text("years of work")
     for force in (False, True):
-        with pytest.raises(DataError, match="not a data set made by this generator"):
+        with pytest.raises(DataError, match="not made by this generator"):
             generate_shapes(tmp_path / "s", OPTIONS, force=force, progress=False)
     (tmp_path / "s" / "generation.json").write_text("[]")
     with pytest.raises(DataError):

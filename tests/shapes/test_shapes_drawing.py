@@ -7,8 +7,7 @@ import pytest
 from shapes_reading import polygons_to_mask, rle_to_mask
 
 from longtail_det2.shapes import ShapesOptions
-from longtail_det2.shapes.drawing import draw_image
-from longtail_det2.shapes.figures import mask_to_polygons, measure_region, rasterise, unit_outline
+from longtail_det2.shapes.drawing import draw_image, mask_to_polygons, measure_region, rasterise, unit_outline
 from longtail_det2.shapes.plan import PlannedImage, PlannedObject, plan_split
 from longtail_det2.shapes.vocabulary import COLOURS, SHAPES, ShapesVocabulary
 

@@ -12,9 +12,9 @@ from shapes_reading import OPTIONS, polygons_to_mask, read_csv, read_json
 from longtail_det2.data.datasets.coco import prepare_coco
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.shapes import ShapesOptions, generate_shapes
-from longtail_det2.shapes.lvis import CoLabelRule, lvis_categories
 from longtail_det2.shapes.plan import PlannedImage, PlannedObject, plan_split
 from longtail_det2.shapes.vocabulary import ShapesVocabulary
+from longtail_det2.shapes.writers import CoLabelRule, lvis_categories
 
 SPLITS = ("train", "validation")
 LEAF = dataclasses.replace(OPTIONS, lvis_thresholds=(12, 30))
