@@ -67,6 +67,7 @@ class CocoReport:
 
     issues: Issues
     summary: dict[str, int]
+    content: dict[str, Any]  # arguments of `write_store`
 
     def text(self) -> str:
         """The report as a table, a few lines long whatever the file's size."""
@@ -108,17 +109,17 @@ def prepare_coco(
             the place of the store.
         HierarchyError: the hierarchy does not fit.
     """
-    settings = CocoOptions(**options)
-    found, content = _read(Path(json_file), image_root, hierarchy, settings)
+    found = check_coco(json_file, image_root, hierarchy, **options)
     if report is not None:
         report(found)
     found.issues.raise_errors()
+    settings = CocoOptions(**options)
     files = [("coco", json_file)] + ([] if hierarchy is None else [("hierarchy", hierarchy)])
     if settings.frequency not in _RULES:
         files.append(("frequency", Path(settings.frequency) / "classes.json"))
     sources = [{"role": role, **describe_file(file)} for role, file in files]
     header = {"image_root": image_root, "sources": sources, "options": settings.for_header()}
-    return write_store(output, **content, **header, summary=found.summary)
+    return write_store(output, **found.content, **header, summary=found.summary)
 
 
 def check_coco(
@@ -133,29 +134,7 @@ def check_coco(
         DataError: the file is no COCO-form JSON at all, or there is no such image folder.
         HierarchyError: the hierarchy does not fit.
     """
-    return _read(Path(json_file), image_root, hierarchy, CocoOptions(**options))[0]
-
-
-def frequency_letters(
-    image_counts: Sequence[int] | np.ndarray, thresholds: tuple[int, int] = LVIS_THRESHOLDS
-) -> list[str]:
-    """LVIS's frequency of each class: "r" up to thresholds[0] images, "c" up to thresholds[1], "f" above.
-
-    Args:
-        image_counts: (K,) images with the class in the training split.
-        thresholds: most images of a rare and of a common class.
-    """
-    places = np.searchsorted(thresholds, np.asarray(image_counts), side="left")
-    return [FREQUENCIES[place] for place in places.tolist()]
-
-
-def _read(
-    path: Path,
-    image_root: str | os.PathLike[str] | None,
-    hierarchy: str | os.PathLike[str] | None,
-    settings: CocoOptions,
-) -> tuple[CocoReport, dict[str, Any]]:
-    """The report, and what `write_store` takes of the file's content."""
+    path, settings = Path(json_file), CocoOptions(**options)
     issues = Issues(path, KINDS, settings.skip_bad)
     root = None if image_root is None else Path(image_root)
     source = CocoFile(path, None if root is None else os.path.abspath(root), issues)
@@ -185,7 +164,20 @@ def _read(
         "parents": None if hierarchy is None else tree.to_parents(),
         "frequency": frequency,
     }
-    return CocoReport(issues, _summarize(source, columns, counts, frequency)), content
+    return CocoReport(issues, _summarize(source, columns, counts, frequency), content)
+
+
+def frequency_letters(
+    image_counts: Sequence[int] | np.ndarray, thresholds: tuple[int, int] = LVIS_THRESHOLDS
+) -> list[str]:
+    """LVIS's frequency of each class: "r" up to thresholds[0] images, "c" up to thresholds[1], "f" above.
+
+    Args:
+        image_counts: (K,) images with the class in the training split.
+        thresholds: most images of a rare and of a common class.
+    """
+    places = np.searchsorted(thresholds, np.asarray(image_counts), side="left")
+    return [FREQUENCIES[place] for place in places.tolist()]
 
 
 def _object_columns(
