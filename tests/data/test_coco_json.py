@@ -10,9 +10,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from longtail_det2.data.datasets.builtin import register_datasets, register_store
+from longtail_det2.data.datasets.builtin import CocoEntry, register_datasets, register_store
 from longtail_det2.data.datasets.coco import check_coco, prepare_coco, read_coco_hierarchy
-from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.datasets.openimages import prepare_openimages
 from longtail_det2.data.hierarchy import HierarchyError
@@ -402,7 +401,7 @@ def test_json_files_as_data_sets(prepare, images, tmp_path, monkeypatch):
 def test_one_process_makes_the_store(prepare, images, tmp_path):
     prepare()
     entry = CocoEntry(str(tmp_path / "data.json"), str(images))
-    script = "import sys; from longtail_det2.data.datasets.coco_cache import CocoEntry as E; "
+    script = "import sys; from longtail_det2.data.datasets.builtin import CocoEntry as E; "
     script += "print(len(E.parse(sys.argv[1]).open_store()))"
     command = [sys.executable, "-c", script, f"{entry.json_file}:{images}"]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]

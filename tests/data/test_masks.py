@@ -14,8 +14,8 @@ from PIL import Image
 
 from longtail_det2.config import get_cfg
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+from longtail_det2.data.datasets.builtin import CocoEntry
 from longtail_det2.data.datasets.coco import check_coco, prepare_coco
-from longtail_det2.data.datasets.coco_cache import CocoEntry
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.masks import decode_masks, encode_masks, rle_counts, to_bitmap, to_rle
