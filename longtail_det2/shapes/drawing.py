@@ -8,7 +8,6 @@ visible share of each pixel is carried along per object, so that masks, boxes an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import cv2
@@ -96,7 +95,7 @@ class _Canvas:
         for _ in range(int(rng.integers(0, 4))):  # grey figures outside all classes
             kind, radius = str(rng.choice(_DISTRACTORS)), rng.uniform(0.1, 0.3) * self.size
             part = self._figure(kind, rng.uniform(0, self.size, size=2), radius)
-            self._blend(part, [self._grey()])
+            self._blend_grey(part)
 
     def place(self, planned: PlannedObject, vocabulary: ShapesVocabulary) -> _Placed:
         """Paint an object where there is room for it, else shrunk, else where it hides least."""
@@ -148,7 +147,7 @@ class _Canvas:
         angle, stretch = self.rng.uniform(0, 2 * np.pi), np.sqrt(self.rng.uniform(0.85, 1.18))
         cos, sin = np.cos(angle), np.sin(angle)
         matrix = radius * np.array([[cos * stretch, -sin / stretch], [sin * stretch, cos / stretch]])
-        outline = tuple((points @ matrix.T + centre, fill) for points, fill in unit_outline(shape))
+        outline = tuple((points @ matrix.T + centre, fill) for points, fill in FIGURES[shape])
         return rasterise(outline, self.size)
 
     def _box_overlap(self, box: np.ndarray) -> float:
@@ -213,8 +212,8 @@ class _Canvas:
         region = self.pixels[part.window]
         region += part.cover[..., None] * (tone * gradient[..., None] - region)
 
-    def _grey(self) -> np.ndarray:
-        return self.rng.uniform(25, 160) + self.rng.uniform(-8, 8, size=3)
+    def _blend_grey(self, part: Part) -> None:
+        self._blend(part, [self.rng.uniform(25, 160) + self.rng.uniform(-8, 8, size=3)])
 
     def add_occluder(self, placed: list[_Placed]) -> None:
         """Lay a thin grey bar across one object, unless that would hide too much of any."""
@@ -223,21 +222,19 @@ class _Canvas:
         part = self._figure("bar", middle, self.rng.uniform(0.12, 0.3) * self.size)
         if self._least_seen([part]) >= 1:
             self._cover(part)
-            self._blend(part, [self._grey()])
+            self._blend_grey(part)
 
     def measure(self, placed: _Placed, group: bool) -> DrawnObject:
         """Measure region and flags of a placed object once everything is painted."""
         share = np.sum([self.layers[layer] for layer in placed.layers], axis=0)
         visible = float(share.sum())
-        members = []
-        for layer, area in zip(placed.layers, placed.part_areas, strict=True) if group else ():
-            member = measure_region(self.layers[layer] >= 0.5)
-            if member is not None and float(self.layers[layer].sum()) >= 0.9 * area:
-                members.append(member)
-        region = measure_region(share >= 0.5)
-        assert region is not None, "an object without a visible pixel"
+        members = tuple(
+            measure_region(self.layers[layer] >= 0.5)
+            for layer, area in zip(placed.layers, placed.part_areas, strict=True)
+            if group and float(self.layers[layer].sum()) >= 0.9 * area
+        )
         occluded, truncated = visible < 0.95 * placed.inside, placed.inside < 0.99 * placed.area
-        return DrawnObject(region, occluded, truncated, tuple(members))
+        return DrawnObject(measure_region(share >= 0.5), occluded, truncated, members)
 
 
 def rasterise(outline: Outline, size: int) -> Part:
@@ -258,39 +255,30 @@ def rasterise(outline: Outline, size: int) -> Part:
     return Part(inside, (slice(y0, y1), slice(x0, x1)), float(cover.sum()), (centre[0], centre[1]))
 
 
-@cache
-def unit_outline(name: str) -> Outline:
-    """Return the polygons of a unit figure."""
-    if name in ("circle", "ring"):
-        disc = _regular(48)
-        return ((disc, 255),) if name == "circle" else ((disc, 255), (disc * 0.55, 0))
-    if name == "crescent":
-        return ((_regular(48), 255), (_regular(48) * 0.85 + (0.45, 0.0), 0))
-    if name == "star":
-        radii = np.where(np.arange(10) % 2 == 0, 1.12, 0.48)[:, None]
-        return ((_regular(10) * radii, 255),)
-    corners = {
-        "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
-        "bar": [(-1, -0.09), (1, -0.09), (1, 0.09), (-1, 0.09)],
-        "ell": [(-0.6, -0.9), (-0.3, -0.9), (-0.3, 0.6), (0.6, 0.6), (0.6, 0.9), (-0.6, 0.9)],
-        "zigzag": [
-            *[(-1, 0), (-0.33, -0.5), (0.33, 0.2), (1, -0.4)],
-            *[(1, -0.1), (0.33, 0.5), (-0.33, -0.2), (-1, 0.3)],
-        ],
-    }
-    if name == "triangle":
-        return ((_regular(3) * 1.1, 255),)
-    if name == "cross":
-        a, b = 0.34, 1.0
-        arm = [(a, b), (a, a), (b, a), (b, -a), (a, -a), (a, -b)]
-        corners["cross"] = arm + [(-x, -y) for x, y in arm]
-    return ((np.array(corners[name]), 255),)
-
-
 def _regular(corners: int) -> np.ndarray:
     """Return (corners, 2) points on the unit circle."""
     angles = 2 * np.pi * np.arange(corners) / corners
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+_SQUARE = np.array([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)])
+_BAR = np.array([(-1, -0.09), (1, -0.09), (1, 0.09), (-1, 0.09)])
+_ELL = np.array([(-0.6, -0.9), (-0.3, -0.9), (-0.3, 0.6), (0.6, 0.6), (0.6, 0.9), (-0.6, 0.9)])
+_ZIGZAG = [(-1, 0), (-0.33, -0.5), (0.33, 0.2), (1, -0.4), (1, -0.1), (0.33, 0.5), (-0.33, -0.2), (-1, 0.3)]
+_ARM = np.array([(0.34, 1.0), (0.34, 0.34), (1.0, 0.34), (1.0, -0.34), (0.34, -0.34), (0.34, -1.0)])
+FIGURES: dict[str, Outline] = {
+    "circle": ((_regular(48), 255),),
+    "square": ((_SQUARE, 255),),
+    "triangle": ((_regular(3) * 1.1, 255),),
+    "star": ((_regular(10) * np.tile([1.12, 0.48], 5)[:, None], 255),),
+    "cross": ((np.concatenate([_ARM, -_ARM]), 255),),
+    "ring": ((_regular(48), 255), (_regular(48) * 0.55, 0)),
+    "bar": ((_BAR, 255),),
+    "ell": ((_ELL, 255),),
+    "zigzag": ((np.array(_ZIGZAG), 255),),
+    "crescent": ((_regular(48), 255), (_regular(48) * 0.85 + (0.45, 0.0), 0)),
+}
+"""Polygons of the figures, of radius about 1; the last four are in no class."""
 
 
 def background(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -314,10 +302,8 @@ def box_of(parts: list[Part]) -> np.ndarray:
     return np.concatenate([corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)])
 
 
-def measure_region(mask: np.ndarray) -> VisibleRegion | None:
-    """Describe a (H, W) bool mask; None where it is empty."""
-    if not mask.any():
-        return None
+def measure_region(mask: np.ndarray) -> VisibleRegion:
+    """Describe a (H, W) bool mask that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     rle: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))  # pyright: ignore
     rle = {"size": list(rle["size"]), "counts": rle["counts"].decode()}

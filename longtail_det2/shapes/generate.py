@@ -26,7 +26,7 @@ from longtail_det2.utils.io import PartialFolder
 from .drawing import draw_image
 from .plan import SPLITS, PlannedImage, ShapesOptions, plan_split
 from .vocabulary import ShapesVocabulary
-from .writers import ImageRecord, write_classes, write_coco, write_lvis, write_open_images
+from .writers import ImageRecord, write_classes, write_coco, write_json, write_lvis, write_open_images
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def _generate_into(
         "options": options.to_json(),
         "counts": {split: _count(records[split], plans[split][1], vocabulary) for split in SPLITS},
     }
-    (folder / GENERATION_FILE).write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / GENERATION_FILE, generation)
     return generation
 
 
@@ -129,11 +129,10 @@ def _draw(
     """Draw and save one image."""
     index, planned = image
     pixels, drawn = draw_image(planned, vocabulary, options.image_size, options.seed, split, index)
-    image_id = f"{split}_{index:06d}"
-    file_name = f"{image_id}.{options.image_format}"
+    file_name = f"{split}_{index:06d}.{options.image_format}"
     lossy: dict[str, Any] = {"quality": 95, "subsampling": 0} if options.image_format == "jpg" else {}
     Image.fromarray(pixels).save(folder / file_name, **lossy)
-    return ImageRecord(image_id, file_name, options.image_size, planned, drawn)
+    return ImageRecord(file_name, options.image_size, planned, drawn)
 
 
 def _count(

@@ -61,8 +61,7 @@ class ShapesVocabulary:
         ]
         chosen = set(diagonals[:num_leaves])
         leaves = tuple((s, c) for s in SHAPES for c in colours if (s, c) in chosen)
-        inner = [s for s in SHAPES if any(s == leaf[0] for leaf in leaves)]
-        inner += [c for c in colours if any(c == leaf[1] for leaf in leaves)]
+        inner = [name for name in (*SHAPES, *colours) if any(name in leaf for leaf in leaves)]
         names = [f"{colour} {shape}" for shape, colour in leaves] + inner + ["shape", "colour"]
         index = {name: i for i, name in enumerate(names)}
         parents = [(index[shape], index[colour]) for shape, colour in leaves]
@@ -107,9 +106,8 @@ class ShapesVocabulary:
     def similar_leaves(self, leaf: int) -> list[int]:
         """Return leaves with the shape or colour of `leaf` and similar in the other one, nearest first."""
         shape, colour = self.leaves[leaf]
-        by_colour = [(shape, other) for other in _SIMILAR[colour].split()]
-        by_shape = [(other, colour) for other in _SIMILAR[shape].split()]
-        keys = [key for pair in zip_longest(by_colour, by_shape) for key in pair]
+        pairs = zip_longest(_SIMILAR[colour].split(), _SIMILAR[shape].split())
+        keys = [key for other, figure in pairs for key in ((shape, other), (figure, colour))]
         return [self.leaves.index(key) for key in keys if key in self.leaves]
 
     def co_label_pairs(self, partners_only: bool) -> np.ndarray:

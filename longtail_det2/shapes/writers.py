@@ -38,11 +38,15 @@ BOX_COLUMNS = (
 class ImageRecord:
     """One image with its plan and what is visible; `file_name` is relative to the folder of its split."""
 
-    image_id: str
     file_name: str
     size: int
     planned: PlannedImage
     drawn: list[DrawnObject]
+
+    @property
+    def image_id(self) -> str:
+        """Return the name of the file without its ending."""
+        return Path(self.file_name).stem
 
     def positives(self) -> list[int]:
         """Return the classes written for any object of the image."""
@@ -75,7 +79,7 @@ def write_classes(folder: Path, vocabulary: ShapesVocabulary) -> None:
     """Write `class-descriptions.csv` (id, name; no header, in class order) and `hierarchy.json`."""
     rows = zip(vocabulary.class_ids, vocabulary.class_names, strict=True)
     _write_csv(folder / "class-descriptions.csv", rows)
-    (folder / "hierarchy.json").write_text(json.dumps(vocabulary.tree(), indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "hierarchy.json", vocabulary.tree())
 
 
 def write_coco(path: Path, records: Sequence[ImageRecord], vocabulary: ShapesVocabulary) -> None:
@@ -105,9 +109,9 @@ def write_coco(path: Path, records: Sequence[ImageRecord], vocabulary: ShapesVoc
         {"id": i + 1, "name": name, "class_id": class_id, "supercategory": above[0] if above else ""}
         for i, (name, class_id, above) in enumerate(zip(names, vocabulary.class_ids, parents, strict=True))
     ]
-    _write_json(path, {"images": images, "annotations": annotations, "categories": categories})
+    _write_coco_json(path, {"images": images, "annotations": annotations, "categories": categories})
     hierarchy = {name: above for name, above in zip(names, parents, strict=True) if above}
-    path.with_name("hierarchy.json").write_text(json.dumps(hierarchy, indent=1) + "\n", encoding="utf-8")
+    write_json(path.with_name("hierarchy.json"), hierarchy)
 
 
 class CoLabelRule:
@@ -118,7 +122,6 @@ class CoLabelRule:
     """
 
     def __init__(self, images: Sequence[PlannedImage], num_leaves: int) -> None:
-        """Decide for the pairs of the training images; the rule holds in every split."""
         sets = Counter(tuple(sorted(one.leaves)) for image in images for one in image.objects)
         left = {pair: number for pair, number in sets.items() if len(pair) == 2}
         self._counts = [sets[leaf,] for leaf in range(num_leaves)]
@@ -133,9 +136,8 @@ class CoLabelRule:
             self._counts[leaf] += left.pop(pair)
 
     def leaf_of(self, leaves: Sequence[int]) -> int:
-        """Return the leaf that an object with these leaves is annotated as."""
+        """Return the leaf that an object is annotated as; frequencies decide on pairs unseen in training."""
         pair = tuple(sorted(leaves))
-        # Pairs that are not in the training split are left to the frequencies.
         return self._chosen[pair] if pair in self._chosen else min(pair, key=self._order)
 
     def _order(self, leaf: int) -> tuple[int, int]:
@@ -210,24 +212,27 @@ def write_lvis(
     frequency = f"of the training split: r up to {rare} images, c up to {common}, f more"
     info = {"description": "longtail_det2 shapes", "frequency": frequency}
     for split, content in contents.items():
-        _write_json(folder / f"{split}.json", {"info": info, **content, "categories": categories})
+        _write_coco_json(folder / f"{split}.json", {"info": info, **content, "categories": categories})
 
 
 def _box_and_area(region: VisibleRegion) -> dict[str, Any]:
-    """Return the fields `bbox` (x, y, width, height) and `area` of an annotation."""
     x0, y0, x1, y1 = region.box
     return {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": region.area}
 
 
 def _image_entry(number: int, record: ImageRecord) -> dict[str, Any]:
-    """Return the fields of an image that COCO and LVIS share."""
     return {"id": number, "file_name": record.file_name, "width": record.size, "height": record.size}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write COCO or LVIS JSON; `info` and `licenses` are filled in where they are not given."""
+def _write_coco_json(path: Path, content: dict[str, Any]) -> None:
     content = {"info": {"description": "longtail_det2 shapes"}, "licenses": [], **content}
-    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+    write_json(path, content, indent=None)
+
+
+def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:
+    """Write a JSON file; without `indent` as one line without blanks."""
+    separators = None if indent else (",", ":")
+    path.write_text(json.dumps(content, indent=indent, separators=separators) + "\n", encoding="utf-8")
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from shapes_reading import polygons_to_mask, rle_to_mask
 
 from longtail_det2.shapes import ShapesOptions
-from longtail_det2.shapes.drawing import draw_image, mask_to_polygons, measure_region, rasterise, unit_outline
+from longtail_det2.shapes.drawing import FIGURES, draw_image, mask_to_polygons, measure_region, rasterise
 from longtail_det2.shapes.plan import PlannedImage, PlannedObject, plan_split
 from longtail_det2.shapes.vocabulary import COLOURS, SHAPES, ShapesVocabulary
 
@@ -19,7 +19,6 @@ def test_polygons_give_the_mask_back():
             mask = rng.random((11, 11)) < density
             assert np.array_equal(polygons_to_mask(mask_to_polygons(mask), 11), mask)
     assert mask_to_polygons(np.zeros((3, 3), dtype=bool)) == []
-    assert measure_region(np.zeros((3, 3), dtype=bool)) is None
 
 
 def test_polygons_mean_the_same_to_the_coco_tools():
@@ -28,7 +27,6 @@ def test_polygons_mean_the_same_to_the_coco_tools():
     for density in (0.3, 0.6, 0.9):
         mask = rng.random((13, 17)) < density
         region = measure_region(mask)
-        assert region is not None
         polygons = masks.decode(masks.merge(masks.frPyObjects(region.polygons, 13, 17)))
         assert np.array_equal(polygons.astype(bool), mask)
         assert np.array_equal(rle_to_mask(region.rle), mask)
@@ -45,7 +43,7 @@ def test_simple_figures_have_simple_polygons():
 
 def test_figures_cover_the_area_of_their_outline():
     for shape in SHAPES:
-        outline = tuple((points * 20.3 + 50.7, fill) for points, fill in unit_outline(shape))
+        outline = tuple((points * 20.3 + 50.7, fill) for points, fill in FIGURES[shape])
         expected = 0.0
         for points, fill in outline:
             x, y = points.T
