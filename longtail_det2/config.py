@@ -46,29 +46,19 @@ def get_cfg() -> CfgNode:
 
 
 def num_classes_key(model: Mapping[str, Any]) -> str:
-    """Where a lazy config's ``model`` has its number of classes: two-stage detectors have it in their heads.
-
-    Args:
-        model: a lazy config's ``model``.
-
-    Returns:
-        The key below ``model``.
-    """
+    """Return the key below a lazy config's ``model`` that has its number of classes."""
     return "roi_heads.num_classes" if "roi_heads" in model else "num_classes"
 
 
 def own_arguments(
     cls: type, node: Mapping[str, Any], key: str = "MODEL.CLASSIFICATION_LOSS.OWN"
 ) -> dict[str, Any]:
-    """Arguments of a class of your own from a config node with keys of your own.
+    """Return the arguments, by name, that a config node with free keys sets of a class.
 
     Args:
         cls: its ``__init__`` has the keys in lower case as arguments.
         node: of the config.
         key: where it stands, for the message.
-
-    Returns:
-        Argument -> value; arguments that the config does not name keep their defaults.
 
     Raises:
         ConfigError: the class has no such argument.
@@ -89,22 +79,19 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.DATASETS.STORES = ()
     # Folder of the built-in data sets. Empty: $DETECTRON2_DATASETS, else "datasets".
     cfg.DATASETS.ROOT = ""
-    # File of class statistics (see longtail_det2.data.statistics) for losses and evaluation. Empty: computed
-    # from DATASETS.TRAIN before the model is built, and kept in OUTPUT_DIR/statistics.json.
+    # File of class statistics. Empty: computed from DATASETS.TRAIN, and kept in OUTPUT_DIR/statistics.json.
     cfg.DATASETS.STATISTICS = ""
 
     # Boxes that enclose a group of objects: "keep" trains on them as on others, "drop" leaves them out.
     cfg.INPUT.GROUP_OF = "keep"
-    # Descendants of an object's most specific label: True gives them no loss (the annotator may not have
-    # looked further), False makes them negatives.
+    # Whether descendants of an object's most specific label have no loss. False: they are negatives.
     cfg.INPUT.IGNORE_DESCENDANTS = True
 
     cfg.DATALOADER.SOFT_BALANCE = CN()
     # Classes are drawn in proportion to N ** (1 - LAMBDA), with N the images that have the class: 0 as often
     # as in the data, 1 all equally often, up to 2 rare ones more often than frequent ones.
     cfg.DATALOADER.SOFT_BALANCE.LAMBDA = 0.7
-    # Whether an image of a class is also one of the class's ancestors. False: labels count as annotated, and
-    # an inner class that is seldom annotated itself counts as rare.
+    # Whether an image of a class is also one of the class's ancestors. False: labels count as annotated.
     cfg.DATALOADER.SOFT_BALANCE.ANCESTORS = False
     # Samplers one after the other in one run, for "PhasedTrainingSampler": [sampler, iterations] each, or
     # [sampler, iterations, {option: value}]; together SOLVER.MAX_ITER iterations. Natural, then balanced:
@@ -113,8 +100,7 @@ def _add_data_keys(cfg: CfgNode) -> None:
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
-    # Only so many best (box, class) pairs of an image go into non-maximum suppression; bounds memory when
-    # 1000 proposals meet hundreds of classes and a low threshold. 0: all that pass SCORE_THRESH_TEST.
+    # Best (box, class) pairs per image that go into non-maximum suppression. 0: all above SCORE_THRESH_TEST.
     cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST = 0
     # Name in CLASSIFICATION_LOSS_REGISTRY: "SoftmaxCrossEntropyLoss", "SigmoidBCELoss",
     # "SigmoidFocalLoss", "ConcurrentSoftmaxLoss", "SeesawLoss", "ConcurrentSeesawLoss".
@@ -123,8 +109,7 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "Linear"
     # What the normalised layer multiplies the cosines with.
     cfg.MODEL.ROI_BOX_HEAD.TEMPERATURE = 20.0
-    # Name in BOX_BRANCH_REGISTRY: what makes predictions from features and proposals, in the standard heads
-    # and in each stage of a cascade.
+    # Name in BOX_BRANCH_REGISTRY: what makes predictions from features and proposals, in each stage.
     cfg.MODEL.ROI_BOX_HEAD.BRANCH = "BoxBranch"
     # What the classification and box losses are divided by: sampled "regions", "foreground" regions, their
     # moving average "foreground_average", or regions x classes "elements" (the box loss: regions).
@@ -193,8 +178,7 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TINY_BACKBONE.STAGE_CHANNELS = (32, 64, 128)
     # Channels of "p3".
     cfg.MODEL.TINY_BACKBONE.OUT_CHANNELS = 64
-    # Normalisation after every convolution, as Detectron2 names it. From scratch, "BN" learns far faster than
-    # "GN".
+    # Normalisation after every convolution. From scratch, "BN" learns far faster than "GN".
     cfg.MODEL.TINY_BACKBONE.NORM = "BN"
 
 
@@ -237,8 +221,7 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.PHASE_RESTART = "none"
     # With a restart: the learning rate of each phase in units of that of the phase before.
     cfg.SOLVER.PHASE_FACTOR = 1.0
-    # Only so many checkpoints are kept, the newest, and the final one; 0: all. With 1 there is none to fall
-    # back on when it is damaged.
+    # The newest checkpoints that are kept, beside the final one. 0: all. 1: none to fall back on.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
     # Iterations between two lines of the log and of metrics.json.
     cfg.SOLVER.LOG_PERIOD = 20
@@ -253,8 +236,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.METRICS = ()
     # What COCO's and LVIS's metric compare: "bbox", "segm" or both. Empty: boxes, and masks with MASK_ON.
     cfg.TEST.TASKS = ()
-    # (low, high) training images: classes below `low` are tail, below `high` medium, the others head. Empty:
-    # thirds of the leaf classes.
+    # (low, high) training images: tail has fewer than `low`, head at least `high`. Empty: thirds of leaves.
     cfg.TEST.HEAD_MEDIUM_TAIL = ()
 
     cfg.TEST.OPEN_IMAGES = CN()
@@ -272,8 +254,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.COCO.MAX_DETECTIONS = 100
 
     cfg.TEST.LVIS = CN()
-    # Detections of an image over all classes that count, the best ones; TEST.DETECTIONS_PER_IMAGE should be
-    # the same.
+    # Best detections per image that count, over all classes; TEST.DETECTIONS_PER_IMAGE should be the same.
     cfg.TEST.LVIS.MAX_DETECTIONS = 300
     # Detections of a class over all images that count for fixed AP, the best ones. 0: no fixed AP.
     cfg.TEST.LVIS.FIXED_AP_DETECTIONS = 10000

@@ -44,19 +44,15 @@ def generate_shapes(
     force: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Generate the data set, or find that it is there.
-
-    `output` gets `images/{split}/`, `annotations/` (Open Images form), `lvis/`, `coco/` and `generation.json`
-    (options, version, counts), when all is complete.
+    """Generate the data set, or find that it is there; return the content of its `generation.json`.
 
     Args:
-        output: folder to make. One that holds the same data set is left alone.
+        output: folder to make, when all is complete: `images/{split}/`, `annotations/` (Open Images form),
+            `lvis/`, `coco/` and `generation.json` (options, version, counts).
         options: what to generate.
         workers: processes (default: the available cores); they have no influence on the result.
         force: replace a generated data set with other options.
         progress: show progress bars.
-
-    Returns the content of `generation.json`.
 
     Raises:
         ConfigError: bad options, or `output` holds a data set with other options and `force` is False.

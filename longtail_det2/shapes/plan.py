@@ -31,7 +31,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class ShapesOptions:
-    """What to generate; together with the version of the generator it determines every byte."""
+    """What to generate; with the version of the generator it determines every byte."""
 
     train_images: int = 3000
     validation_images: int = 500

@@ -64,10 +64,8 @@ def write_open_images(
         for planned, drawn in zip(record.planned.objects, record.drawn, strict=True):
             x0, y0, x1, y1 = (f"{edge / record.size:.6f}" for edge in drawn.region.box)
             flags = (int(drawn.occluded), int(drawn.truncated), int(planned.group), 0, 0)
-            boxes += [
-                (record.image_id, "xclick", names[label], 1, x0, x1, y0, y1, *flags)
-                for label in planned.labels
-            ]
+            place = (x0, x1, y0, y1, *flags)
+            boxes += [(record.image_id, "xclick", names[label], 1, *place) for label in planned.labels]
         labels += [(record.image_id, "verification", names[label], 1) for label in record.positives()]
         labels += [(record.image_id, "verification", names[label], 0) for label in record.planned.negatives]
     _write_csv(folder / f"{split}-annotations-bbox.csv", [BOX_COLUMNS, *boxes])
@@ -77,8 +75,9 @@ def write_open_images(
 
 def write_classes(folder: Path, vocabulary: ShapesVocabulary) -> None:
     """Write `class-descriptions.csv` (id, name; no header, in class order) and `hierarchy.json`."""
-    rows = zip(vocabulary.class_ids, vocabulary.class_names, strict=True)
-    _write_csv(folder / "class-descriptions.csv", rows)
+    _write_csv(
+        folder / "class-descriptions.csv", zip(vocabulary.class_ids, vocabulary.class_names, strict=True)
+    )
     write_json(folder / "hierarchy.json", vocabulary.tree())
 
 
@@ -164,12 +163,10 @@ def lvis_content(
         entry["neg_category_ids"] = [leaf + 1 for leaf in sorted(absent)]
         entry["not_exhaustive_category_ids"] = [leaf + 1 for leaf in sorted(partial)]
         images.append(entry)
-        annotations += [
-            {"image_id": number, "category_id": leaf + 1, "segmentation": region.polygons}
-            | _box_and_area(region)
-            for leaf, region in found
-        ]
-    return {"images": images, "annotations": [{"id": i, **a} for i, a in enumerate(annotations, start=1)]}
+        for leaf, region in found:
+            one = {"id": len(annotations) + 1, "image_id": number, "category_id": leaf + 1}
+            annotations.append({**one, "segmentation": region.polygons, **_box_and_area(region)})
+    return {"images": images, "annotations": annotations}
 
 
 def lvis_categories(
@@ -207,8 +204,8 @@ def write_lvis(
     """Write LVIS v1 JSON, `{split}.json` each, of all splits; "train" decides rules and frequencies."""
     rule = CoLabelRule([record.planned for record in records["train"]], vocabulary.num_leaves)
     contents = {split: lvis_content(found, split, rule, vocabulary) for split, found in records.items()}
-    categories = lvis_categories(contents["train"], vocabulary, options.lvis_thresholds)
     rare, common = options.lvis_thresholds
+    categories = lvis_categories(contents["train"], vocabulary, (rare, common))
     frequency = f"of the training split: r up to {rare} images, c up to {common}, f more"
     info = {"description": "longtail_det2 shapes", "frequency": frequency}
     for split, content in contents.items():
