@@ -145,13 +145,12 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         for candidate in candidates:
             try:
                 self._read = {candidate: read_checkpoint(candidate)}
+                chosen = candidate
+                break
             except CheckpointError as error:
                 self.logger.warning(
                     "Cannot resume from the newest checkpoint, trying the one before: %s", error
                 )
-                continue
-            chosen = candidate
-            break
         names = comm.all_gather(os.path.basename(chosen))
         if len(set(names)) > 1:
             raise CheckpointError(
@@ -197,9 +196,7 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         reset = () if self._resuming else self.reset_weights
         weights = checkpoint["model"]
-        skipped = (
-            [name for name in weights if name.removeprefix("module.").startswith(reset)] if reset else []
-        )
+        skipped = [name for name in weights if name.removeprefix("module.").startswith(reset)]
         for name in skipped:
             del weights[name]
         if skipped:
@@ -208,9 +205,9 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         self._check_shapes(weights, class_ids)
         if not skipped:
             self._check_classes(class_ids)
-        found = set(weights)
+        num_found = len(weights)
         incompatible = super()._load_model(checkpoint)
-        self._check_coverage(len(found), set(incompatible.missing_keys))
+        self._check_coverage(num_found, set(incompatible.missing_keys))
         return incompatible
 
     def _check_coverage(self, num_found: int, missing: set[str]) -> None:
