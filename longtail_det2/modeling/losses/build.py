@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from functools import reduce
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
@@ -32,7 +33,7 @@ def build_classification_loss(
             another number of classes.
         DataError: ``DATASETS.STATISTICS`` cannot be read, or lacks what the loss needs.
     """
-    name = reduce(CfgNode.__getitem__, key.split("."), cfg)
+    name: Any = reduce(CfgNode.__getitem__, key.split("."), cfg)
     if name not in CLASSIFICATION_LOSS_REGISTRY:
         known = sorted(name for name, _ in CLASSIFICATION_LOSS_REGISTRY)
         near = difflib.get_close_matches(name, known, n=1)
