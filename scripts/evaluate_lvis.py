@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from longtail_det2.data.datasets.coco import prepare_coco
+from longtail_det2.data.datasets.coco import CocoReport, prepare_coco
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.coco_metric import LVISMetric
 from longtail_det2.evaluation.detection_buffer import DetectionColumns, join_columns
@@ -63,7 +63,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
             path = Path(folder) / "some.json"
             write_json(path, only_images(read_json(args.annotations), args.images))
         masks = "segm" in args.task
-        store = prepare_coco(path, None, Path(folder) / "store", masks=masks, skip_bad=True)
+        store = prepare_coco(path, None, Path(folder) / "store", report=_warn, masks=masks, skip_bad=True)
         metric = LVISMetric(tuple(args.task), args.max_detections, args.fixed)
         metric.check(store)
         columns = read_results(args.results, store, masks, some=args.images is not None)
@@ -71,6 +71,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     return {
         task: {name: 100 * value for name, value in means.items()} for task, means in found.summary.items()
     }
+
+
+def _warn(report: CocoReport) -> None:
+    """Say so if bad entries of the ground truth are left out."""
+    issues = report.issues
+    if any(issues.kinds[kind].severity == "bad" for kind in issues.found):
+        print(issues.source, issues.table(), sep="\n", file=sys.stderr)
 
 
 def only_images(content: Any, listed: Path) -> dict[str, Any]:

@@ -59,6 +59,16 @@ def test_equal_to_lvis(command, case):
             assert_equal({k: math.nan if v is None else v for k, v in found[name].items()}, expected)
 
 
+def test_ground_truth_left_out_is_named(command, capsys):
+    content = make_content("plain")
+    rows = results_of("plain", content)
+    expected = command(content, rows)
+    assert not capsys.readouterr().err
+    bad = {**content["annotations"][0], "id": 10**6, "image_id": 12345}
+    assert command({**content, "annotations": [*content["annotations"], bad]}, rows) == expected
+    assert "12345" in capsys.readouterr().err
+
+
 def test_listed_images_alone(command, tmp_path):
     content = make_content("plain")
     rows = results_of("plain", content)
