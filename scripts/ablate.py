@@ -54,7 +54,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +163,11 @@ def load_table(path: Path) -> Table:
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Table), OmegaConf.load(path))
-        if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise ConfigError(f"{path}: {missing[0]} is missing")
-        table = OmegaConf.to_object(merged)
     except (OSError, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path}: {str(error).strip()}".replace("\n", "; ")) from None
+    if missing := sorted(OmegaConf.missing_keys(merged)):
+        raise ConfigError(f"{path}: {missing[0]} is missing")
+    table = OmegaConf.to_object(merged)
     assert isinstance(table, Table)
     _check_name(f"{path}: baseline", table.baseline, table.labels())
     for name, row in table.rows.items():
@@ -200,6 +200,14 @@ def make_steps(
     ]
 
 
+@cache
+def _effective(config: str, words: tuple[str, ...]) -> str:
+    """The config that a train script gets, as text; read once for all seeds."""
+    if config.endswith(".py"):
+        return LazyConfig.to_py(load_lazy(config, list(words)))
+    return load_cfg(config, list(words)).dump()
+
+
 def _steps_of(table: Table, output: Path, seed: int, data: str, name: str) -> Iterator[Step]:
     row = table.rows[name]
     config = row.config or table.config
@@ -210,7 +218,7 @@ def _steps_of(table: Table, output: Path, seed: int, data: str, name: str) -> It
     lines = {name: {}} | {f"{name}@{key}": _flat(one.overrides) for key, one in row.evaluate.items()}
     for line, further in lines.items():
         words = _words(base | further, lazy)
-        effective = LazyConfig.to_py(load_lazy(config, words)) if lazy else load_cfg(config, words).dump()
+        effective = _effective(config, tuple(words))
         run = output / "runs" / data / line / f"seed{seed}" / "run"
         places = {root: "{data}", output_dir: str(run), seed_key: seed}
         if line != name:

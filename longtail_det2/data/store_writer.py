@@ -337,7 +337,7 @@ class AnnotationStoreWriter:
         check_rows(self.path, name, values, {column.target or "classes": 2**31})
         if column.dtype == "class":
             values = values.astype("<i2" if values.max(initial=0) < 2**15 else "<i4", copy=False)
-        elif column.dtype != "S" or not len(values):  # no strings have no type of their own
+        elif column.dtype != "S":
             values = values.astype(column.dtype, copy=False)
         if name == "image_size":
             self._header["has_image_sizes"] = bool((values > 0).all())

@@ -58,8 +58,13 @@ def _checkpointed(module: nn.Module, forward: Callable[..., Any]) -> Callable[..
     def run(*args: Any, **kwargs: Any) -> Any:
         if not (module.training and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
-        contexts = lambda: (nullcontext(), _statistics_kept(module))  # noqa: E731
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+        return checkpoint(
+            forward,
+            *args,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _statistics_kept(module)),
+            **kwargs,
+        )
 
     return run
 

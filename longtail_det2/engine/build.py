@@ -82,8 +82,9 @@ def check_keys_used(cfg: CfgNode, model: nn.Module) -> None:
             it, or has another classification loss.
     """
     defaults = get_cfg()
+    modules = dict(model.named_modules(remove_duplicate=False))
     for node, names, part, reader, remedy in _READERS:
-        module = dict(model.named_modules()).get(part)
+        module = modules.get(part)
         if module is None and node == "MODEL.ROI_MASK_HEAD":  # MODEL.MASK_ON is False
             continue
         found = [one for one in module.modules() if isinstance(one, reader)] if module else []

@@ -101,9 +101,9 @@ def _clip(clip_type: str, bound: float, norm_type: float, optimizer: Optimizer, 
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if clip_type == "value":
         nn.utils.clip_grad_value_(params, bound)
+        return
     for together in [params] if clip_type == "full_model" else [[p] for p in params]:
-        if clip_type != "value":
-            nn.utils.clip_grad_norm_(together, bound, norm_type)
+        nn.utils.clip_grad_norm_(together, bound, norm_type)
 
 
 def lr_arguments(cfg: CfgNode) -> dict[str, Any]:

@@ -54,7 +54,10 @@ class ResumableLoader:
         """Iterate without end; the loader is built when the first batch is asked for."""
         batches = self._build(self.start_iter * self.batch_size, self.seed)
         for iteration, batch in enumerate(batches, self.start_iter):
-            self.image_ids = [str(item.get("image_id", item.get("file_name", "?"))) for item in batch]
+            self.image_ids = [
+                str(item.get("image_id", item.get("file_name", "?"))) if isinstance(item, Mapping) else "?"
+                for item in batch
+            ]
             seed_generators(self.seed, iteration, comm.get_rank())
             yield batch
 

@@ -71,11 +71,11 @@ def generate_shapes(
     vocabulary = ShapesVocabulary.build(options.num_leaves)
     plans = {split: plan_split(options, vocabulary, split) for split in SPLITS}
     output.parent.mkdir(parents=True, exist_ok=True)
-    with PartialFolder(output) as partial:
-        generation = _generate_into(partial.folder, options, vocabulary, plans, workers, progress)
+    with PartialFolder(output) as unpublished:
+        generation = _generate_into(unpublished.folder, options, vocabulary, plans, workers, progress)
         # Another process may have made the same folder meanwhile: what is there stays, or is an error.
         if _present(output, options, force) is None:
-            partial.publish()
+            unpublished.publish()
     return generation
 
 
