@@ -116,14 +116,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.LOSS_NORMALIZER = "regions"
     # The same for the losses of "NormalizedRPN".
     cfg.MODEL.RPN.LOSS_NORMALIZER = "regions"
-    # Write class_gradients.json: how much training raised and lowered the logit of each class.
-    cfg.MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS = False
     # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To
     # fine-tune a detector on other classes: ("roi_heads.box_predictor",)
     cfg.MODEL.RESET_WEIGHTS = ()
-    # Parts of the model, as beginnings of module names, that keep no activations in training but compute them
-    # again for the gradient, for less memory and more time: ("backbone.bottom_up.res", "roi_heads.box_head")
-    cfg.MODEL.ACTIVATION_CHECKPOINT = ()
     # Keep convolution weights, and with them activations, in channels-last order (faster on CPUs).
     cfg.MODEL.CHANNELS_LAST = False
 
@@ -215,12 +210,6 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate that WarmupCosineLR ends at (the meaning it has in newer Detectron2).
     cfg.SOLVER.BASE_LR_END = 0.0
-    # What the learning rate does at each phase of DATALOADER.PHASES. "none": one schedule over the whole run.
-    # "with_warmup" or "without_warmup": the schedule begins anew and is as long as the phase; STEPS count
-    # from the beginning of the phase and may be one list per phase.
-    cfg.SOLVER.PHASE_RESTART = "none"
-    # With a restart: the learning rate of each phase in units of that of the phase before.
-    cfg.SOLVER.PHASE_FACTOR = 1.0
     # The newest checkpoints that are kept, beside the final one. 0: all. 1: none to fall back on.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
     # Iterations between two lines of the log and of metrics.json.

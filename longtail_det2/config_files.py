@@ -27,8 +27,6 @@ from longtail_det2.utils.wording import pluralize
 _BASE_KEY = "_BASE_"
 _MAX_DEPTH = 32
 """Mappings and lists of a YAML file may be nested this deep."""
-_NESTED_OR_FLAT = ("SOLVER.STEPS",)
-"""Keys that hold numbers, or lists of numbers."""
 
 
 def load_cfg(config_file: str | os.PathLike[str] = "", options: Sequence[str] = ()) -> CfgNode:
@@ -189,8 +187,6 @@ def _merge(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
 def _check_elements(known: Sequence[Any], value: Any, key: str, source: str) -> None:
     """Check that a sequence's elements are of the default's kind; a default without elements allows any."""
     kinds, found = (set(_leaves(one)) for one in (known, value))
-    if key in _NESTED_OR_FLAT:
-        found = {(1, kind) for _, kind in found}
     if kinds and not found <= kinds:
         raise ConfigError(f"{source}: {key} is {value}; it must be of the form of {known}")
 

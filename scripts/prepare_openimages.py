@@ -58,14 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--images",
         type=Path,
         metavar="DIR",
-        help="folder with the images, at any depth (ImageID.jpg, .png, ...)",
-    )
-    add(
-        "--image-sizes",
-        type=Path,
-        metavar="CSV",
-        help="ImageID,Width,Height of the images; spares opening them. With neither this nor --images the "
-        "sizes are unknown: enough for statistics and evaluation, not for training",
+        help="folder with the images, at any depth (ImageID.jpg, .png, ...). Without it the sizes of the "
+        "images are unknown: enough for statistics and evaluation, not for training",
     )
     add("--output", type=Path, required=True, metavar="DIR", help="the store to make")
     rules = parser.add_argument_group("rules")
@@ -80,14 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--skip-bad",
         action="store_true",
         help="leave out, instead of refusing: boxes outside [0, 1] by more than 1e-6, inverted or not "
-        "finite, machine labels, and images that are not in the folder, cannot be read or have no size",
-    )
-    add(
-        "--machine-label-threshold",
-        type=float,
-        metavar="T",
-        help="take image labels with fractional confidence as present from T on, and leave out the others "
-        "(default: refuse them)",
+        "finite, machine labels, and images that are not in the folder or cannot be read",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--workers", type=int, default=2, help="processes that read image headers (default: 2)")

@@ -136,11 +136,6 @@ def test_files_that_are_no_text(tmp_path, content):
         load_cfg(tmp_path / "c.yaml")
 
 
-def test_steps_for_each_phase_are_one_list_each(tmp_path):
-    path = write(tmp_path / "c.yaml", "SOLVER:\n  STEPS: [[1, 2], [3]]\n")
-    assert load_cfg(path).SOLVER.STEPS == ([1, 2], [3])
-
-
 def test_missing_file_lists_the_model_zoo(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing.yaml is no file[\s\S]*shapes/faster_rcnn_tiny_softmax"):
         load_cfg(tmp_path / "nothing.yaml")

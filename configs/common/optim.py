@@ -14,7 +14,6 @@ openimages_12_epochs = L(build_lr_multiplier)(
     gamma=0.1,
     warmup_iters=26000,
     warmup_factor=1 / 64,
-    phases="${oc.select:dataloader.train.phases,[]}",
 )
 
 # See configs/Base-RCNN-FPN-LVIS.yaml: batch 16.
@@ -25,7 +24,6 @@ lvis_24_epochs = L(build_lr_multiplier)(
     gamma=0.1,
     warmup_iters=500,
     warmup_factor=0.001,
-    phases="${oc.select:dataloader.train.phases,[]}",
 )
 
 cosine = L(build_lr_multiplier)(
@@ -34,5 +32,4 @@ cosine = L(build_lr_multiplier)(
     end_factor=0.02,
     warmup_iters=50,
     warmup_factor=0.02,
-    phases="${oc.select:dataloader.train.phases,[]}",
 )

@@ -6,14 +6,12 @@ train = dict(
     output_dir="./output",
     init_checkpoint="",
     reset_weights=[],  # beginnings of parameter names that are not loaded from init_checkpoint
-    activation_checkpoint=[],  # beginnings of module names, as MODEL.ACTIVATION_CHECKPOINT
     max_iter=90000,
     amp=dict(enabled=False),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     checkpointer=dict(period=5000, max_to_keep=0),  # 0: all are kept
     eval_period=0,  # 0: once, at the end
     log_period=20,
-    log_class_gradients=False,  # as MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS
     device="cuda",
     channels_last=False,
     seed=-1,

@@ -44,8 +44,7 @@ _KINDS = {
     ),
     "machine_label": Kind(
         "image labels that nobody verified",
-        "Confidence is 1 (verified present) or 0 (verified absent): give the human-imagelabels file, take "
-        "machine labels with --machine-label-threshold",
+        "Confidence is 1 (verified present) or 0 (verified absent): give the human-imagelabels file",
     ),
 }
 
@@ -225,33 +224,25 @@ def read_boxes(
 
 
 def read_image_labels(
-    paths: Sequence[str | Path],
-    class_ids: Sequence[str],
-    issues: Issues,
-    *,
-    machine_label_threshold: float | None = None,
+    paths: Sequence[str | Path], class_ids: Sequence[str], issues: Issues
 ) -> tuple[list[pa.DictionaryArray], np.ndarray, np.ndarray]:
     """Read image-label CSVs: columns ImageID, LabelName, Confidence (1 verified present, 0 verified absent).
 
-    A fractional confidence (a machine's label, verified by nobody) counts as present from
-    `machine_label_threshold` on, else the row is left out; None refuses such rows. `issues` takes these, and
-    rows with unknown labels.
+    `issues` takes rows with unknown labels or a fractional confidence (a machine's label, verified by
+    nobody), which are left out.
 
     Returns:
         Image ids and class indices as `read_boxes`; (q,) bool: present, else absent.
     """
-    classes, threshold = pa.array(class_ids, pa.string()), machine_label_threshold
+    classes = pa.array(class_ids, pa.string())
     kept = [(_NO_IMAGES, np.empty(0, np.int16), np.empty(0, bool))]
     for block in _read_blocks(paths, ("ImageID", "LabelName", "Confidence"), np.float32):
         value, label = block.numbers("Confidence"), block.labels(classes, issues)
         block.require((value >= 0) & (value <= 1), "Confidence", "it must lie in [0, 1]")
-        taken, known = (value == 0) | (value == 1), label >= 0
-        if threshold is not None:
-            taken |= value >= threshold
-        else:
-            unsure = known & ~taken
-            block.note(issues, "machine_label", unsure, lambda row, v=value: f"Confidence is {v[row]:.7g}")
-        kept.append(block.select(known & taken, label, value > 0))
+        verified, known = (value == 0) | (value == 1), label >= 0
+        unsure = known & ~verified
+        block.note(issues, "machine_label", unsure, lambda row, v=value: f"Confidence is {v[row]:.7g}")
+        kept.append(block.select(known & verified, label, value > 0))
     return _join(kept)
 
 
@@ -276,27 +267,6 @@ def read_predictions(
     known = image >= 0
     rows = {"image": image[known], "cls": label[known], "score": score[known], "box": box[known]}
     return rows, int(np.count_nonzero(~known))
-
-
-def read_size_file(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
-    """Read a CSV with the columns ImageID, Width, Height (pixels of upright images).
-
-    Returns:
-        (n, 2) int32 (height, width) of each of the (n,) bytes, distinct, 0 where the file has none.
-    """
-    listed = [(_NO_IMAGES, np.empty((0, 2)))]
-    for block in _read_blocks([path], ("ImageID", "Width", "Height"), np.float64):
-        for name in ("Width", "Height"):
-            pixels = block.numbers(name)
-            good = (pixels >= 1) & (pixels < 2**31) & (pixels % 1 == 0)
-            block.require(good, name, "Width and Height must be positive integers")
-        size = np.stack([block.numbers("Height"), block.numbers("Width")], axis=1)
-        listed.append(block.select(np.ones(len(size), bool), size))
-    images, size = _join(listed)
-    place = _find_texts(images, pa.array(image_ids.tolist(), pa.binary()).cast(pa.string()))
-    sizes = np.zeros((len(image_ids), 2), dtype=np.int32)
-    sizes[place[place >= 0]] = size[place >= 0]
-    return sizes
 
 
 def read_classes(path: str | Path) -> tuple[list[str], list[str]]:

@@ -82,8 +82,6 @@ def build_parts(cfg: DictConfig) -> Parts:
         weights=train.init_checkpoint,
         reset_weights=train.get("reset_weights", ()),
         phases=phases,
-        activation_checkpoint=train.get("activation_checkpoint", ()),
-        log_class_gradients=train.get("log_class_gradients", False),
         mixed_precision=train.amp.enabled,
         ddp=train.ddp,
         checkpoint_period=train.checkpointer.period,

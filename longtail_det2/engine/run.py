@@ -21,8 +21,6 @@ from longtail_det2.checkpoint import ClassAwareCheckpointer, PeriodicCheckpoints
 from longtail_det2.data.samplers import Phase
 from longtail_det2.utils.errors import ConfigError
 
-from .activation_checkpoint import checkpoint_activations
-from .gradient_log import ClassGradients
 from .metrics_log import MetricsLog, set_metrics_aside
 from .sampling_log import SamplingLog
 from .training_step import ResumableLoader, make_training_step
@@ -48,8 +46,6 @@ class Parts:
         weights: that training starts from; "" for none.
         reset_weights: beginnings of names of parameters that are not loaded from `weights`.
         phases: of the sampler, () for a run with one sampler.
-        activation_checkpoint: see :func:`checkpoint_activations`.
-        log_class_gradients: whether to write class_gradients.json.
         mixed_precision: see :func:`make_training_step`.
         ddp: arguments of `DistributedDataParallel`.
         checkpoint_period: iterations between checkpoints.
@@ -71,8 +67,6 @@ class Parts:
     weights: str = ""
     reset_weights: Sequence[str] = ()
     phases: Sequence[Phase] = ()
-    activation_checkpoint: Sequence[str] = ()
-    log_class_gradients: bool = False
     mixed_precision: bool = False
     ddp: Mapping[str, Any] = field(default_factory=lambda: {"broadcast_buffers": False})
     checkpoint_period: int = 5000
@@ -106,10 +100,6 @@ class Run:
         self.results: dict[str, Any] = {}
         self._is_loaded = False
         sampling = SamplingLog(parts.output_dir, parts.phases, parts.max_iter, parts.batch_size)
-        checkpoint_activations(parts.model, parts.activation_checkpoint)
-        logs: list[HookBase] = [sampling]
-        if parts.log_class_gradients:
-            logs.append(ClassGradients(parts.model, parts.class_ids, parts.output_dir))
         self._loader = ResumableLoader(
             lambda start, seed: sampling.watch(parts.build_loader(start, seed)), parts.batch_size, parts.seed
         )
@@ -127,7 +117,7 @@ class Run:
             reset_weights=parts.reset_weights,
             trainer=weakref.proxy(self.step),
         )
-        self.register_hooks([*logs, *self.build_hooks()])
+        self.register_hooks([sampling, *self.build_hooks()])
 
     @property
     def model(self) -> nn.Module:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamSc
 from torch import nn
 from torch.optim import Optimizer
 
-from longtail_det2.data.samplers import parse_phases
 from longtail_det2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -117,9 +114,6 @@ def lr_arguments(cfg: CfgNode) -> dict[str, Any]:
         "warmup_iters": cfg.SOLVER.WARMUP_ITERS,
         "warmup_factor": cfg.SOLVER.WARMUP_FACTOR,
         "warmup_method": cfg.SOLVER.WARMUP_METHOD,
-        "phases": cfg.DATALOADER.PHASES,
-        "phase_restart": cfg.SOLVER.PHASE_RESTART,
-        "phase_factor": cfg.SOLVER.PHASE_FACTOR,
     }
 
 
@@ -127,15 +121,12 @@ def build_lr_multiplier(
     *,
     name: str = "WarmupMultiStepLR",
     max_iter: int,
-    steps: Sequence[Any] = (),
+    steps: Sequence[int] = (),
     gamma: float = 0.1,
     end_factor: float = 0.0,
     warmup_iters: int = 1000,
     warmup_factor: float = 0.001,
     warmup_method: str = "linear",
-    phases: Sequence[Any] = (),
-    phase_restart: str = "none",
-    phase_factor: float = 1.0,
 ) -> ParamScheduler:
     """Build the learning rate over training, in units of the base rate.
 
@@ -145,22 +136,15 @@ def build_lr_multiplier(
         name: "WarmupMultiStepLR" or "WarmupCosineLR", Detectron2's names.
         max_iter: iterations of the whole training, > 0.
         steps: where the multi-step schedule multiplies by `gamma`; those at or beyond `max_iter` have no
-            effect. With a restart they count from a phase's beginning and may be one list per phase.
+            effect.
         gamma: see `steps`.
         end_factor: what the cosine schedule ends at.
         warmup_iters: iterations of the warm-up; cut at `max_iter`.
         warmup_factor: what the warm-up starts from, in units of the schedule's first value.
         warmup_method: "linear" or "constant".
-        phases: of the samplers, see :func:`longtail_det2.data.samplers.parse_phases`.
-        phase_restart: "none" has one schedule over the whole training. With "with_warmup" and
-            "without_warmup" each phase has its own, as long as the phase is; the first phase has its warm-up
-            in any case.
-        phase_factor: with a restart, the learning rate of phase s = 0, 1, ... is multiplied by
-            phase_factor ** s; positive.
 
     Raises:
-        ConfigError: unknown `name`, `max_iter` not positive, `steps` not positive and increasing, or phases
-            that do not fit `max_iter`, `steps` or a restart.
+        ConfigError: unknown `name`, `max_iter` not positive, or `steps` not positive and increasing.
     """
     if max_iter < 1:
         raise ConfigError(f"SOLVER.MAX_ITER is {max_iter}; training needs at least one iteration")
@@ -171,69 +155,6 @@ def build_lr_multiplier(
             warmup_iters,
             max_iter,
         )
-
-    def schedule(length: int, its_steps: Any, warmup: int) -> ParamScheduler:
-        shape = _build_schedule(name, gamma, end_factor, length, its_steps)
-        return WarmupParamScheduler(shape, warmup_factor, min(warmup / length, 1.0), warmup_method)
-
-    per_phase = any(isinstance(step, Sequence) for step in steps)
-    if phase_restart == "none":
-        if phase_factor != 1.0 or per_phase:
-            raise ConfigError(
-                "SOLVER.PHASE_FACTOR, or a list of SOLVER.STEPS for each phase, needs a schedule per phase: "
-                "set SOLVER.PHASE_RESTART to 'with_warmup' or 'without_warmup'"
-            )
-        return schedule(max_iter, steps, warmup_iters)
-    restart = f"SOLVER.PHASE_RESTART (lr_multiplier.phase_restart) is {phase_restart!r}"
-    if phase_restart not in ("with_warmup", "without_warmup"):
-        raise ConfigError(f"{restart}; known: 'none', 'with_warmup', 'without_warmup'")
-    if not len(phases):
-        raise ConfigError(f"{restart}, but DATALOADER.PHASES (dataloader.train.phases) is empty")
-    if not phase_factor > 0:
-        raise ConfigError(
-            f"SOLVER.PHASE_FACTOR (lr_multiplier.phase_factor) is {phase_factor}; it must be positive"
-        )
-    lengths = [phase.iterations for phase in parse_phases(phases, max_iter)]
-    if per_phase and len(steps) != len(lengths):
-        raise ConfigError(
-            f"SOLVER.STEPS has lists for {len(steps)} of {len(lengths)} phases (DATALOADER.PHASES): give one "
-            "for each phase, or one list of numbers for all"
-        )
-    schedules = []
-    for number, length in enumerate(lengths):
-        warmup = warmup_iters if number == 0 or phase_restart == "with_warmup" else 0
-        schedules.append(schedule(length, steps[number] if per_phase else steps, warmup))
-    return PhasedParamScheduler(schedules, lengths, phase_factor)
-
-
-class PhasedParamScheduler(ParamScheduler):
-    """Schedules one after the other, each over the iterations of its phase.
-
-    fvcore's `CompositeParamScheduler` compares fractions of the training, which rounding shifts by an
-    iteration.
-    """
-
-    def __init__(self, schedules: Sequence[ParamScheduler], iterations: Sequence[int], factor: float) -> None:
-        """Take over the schedules, each from 0 at its phase's beginning to 1 at its end.
-
-        Args:
-            schedules: one per phase, at least one.
-            iterations: of each phase, positive.
-            factor: what each phase multiplies the rates of the phase before by.
-        """
-        self._schedules, self._iterations, self._factor = list(schedules), list(iterations), factor
-        self._begins = [0, *accumulate(iterations[:-1])]
-
-    def __call__(self, where: float) -> float:
-        """Return the value at a point of the whole training, in [0, 1]."""
-        iteration = round(where * sum(self._iterations))
-        phase = bisect_right(self._begins, iteration) - 1
-        within = (iteration - self._begins[phase]) / self._iterations[phase]
-        return self._factor**phase * self._schedules[phase](within)
-
-
-def _build_schedule(name: str, gamma: float, end_factor: float, max_iter: int, steps: Any) -> ParamScheduler:
-    """One schedule without warm-up and phases; see :func:`build_lr_multiplier`."""
     if name == "WarmupMultiStepLR":
         if list(steps) != sorted(set(steps)) or any(step < 1 for step in steps):
             raise ConfigError(f"SOLVER.STEPS is {list(steps)}; the steps must be positive and increase")
@@ -247,7 +168,7 @@ def _build_schedule(name: str, gamma: float, end_factor: float, max_iter: int, s
             f"SOLVER.LR_SCHEDULER_NAME: there is no schedule {name!r}; known: 'WarmupMultiStepLR', "
             "'WarmupCosineLR'"
         )
-    return schedule
+    return WarmupParamScheduler(schedule, warmup_factor, min(warmup_iters / max_iter, 1.0), warmup_method)
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:

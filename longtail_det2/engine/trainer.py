@@ -76,8 +76,6 @@ class Trainer(Run):
             weights=cfg.MODEL.WEIGHTS,
             reset_weights=cfg.MODEL.RESET_WEIGHTS,
             phases=phases,
-            activation_checkpoint=cfg.MODEL.ACTIVATION_CHECKPOINT,
-            log_class_gradients=cfg.MODEL.ROI_BOX_HEAD.LOG_CLASS_GRADIENTS,
             mixed_precision=cfg.SOLVER.AMP.ENABLED,
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
             max_checkpoints=cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP,

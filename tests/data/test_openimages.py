@@ -136,19 +136,16 @@ def test_image_labels_and_images_with_nothing_else(folder):
     assert (summary["images_without_objects"], summary["contradictory_image_labels"]) == (2, 1)
 
 
-def test_fractional_confidence_only_on_request(folder):
+def test_fractional_confidence_is_refused_or_skipped(folder):
     folder.boxes(row("a"))
     labels = folder.write(
         "machine.csv",
         "ImageID,LabelName,Confidence\na,/m/man,1\na,/m/dog,0.7\na,/m/chips,0.2\na,/m/woman,0\n",
     )
-    with pytest.raises(
-        DataError, match=r"machine\.csv, line 3: Confidence is 0\.7.*--machine-label-threshold"
-    ):
+    with pytest.raises(DataError, match=r"machine\.csv, line 3: Confidence is 0\.7.*human-imagelabels"):
         folder.prepare(image_labels=[labels])
-    store = folder.prepare(image_labels=[labels], machine_label_threshold=0.5)
-    assert image_labels(store, 0) == [(MAN, 1), (WOMAN, 0), (DOG, 1)]
-    assert len(folder.prepare(image_labels=[labels], skip_bad=True).image_labels) == 2
+    store = folder.prepare(image_labels=[labels], skip_bad=True)
+    assert image_labels(store, 0) == [(MAN, 1), (WOMAN, 0)]
 
 
 def test_unknown_label_is_refused_or_skipped(folder):

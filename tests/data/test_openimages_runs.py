@@ -45,7 +45,7 @@ def test_changes_lead_to_a_new_store(folder):
     store = folder.prepare()
     assert store.image_ids.tolist() == [b"b"]
     stamps.append(stamp(store))
-    stamps.append(stamp(folder.prepare(machine_label_threshold=0.9)))
+    stamps.append(stamp(folder.prepare(skip_bad=True)))
     stamps.append(stamp(folder.prepare(hierarchy=None)))
     stamps.append(stamp(folder.prepare(image_labels=[folder.image_labels("b,verification,/m/dog,1")])))
     assert len(set(stamps)) == len(stamps)
@@ -151,24 +151,6 @@ def test_two_files_for_one_image_are_refused(folder):
     folder.image("validation/a.jpg")
     with pytest.raises(DataError, match=r"two files could be one image: train/a\.jpg and validation/a\.jpg"):
         folder.prepare(images=folder.path / "images")
-
-
-def test_sizes_from_a_file(folder):
-    folder.boxes(row("a"), row("b"))
-    sizes = folder.write("sizes.csv", "Height,ImageID,Width\n20,b,10\n5,other,5\n40,a,30\n")
-    store = folder.prepare(image_sizes=sizes)
-    assert store.image_sizes.tolist() == [[40, 30], [20, 10]]
-    assert store.has_image_sizes
-    some = folder.write("some.csv", "ImageID,Width,Height\na,30,40\n")
-    with pytest.raises(DataError, match=r"^image b has no size in .*some\.csv"):
-        folder.prepare(image_sizes=some)
-    assert folder.prepare(image_sizes=some, skip_bad=True).image_ids.tolist() == [b"a"]
-    folder.image("a.jpg", (1, 2))
-    folder.image("b.jpg", (3, 4))
-    store = folder.prepare(image_sizes=some, images=folder.path / "images")  # headers for what the file lacks
-    assert store.image_sizes.tolist() == [[40, 30], [4, 3]]
-    with pytest.raises(DataError, match=r"zero\.csv, line 2: column Width holds 0; .* must be positive"):
-        folder.prepare(image_sizes=folder.write("zero.csv", "ImageID,Width,Height\na,0,4\n"))
 
 
 # ---- the command, and real annotations

@@ -106,10 +106,18 @@ def test_killed_inside_the_second_phase(check_resume, yaml_args, repository, tmp
 
     def command(run, workers, *flags):
         options = ("DATALOADER.SAMPLER_TRAIN", "PhasedTrainingSampler", "DATALOADER.PHASES", phases)
-        options += ("SOLVER.PHASE_RESTART", "with_warmup", "SOLVER.PHASE_FACTOR", "0.3", "SEED", "2")
-        options += ("SOLVER.IMS_PER_BATCH", "4", "SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.BASE_LR", "0.002")
+        options += (
+            "SEED",
+            "2",
+            "SOLVER.IMS_PER_BATCH",
+            "4",
+            "SOLVER.CHECKPOINT_PERIOD",
+            "3",
+            "SOLVER.BASE_LR",
+            "0.002",
+        )
         options += ("DATALOADER.ASPECT_RATIO_GROUPING", "True", "DATALOADER.NUM_WORKERS", str(workers))
-        options += ("SOLVER.LOG_PERIOD", "20")
+        options += ("SOLVER.LOG_PERIOD", "20", "SOLVER.BASE_LR", "0.002")
         args = yaml_args(*options, "DATASETS.TEST", "()", "OUTPUT_DIR", str(run), max_iter=28)
         script = repository / "scripts/train_net.py"
         return [script, *flags, "--config-file", args.config_file, *args.opts]

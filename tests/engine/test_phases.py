@@ -28,13 +28,11 @@ YAML = [
         "DATALOADER.PHASES",
         "(('UniformTrainingSampler', 3), ('SoftBalanceTrainingSampler', 4, {'lambda_': 0.5}))",
     ),
-    *("SOLVER.PHASE_RESTART", "with_warmup", "SOLVER.PHASE_FACTOR", "0.5", "SOLVER.CHECKPOINT_PERIOD", "1"),
+    *("SOLVER.CHECKPOINT_PERIOD", "1"),
 ]
 LAZY = [
     "dataloader.train.sampler=PhasedTrainingSampler",
     "dataloader.train.phases=[[UniformTrainingSampler,3],[SoftBalanceTrainingSampler,4,{lambda_:0.5}]]",
-    "lr_multiplier.phase_restart=with_warmup",
-    "lr_multiplier.phase_factor=0.5",
     "lr_multiplier.end_factor=0.06",
     "train.seed=5",
     "train.checkpointer.period=1",
@@ -93,9 +91,9 @@ def test_a_phased_run_logs_its_phases_and_rates(yaml_run, tmp_path):
     second = text.index("Phase 2 of 2, iterations 3 to 6: SoftBalanceTrainingSampler(lambda_=0.5)")
     end = text.index("Drawn in 4 iterations by SoftBalanceTrainingSampler(lambda_=0.5): 8 images, ")
     assert first < drawn < second < end and text.count("Phase ") == 2
-    # Cosines over three and over four iterations to 6 % (BASE_LR_END), each with one iteration of warm-up.
-    cosine = [0.06 + 0.94 * 0.5 * (1 + math.cos(math.pi * x)) for x in (1 / 3, 2 / 3, 1 / 4, 2 / 4, 3 / 4)]
-    expected = [0.02, *cosine[:2], 0.5 * 0.02, *(0.5 * value for value in cosine[2:])]
+    # One cosine over seven iterations to 6 % (BASE_LR_END), with one iteration of warm-up.
+    cosine = [0.06 + 0.94 * 0.5 * (1 + math.cos(math.pi * step / 7)) for step in range(1, 7)]
+    expected = [0.02, *cosine]
     assert [line["lr"] for line in lines] == pytest.approx([0.001 * value for value in expected])
 
 
@@ -126,7 +124,7 @@ def test_resume_inside_the_second_phase_is_exact(yaml_run, lazy_run, tmp_path, f
 
 def test_the_first_phase_is_a_natural_run(yaml_run, yaml_args, tmp_path):
     """The hybrid and the natural run it is compared with have the same first iterations."""
-    yaml_run("SOLVER.PHASE_RESTART", "none", "SOLVER.PHASE_FACTOR", "1.0")
+    yaml_run()
     checkpoint = torch.load(tmp_path / "run/model_0000002.pth", weights_only=True)["model"]
     (tmp_path / "run").rename(tmp_path / "hybrid")
     options = ["SEED", "5", "SOLVER.BASE_LR", "0.001", "SOLVER.CHECKPOINT_PERIOD", "1"]
@@ -294,11 +292,6 @@ def test_phase_mistakes_in_configs(yaml_args, lazy_args, capsys):
     assert message.startswith(
         "error: DATALOADER.SOFT_BALANCE.LAMBDA (lambda_) is 2.5; it must be a number from 0"
     )
-    restart = ["SOLVER.PHASE_RESTART", "with_warmup"]
-    message = fails(trainer.main, yaml_args(*restart), capsys)
-    assert "DATALOADER.PHASES (dataloader.train.phases) is empty" in message
-    message = fails(lazy.main, lazy_args("lr_multiplier.phase_restart=with_warmup"), capsys)
-    assert "DATALOADER.PHASES (dataloader.train.phases) is empty" in message
 
 
 def test_labels_of_a_store_and_of_its_dataset_agree(pictures):

@@ -81,18 +81,6 @@ def test_dense_detectors(yaml_args, tmp_path, detector):
     assert 0 < logged(tmp_path, "loss_objectness") < 10
 
 
-def test_activation_checkpointing_counts_once(yaml_args, tmp_path):
-    """The whole head, loss and all, runs twice a step."""
-    assert run(trainer.main, yaml_args(*LOSS, "SEED", "2", "DATASETS.TEST", "()")) == 0
-    weights = saved(tmp_path)
-    (tmp_path / "run").rename(tmp_path / "plain")
-    again = ("MODEL.ACTIVATION_CHECKPOINT", "roi_heads", "SEED", "2", "DATASETS.TEST", "()")
-    assert run(trainer.main, yaml_args(*LOSS, *again)) == 0
-    twin = saved(tmp_path)
-    assert torch.equal(twin[f"{HEADS}.{COUNTS}"], weights[f"{HEADS}.{COUNTS}"])
-    assert twin[f"{HEADS}.{COUNTS}"].sum() > 0
-
-
 def test_evaluation_leaves_the_counts(yaml_args, tmp_path):
     assert run(trainer.main, yaml_args(*LOSS, "TEST.EVAL_PERIOD", "1", "SEED", "2")) == 0
     often = saved(tmp_path)[f"{HEADS}.{COUNTS}"]

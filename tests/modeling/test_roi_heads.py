@@ -8,11 +8,18 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.utils.checkpoint import checkpoint
 
 from longtail_det2.layers import NormalizedLinear
 from longtail_det2.modeling.backbone import TinyBackbone
 from longtail_det2.modeling.box_regression import multi_label_box_loss
-from longtail_det2.modeling.losses import NORMALIZERS, SeesawLoss, SigmoidBCELoss, SoftmaxCrossEntropyLoss
+from longtail_det2.modeling.losses import (
+    NORMALIZERS,
+    LossNormalizer,
+    SeesawLoss,
+    SigmoidBCELoss,
+    SoftmaxCrossEntropyLoss,
+)
 from longtail_det2.modeling.roi_heads import MultiLabelFastRCNNOutputLayers, MultiLabelROIHeads
 from longtail_det2.modeling.roi_heads.fast_rcnn import keep_top_candidates
 from longtail_det2.structures.multi_label import MultiLabelTargets
@@ -198,11 +205,21 @@ def test_counters_change_once_per_training_step():
 
     with torch.no_grad():
         assert counted() == [0, 0, 0, 0]
-    head.counting = False
-    assert counted() == [0, 0, 0, 0]
-    head.counting = True
     assert head.eval() and counted() == [0, 0, 0, 0]
     assert head.train() and counted() == [1, 0, 0, 1]
+
+
+def test_recomputed_activations_count_once():
+    """Under activation checkpointing the losses run twice in a training step."""
+    head = predictor(SeesawLoss(num_classes=3), loss_normalizer=LossNormalizer("foreground_average"))
+
+    def total(logits, deltas):
+        return sum(head.losses((logits, deltas), [proposals_of([0, 3])]).values())
+
+    logits, deltas = torch.zeros(2, 5, requires_grad=True), torch.zeros(2, 12, requires_grad=True)
+    checkpoint(total, logits, deltas, use_reentrant=False).backward()
+    assert logits.grad.any() and head.classification_loss.class_counts.tolist() == [1, 0, 0, 1]
+    assert head.loss_normalizer.average.item() == pytest.approx(0.9 * 100 + 0.1)
 
 
 def test_a_classifier_without_bias(caplog):

@@ -27,7 +27,6 @@ from longtail_det2.data.open_images_csv import (
     read_boxes,
     read_classes,
     read_image_labels,
-    read_size_file,
 )
 from longtail_det2.data.store import AnnotationStore, AnnotationStoreWriter, ObjectFlag, open_if_current
 from longtail_det2.utils.errors import DataError
@@ -41,7 +40,6 @@ _RULES = 2  # raise when the same sources and options would give another store
 _IMAGE_KINDS = {
     "missing_image": Kind("annotated images without a file", "complete the folder"),
     "unreadable_image": Kind("annotated images that cannot be read", "replace the files"),
-    "no_size": Kind("annotated images without a size", "add them to the file of sizes"),
 }
 
 
@@ -53,9 +51,7 @@ def prepare_openimages(
     images: str | Path | None,
     output: str | Path,
     *,
-    image_sizes: str | Path | None = None,
     on_unknown_label: Literal["error", "skip"] = "error",
-    machine_label_threshold: float | None = None,
     skip_bad: bool = False,
     workers: int = 2,
     force: bool = False,
@@ -71,14 +67,12 @@ def prepare_openimages(
         image_labels: image-label CSVs; columns ImageID, LabelName, Confidence.
         classes: class descriptions, LabelName,DisplayName without header; its order is the class order.
         hierarchy: hierarchy JSON; nodes that are no classes are left out, children move up. None: flat.
-        images: folder with the images at any depth. None: files are called "<id>.jpg", and have the sizes of
-            `image_sizes`, else none, which serves statistics and evaluation, but not training.
+        images: folder with the images at any depth. None: files are called "<id>.jpg" and have no sizes,
+            which serves statistics and evaluation, but not training.
         output: directory of the store.
-        image_sizes: CSV with columns ImageID, Width, Height (upright images), to spare opening the files.
         on_unknown_label: what to do about labels that are not among the classes.
-        machine_label_threshold: fractional confidences from this value on are present; None refuses them.
         skip_bad: leave out, instead of refusing: bad boxes (outside [0, 1] by more than 1e-6, inverted or not
-            finite), machine labels, and images that are missing, cannot be read or have no size.
+            finite), machine labels, and images that are missing or cannot be read.
         workers: processes that read image headers.
         force: build even if the store is up to date.
         progress: show a progress bar.
@@ -90,11 +84,10 @@ def prepare_openimages(
         "rules": _RULES,
         "images": None if images is None else os.path.abspath(images),
         "on_unknown_label": on_unknown_label,
-        "machine_label_threshold": machine_label_threshold,
         "skip_bad": skip_bad,
     }
     files = [("boxes", path) for path in boxes] + [("image_labels", path) for path in image_labels]
-    files += [("classes", classes), ("hierarchy", hierarchy), ("image_sizes", image_sizes)]
+    files += [("classes", classes), ("hierarchy", hierarchy)]
     files = [(role, Path(path)) for role, path in files if path is not None]
     for role, path in files:
         if not path.is_file():
@@ -113,12 +106,10 @@ def prepare_openimages(
         if hierarchy is not None:
             tree = LabelHierarchy.from_json(hierarchy, class_ids, unlisted="contract")
         of_box, label, box, flags = read_boxes(boxes, class_ids, issues)
-        of_image_label, image_label, present = read_image_labels(
-            image_labels, class_ids, issues, machine_label_threshold=machine_label_threshold
-        )
+        of_image_label, image_label, present = read_image_labels(image_labels, class_ids, issues)
         issues.raise_errors()
         ids, (of_box, of_image_label) = index_images(of_box, of_image_label)
-        names, sizes = _find_images(ids, images, image_sizes, issues, workers, progress)
+        names, sizes = _find_images(ids, images, issues, workers, progress)
         issues.raise_errors()
         pa.default_memory_pool().release_unused()  # some hundred megabytes after a gigabyte of CSV
         kept = names != b""
@@ -145,33 +136,23 @@ def prepare_openimages(
 
 
 def _find_images(
-    ids: np.ndarray,
-    images: str | Path | None,
-    image_sizes: str | Path | None,
-    issues: Issues,
-    workers: int,
-    progress: bool,
+    ids: np.ndarray, images: str | Path | None, issues: Issues, workers: int, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """File name of each image, empty for those to leave out, and (height, width), 0 where unknown."""
-    sizes = np.zeros((len(ids), 2), np.int32) if image_sizes is None else read_size_file(image_sizes, ids)
-    names = np.char.add(ids, b".jpg") if images is None else find_images(Path(images), ids)
-
-    def leave_out(kind: str, wrong: np.ndarray, problem: str) -> None:
-        if len(wrong):
-            issues.add(kind, f"image {ids[wrong].tolist()[0].decode()} {problem}", len(wrong))
-            names[wrong] = b""
-
-    no_size = (sizes == 0).any(axis=1)
+    sizes = np.zeros((len(ids), 2), np.int32)
     if images is None:
-        if image_sizes is not None:
-            leave_out("no_size", np.flatnonzero(no_size), f"has no size in {image_sizes}")
-        return names, sizes
-    leave_out("missing_image", np.flatnonzero(names == b""), f"is not below {images}")
-    unknown = np.flatnonzero((names != b"") & no_size)
-    sizes[unknown], problems = read_image_sizes(Path(images), names[unknown], workers, progress)
+        return np.char.add(ids, b".jpg"), sizes
+    names = find_images(Path(images), ids)
+    missing, found = np.flatnonzero(names == b""), np.flatnonzero(names != b"")
+    if len(missing):
+        name = ids[missing[0]].decode()
+        issues.add("missing_image", f"image {name} is not below {images}", len(missing))
+    sizes[found], problems = read_image_sizes(Path(images), names[found], workers, progress)
     if problems:
-        wrong = unknown[[index for index, _ in problems]]
-        leave_out("unreadable_image", wrong, f"cannot be read ({problems[0][1]})")
+        wrong = found[[index for index, _ in problems]]
+        name = ids[wrong[0]].decode()
+        issues.add("unreadable_image", f"image {name} cannot be read ({problems[0][1]})", len(wrong))
+        names[wrong] = b""
     return names, sizes
 
 

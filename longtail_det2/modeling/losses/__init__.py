@@ -1,6 +1,6 @@
 """Classification losses on the contract of :mod:`.base`."""
 
-from .base import NORMALIZERS, ClassificationLoss, LossNormalizer, reduce_losses
+from .base import NORMALIZERS, ClassificationLoss, LossNormalizer, is_recomputed, reduce_losses
 from .build import CLASSIFICATION_LOSS_REGISTRY, build_classification_loss
 from .concurrent_softmax import ConcurrentSoftmaxLoss
 from .seesaw import SeesawLoss
@@ -22,5 +22,6 @@ __all__ = [
     "SigmoidFocalLoss",
     "SoftmaxCrossEntropyLoss",
     "build_classification_loss",
+    "is_recomputed",
     "reduce_losses",
 ]

@@ -245,6 +245,11 @@ def reduce_losses(
     }
 
 
+def is_recomputed() -> bool:
+    """Whether this is a second forward pass, for the gradient of checkpointed activations."""
+    return torch._C._current_graph_task_id() >= 0
+
+
 NORMALIZERS = ("regions", "foreground", "foreground_average", "elements")
 
 
@@ -263,13 +268,9 @@ class LossNormalizer(nn.Module):
     The average is ``average <- momentum * average + (1 - momentum) * max(foreground, 1)`` as in Detectron2,
     but a buffer, so that a resumed run continues it, and over all processes, so that several of them with a
     part of the batch each train as one with the whole.
-
-    Attributes:
-        counting: False while a forward pass is recomputed for the gradient: the average must not move then.
     """
 
     average: Tensor | None
-    counting = True
 
     def __init__(self, kind: str = "regions", *, initial: float = 100.0, momentum: float = 0.9) -> None:
         """Make the normalizer; `initial` and `momentum` in [0, 1) are those of the moving average.
@@ -303,7 +304,7 @@ class LossNormalizer(nn.Module):
 
     def _averaged(self, average: Tensor, foreground: Tensor) -> Tensor:
         processes = comm.get_world_size()
-        if self.counting:
+        if not is_recomputed():
             count = foreground.to(average)
             if processes > 1:
                 torch.distributed.all_reduce(count)

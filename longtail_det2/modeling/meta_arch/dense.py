@@ -32,6 +32,7 @@ from longtail_det2.modeling.losses import (
     ClassificationLoss,
     LossNormalizer,
     build_classification_loss,
+    is_recomputed,
     reduce_losses,
 )
 from longtail_det2.modeling.score_thresholds import ScoreThresholds
@@ -119,7 +120,6 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         initial_foreground: first value of the moving average that losses are divided by.
         other_widths: numbers per anchor that the head predicts after the logits and the box.
         box_reg_loss_type, smooth_l1_beta: of the box loss, see :func:`pair_losses`.
-        counting: False while a forward pass is recomputed for the gradient: losses must not count it again.
     """
 
     head: MultiLabelDenseHead
@@ -130,7 +130,6 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
     other_widths: tuple[int, ...] = ()
     box_reg_loss_type: str
     smooth_l1_beta: float
-    counting = True
 
     @configurable
     def __init__(
@@ -193,7 +192,7 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         divisor, box_divisor = self.loss_normalizer(len(targets), count, self.num_classes)
 
         loss = self.head.classification_loss
-        if self.counting and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not is_recomputed():
             loss.update(targets.positives)
         classes = dense_unreduced(loss, logits, targets)
         of_image = Boxes.cat(list(anchors)).tensor

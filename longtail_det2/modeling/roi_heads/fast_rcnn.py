@@ -26,6 +26,7 @@ from longtail_det2.modeling.losses import (
     ClassificationLoss,
     LossNormalizer,
     build_classification_loss,
+    is_recomputed,
     reduce_losses,
 )
 from longtail_det2.modeling.score_thresholds import ScoreThresholds
@@ -43,10 +44,7 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
 
     Attributes:
         test_score_thresh: (K,) thresholds, see :class:`ScoreThresholds`.
-        counting: False while a forward pass is recomputed for the gradient: losses must not count it again.
     """
-
-    counting = True
 
     @configurable
     def __init__(
@@ -116,7 +114,7 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
             self._log_accuracy(logits, targets)
         loss = self.classification_loss
         weights: Any = self.loss_weight
-        if self.counting and self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and not is_recomputed():
             loss.update(targets)
         foreground = targets.foreground.sum()
         divisor, box_divisor = self.loss_normalizer(len(targets), foreground, self.num_classes)
