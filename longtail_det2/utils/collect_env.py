@@ -6,37 +6,27 @@ prints the problems only. The exit status is 1 when there are any.
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import os
-import platform
 import sys
 
 import longtail_det2
 
 LIBRARIES = (
     *("torch", "torchvision", "numpy", "pyarrow", "PIL", "cv2", "fvcore", "iopath", "omegaconf"),
-    *("pycocotools", "hotcoco", "matplotlib", "tensorboard", "detectron2"),
+    *("pycocotools", "hotcoco", "matplotlib", "tensorboard", "detectron2.utils.collect_env"),
+    *(f"detectron2.{part}" for part in "structures layers modeling data engine evaluation model_zoo".split()),
 )
-_PARTS = ("structures", "layers", "modeling", "data", "engine", "evaluation", "model_zoo")
-
-
-def import_failure(name: str) -> str:
-    """Import a module; returns why that fails, or ""."""
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # a broken library may raise anything while it is imported
-        if isinstance(error, ModuleNotFoundError) and error.name in (name, name.partition(".")[0]):
-            return "not installed"
-        return f"installed, but its import fails: {type(error).__name__}: {error}"
-    return ""
 
 
 def find_problems() -> list[str]:
     """Say what does not work, and what to do about it."""
     problems = []
-    for name in (*LIBRARIES, *(f"detectron2.{part}" for part in _PARTS)):
-        if failure := import_failure(name):
+    for name in LIBRARIES:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken library may raise anything while it is imported
+            absent = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
+            failure = "not installed" if absent else f"its import fails: {type(error).__name__}: {error}"
             advice = "Run `make setup`, or install it with pip"
             if name.startswith("detectron2"):
                 advice = "Remove it if it is there, and run `python scripts/install_detectron2.py`"
@@ -53,37 +43,21 @@ def find_problems() -> list[str]:
     return problems
 
 
-def describe() -> str:
-    """Versions of this project, Python and libraries, and Detectron2's report if it can be made."""
-    lines = [
-        f"longtail_det2 {longtail_det2.__version__}",
-        f"Python {platform.python_version()} at {sys.executable}",
-        f"{platform.platform()}, {os.cpu_count()} cores",
-    ]
-    for name in LIBRARIES:
-        version = getattr(sys.modules.get(name), "__version__", "version unknown")
-        lines.append(f"{name} {import_failure(name) or version}")
-    lines += [
-        f"${name} {os.environ.get(name, 'not set')}" for name in ("DETECTRON2_DATASETS", "OMP_NUM_THREADS")
-    ]
-    if not import_failure("detectron2.utils.collect_env"):
-        lines.append(importlib.import_module("detectron2.utils.collect_env").collect_env_info())
-    return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Command line; returns 1 when something does not work."""
-    parser = argparse.ArgumentParser(prog="collect_env", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="print problems only")
-    options = parser.parse_args(arguments)
     problems = find_problems()
-    if not options.check:
-        listed = "".join(f"\n  - {problem}" for problem in problems) or " none"
-        sys.stdout.write(f"{describe()}\n\nProblems:{listed}\n")
-    elif problems:
+    if arguments == ["--check"]:
         sys.stdout.write("".join(f"problem: {problem}\n" for problem in problems))
+        return 1 if problems else 0
+    versions = [f"longtail_det2 {longtail_det2.__version__}"]
+    for name in LIBRARIES[: LIBRARIES.index("detectron2.utils.collect_env")]:
+        versions.append(f"{name} {getattr(sys.modules.get(name), '__version__', 'version unknown')}")
+    report = sys.modules.get("detectron2.utils.collect_env")
+    versions.append(report.collect_env_info() if report else "")
+    listed = "".join(f"\n  - {problem}" for problem in problems) or " none"
+    sys.stdout.write("\n".join([*versions, f"\nProblems:{listed}\n"]))
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

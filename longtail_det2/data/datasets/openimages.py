@@ -145,12 +145,12 @@ def _find_images(
     names = find_images(Path(images), ids)
     missing, found = np.flatnonzero(names == b""), np.flatnonzero(names != b"")
     if len(missing):
-        name = ids[missing[0]].decode()
+        name = bytes(ids[missing[0]]).decode()
         issues.add("missing_image", f"image {name} is not below {images}", len(missing))
     sizes[found], problems = read_image_sizes(Path(images), names[found], workers, progress)
     if problems:
         wrong = found[[index for index, _ in problems]]
-        name = ids[wrong[0]].decode()
+        name = bytes(ids[wrong[0]]).decode()
         issues.add("unreadable_image", f"image {name} cannot be read ({problems[0][1]})", len(wrong))
         names[wrong] = b""
     return names, sizes
