@@ -25,8 +25,6 @@ from longtail_det2.utils.errors import ConfigError
 from longtail_det2.utils.wording import pluralize
 
 _BASE_KEY = "_BASE_"
-_MAX_DEPTH = 32
-"""Mappings and lists of a YAML file may be nested this deep."""
 
 
 def load_cfg(config_file: str | os.PathLike[str] = "", options: Sequence[str] = ()) -> CfgNode:
@@ -83,8 +81,7 @@ def load_lazy(config_file: str | os.PathLike[str], overrides: Sequence[str] = ()
 
     Raises:
         ConfigError: there is no such file, it cannot be executed, or a key is named that the config does not
-            have or that the object to be built does not take. Errors inside modules that the config imports
-            pass as they are.
+            have or that the object to be built does not take.
     """
     path = find_config_file(config_file, ".py")
     cfg = _execute(path)
@@ -139,28 +136,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys to values, got {type(content).__name__}")
-    _check_form(content, str(path))
     return content
-
-
-def _check_form(node: Any, source: str, depth: int = 0) -> None:
-    """Check that keys are text and that the nesting ends."""
-    if depth > _MAX_DEPTH:
-        raise ConfigError(f"{source}: nested deeper than {_MAX_DEPTH}, or a value that contains itself")
-    if isinstance(node, dict):
-        wrong = next((key for key in node if not isinstance(key, str)), None)
-        if wrong is not None:
-            raise ConfigError(f"{source}: the key {wrong!r} is no text but {type(wrong).__name__}")
-        node = list(node.values())
-    for value in node if isinstance(node, list) else ():
-        _check_form(value, source, depth + 1)
 
 
 def _merge(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
     before = cfg.clone()
     try:
         cfg.merge_from_other_cfg(CfgNode(content))
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, TypeError, RecursionError) as error:
         message = str(error.args[0] if error.args else error)
         missing = message.partition("Non-existent config key: ")[2]
         wrong = message.partition("for config key: ")[2]
@@ -194,7 +177,7 @@ def _check_elements(known: Sequence[Any], value: Any, key: str, source: str) -> 
 def _leaves(value: Sequence[Any], depth: int = 1) -> Iterator[tuple[int, str]]:
     """Depth and kind of a sequence's elements."""
     for one in value:
-        if isinstance(one, (tuple, list)):
+        if isinstance(one, (tuple, list)) and depth < 8:  # one may contain itself
             yield from _leaves(one, depth + 1)
         else:
             yield depth, _kind(one)
@@ -252,23 +235,14 @@ def _execute(path: Path) -> DictConfig:
     try:
         cfg: Any = LazyConfig.load(str(path))
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if os.path.basename(frame.filename) == path.name]
-        # An error below the config, in a module that it imports, is told with its traceback.
-        deeper = frames[-1].filename if frames else ""
-        if own and frames[-1] is not own[-1] and not _is_of_loader(deeper):
-            raise
+        frames = [one for one in traceback.extract_tb(error.__traceback__) if one.filename[:1] != "<"]
+        own = [one for one in frames if os.path.basename(one.filename) == path.name]
         where = f"{path}, line {own[-1].lineno}" if own else str(path)
-        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+        below = "" if frames[-1:] == own[-1:] else f" ({frames[-1].filename}, line {frames[-1].lineno})"
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}{below}") from error
     finally:
         builtins.__import__ = importer  # which Detectron2 leaves replaced when a config raises
     return cfg
-
-
-def _is_of_loader(file: str) -> bool:
-    """Whether code is what loads lazy configs: Detectron2's, the import system's, or omegaconf's."""
-    parts = Path(file).parts
-    return file.startswith("<frozen") or parts[-3:-1] == ("detectron2", "config") or "omegaconf" in parts
 
 
 def _check_override(cfg: DictConfig, key: str) -> None:

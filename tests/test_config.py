@@ -324,9 +324,10 @@ def test_an_own_key_of_train_is_no_mistake(tmp_path):
     assert load_lazy(path).train.my_note == 3
 
 
-def test_an_error_in_a_module_that_a_lazy_file_imports_keeps_its_traceback(tmp_path, monkeypatch):
+def test_an_error_in_a_module_that_a_lazy_file_imports_names_both_places(tmp_path, monkeypatch):
     write(tmp_path / "own_module_of_a_user.py", "def build():\n    return None.nothing\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     path = write(tmp_path / "own.py", "from own_module_of_a_user import build\nmodel = build()\n")
-    with pytest.raises(AttributeError):
+    message = r"own\.py, line 2: AttributeError: .*own_module_of_a_user\.py, line 2"
+    with pytest.raises(ConfigError, match=message):
         load_lazy(path)

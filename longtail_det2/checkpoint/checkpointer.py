@@ -29,8 +29,6 @@ _RESET_HINT = (
     "roi_heads.box_predictor (in a lazy config train.reset_weights=[roi_heads.box_predictor])"
 )
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
-_Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]
-"""Name of a parameter, its shape in the checkpoint and in the model."""
 
 
 class ClassAwareCheckpointer(DetectionCheckpointer):
@@ -237,21 +235,11 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         lines = [
             f"  {name}: {found} in the checkpoint, {wanted} in the model" for name, found, wanted in wrong
         ]
-        raise ConfigError(
-            f"{self._path} does not fit the model{self._class_counts(class_ids, wrong)}:\n"
-            + "\n".join(lines)
-            + f"\n{_RESET_HINT}"
-        )
-
-    def _class_counts(self, class_ids: Sequence[str] | None, wrong: Sequence[_Mismatch]) -> str:
-        """The two numbers of classes, or of logits where the checkpoint does not know its classes."""
+        counts = ""
         if class_ids and self.class_ids and len(class_ids) != len(self.class_ids):
-            found = pluralize(len(class_ids), "class", "classes")
-            return f": it is for {found}, the model for {len(self.class_ids)}"
-        for name, found, wanted in wrong:
-            if name.endswith("cls_score.weight"):
-                return f": its classifier has {pluralize(found[0], 'logit')}, the model's {wanted[0]}"
-        return ""
+            counts = f": it is for {pluralize(len(class_ids), 'class', 'classes')}, the model for "
+            counts += str(len(self.class_ids))
+        raise ConfigError("\n".join([f"{self._path} does not fit the model{counts}:", *lines, _RESET_HINT]))
 
     def _check_classes(self, class_ids: Sequence[str] | None) -> None:
         if not class_ids or not self.class_ids:

@@ -108,7 +108,6 @@ class Run:
             self._loader,
             parts.optimizer,
             parts.mixed_precision,
-            parts.output_dir,
         )
         self.checkpointer = ClassAwareCheckpointer(
             parts.model,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,12 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from longtail_det2.utils.io import write_json
-
 logger = logging.getLogger(__name__)
-
-NONFINITE_FILE = "nonfinite_loss.json"
-"""File of a run's folder about the batch that stopped training."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -76,7 +70,6 @@ def make_training_step(
     loader: ResumableLoader,
     optimizer: Optimizer,
     mixed_precision: bool,
-    output_dir: str = "",
 ) -> SimpleTrainer:
     """Detectron2's object for one training step, with automatic mixed precision where there is CUDA.
 
@@ -85,22 +78,17 @@ def make_training_step(
         loader: of the training data.
         optimizer: of the model's parameters.
         mixed_precision: ignored, with a line in the log, without CUDA.
-        output_dir: where a batch with a loss that is not finite is noted; "" for nowhere.
     """
     if mixed_precision and not torch.cuda.is_available():
         logger.warning("mixed precision is asked for, but there is no CUDA: training in float32")
         mixed_precision = False
-    kind = _MixedPrecisionStep if mixed_precision else _Step
-    step: SimpleTrainer = kind(model, loader, optimizer)
-    step.output_dir = output_dir
-    return step
+    return (_MixedPrecisionStep if mixed_precision else _Step)(model, loader, optimizer)
 
 
 class _Step(SimpleTrainer):
     """Detectron2's step with checked losses; its state also holds the seed of the run's random numbers."""
 
     data_loader: ResumableLoader
-    output_dir = ""
 
     def run_step(self) -> None:
         try:
@@ -145,18 +133,10 @@ class _Step(SimpleTrainer):
     def _stop(self, losses: Mapping[str, float], rank: int, image_ids: Sequence[str]) -> None:
         iteration = get_event_storage().iter
         wrong = [name for name, value in losses.items() if not math.isfinite(value)]
-        path = os.path.join(self.output_dir, NONFINITE_FILE) if self.output_dir else ""
-        if path and comm.get_rank() == rank:
-            shown = {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
-            facts = {"iteration": iteration, "rank": rank, "losses": shown, "image_ids": list(image_ids)}
-            try:
-                write_json(path, facts, indent=1)
-            except OSError as error:
-                logger.error("%s cannot be written: %s", path, error)
         first = ", ".join(f"{name} = {losses[name]}" for name in wrong)
         raise NonFiniteLossError(
             f"training stopped in iteration {iteration}: {first} in the batch of the images "
-            f"{', '.join(image_ids)} (process {rank}{f', noted in {path}' if path else ''}). Look at these "
+            f"{', '.join(image_ids)} (process {rank}). Look at these "
             "images and their boxes (scripts/visualize_data.py); if they are good, lower SOLVER.BASE_LR or "
             "clip gradients (SOLVER.CLIP_GRADIENTS), and go on from the last checkpoint with --resume"
         )

@@ -14,7 +14,10 @@ import longtail_det2
 LIBRARIES = (
     *("torch", "torchvision", "numpy", "pyarrow", "PIL", "cv2", "fvcore", "iopath", "omegaconf"),
     *("pycocotools", "hotcoco", "matplotlib", "tensorboard", "detectron2.utils.collect_env"),
-    *(f"detectron2.{part}" for part in "structures layers modeling data engine evaluation model_zoo".split()),
+    *(
+        f"detectron2.{part}"
+        for part in ["structures", "layers", "modeling", "data", "engine", "evaluation", "model_zoo"]
+    ),
 )
 
 

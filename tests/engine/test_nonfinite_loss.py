@@ -1,7 +1,7 @@
 """NaN in training: a named error, the batch noted, a full disk named too."""
 
-import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -40,10 +40,7 @@ def test_nan_stops_with_iteration_loss_and_images(yaml_args, lazy_args, tmp_path
     assert message.startswith(
         "error: training stopped in iteration 2: loss_cls = nan in the batch of the images"
     )
-    noted = json.loads((tmp_path / "run/nonfinite_loss.json").read_text())
-    assert noted["iteration"] == 2 and noted["losses"]["loss_cls"] == "nan" and noted["rank"] == 0
-    assert math.isfinite(noted["losses"]["loss_rpn_cls"])
-    assert len(noted["image_ids"]) == 2 and ", ".join(noted["image_ids"]) in message
+    assert re.search(r"of the images [^ ,]+, [^ ,]+ \(process 0\)", message) and "loss_rpn" not in message
     newest = torch.load(tmp_path / "run/model_0000001.pth")["model"]  # nothing of the bad step is kept
     assert all(torch.isfinite(value).all() for value in newest.values())
     assert not (tmp_path / "run/model_final.pth").exists()
@@ -56,7 +53,7 @@ def test_diverged_weights_are_told_the_same_way(yaml_args, tmp_path, capsys):
     assert run(trainer.main, yaml_args(*options, max_iter=5)) == 2
     message = capsys.readouterr().err
     assert "training stopped in iteration" in message and "Traceback" not in message
-    assert len(json.loads((tmp_path / "run/nonfinite_loss.json").read_text())["image_ids"]) == 2
+    assert re.search(r"of the images [^ ,]+, [^ ,]+ \(process 0\)", message)
 
 
 def test_full_disk_at_a_checkpoint(yaml_args, tmp_path, capsys, monkeypatch):

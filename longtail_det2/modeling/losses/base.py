@@ -195,11 +195,6 @@ class ClassificationLoss(nn.Module, ABC):
             self._unset[name] = False
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self) -> str:
-        """Show the settings in ``print(model)``."""
-        settings = {name: value for name, value in vars(self).items() if isinstance(value, int | float | str)}
-        return ", ".join(f"{name}={value}" for name, value in settings.items() if name != "training")
-
 
 def class_priors(prior: float | Tensor, num_classes: int, shared: bool) -> Tensor:
     """Expand and check a prior of :meth:`ClassificationLoss.bias`.
@@ -310,7 +305,3 @@ class LossNormalizer(nn.Module):
                 torch.distributed.all_reduce(count)
             average.mul_(self.momentum).add_(count.clamp(min=1), alpha=1 - self.momentum)
         return average / processes
-
-    def extra_repr(self) -> str:
-        """Show the kind in ``print(model)``."""
-        return self.kind
