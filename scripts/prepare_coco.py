@@ -52,13 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="annotations of one image with equal boxes are labels of one object (default: several objects)",
     )
-    add(
-        "--frequency",
-        default="file",
-        metavar="{file,images,none,STORE}",
-        help="LVIS's frequency (rare, common, frequent): what the categories say (default), by "
-        "the images here, none, or that of another store, such as the training split's",
-    )
     add("--no-masks", action="store_true", help="leave the masks out (default: kept where the file has any)")
     add("--workers", type=int, default=2, metavar="N", help="processes that read image headers (2)")
     return parser
@@ -71,7 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
         "skip_bad": args.skip_bad,
         "merge_equal_boxes": args.merge_equal_boxes,
         "masks": not args.no_masks,
-        "frequency": args.frequency,
         "workers": args.workers,
     }
     try:

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import hotcoco
 import numpy as np
 
-from longtail_det2.data.datasets.coco import LVIS_THRESHOLDS, frequency_letters
 from longtail_det2.data.store import AnnotationStore
+from longtail_det2.data.store_writer import FREQUENCIES
 from longtail_det2.evaluation.detection_buffer import DetectionColumns
 from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth, class_ranges, mean_of_known
 from longtail_det2.utils.errors import ConfigError
@@ -29,6 +29,8 @@ Task = Literal["bbox", "segm"]
 
 MEANS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Names of the columns of `average_precision`; s, m, l: of small, medium, large objects."""
+LVIS_THRESHOLDS = (10, 100)
+"""Most training images of a rare and of a common class (Gupta et al., LVIS, CVPR 2019)."""
 _PAIRS_AT_ONCE = {"bbox": 1 << 18, "segm": 1 << 17}
 """Detections and objects matched together, about."""
 
@@ -227,7 +229,8 @@ def class_frequencies(store: AnnotationStore, train_counts: np.ndarray | None) -
         return np.full(store.num_classes, "", dtype="U1")
     rules = "those in at most %d training images are rare, in at most %d common, in more frequent"
     logger.info(f"%s: {rules}", unknown, *LVIS_THRESHOLDS)
-    return np.array(frequency_letters(train_counts), dtype="U1")
+    places = np.searchsorted(LVIS_THRESHOLDS, np.asarray(train_counts), side="left")
+    return np.array(FREQUENCIES, dtype="U1")[places]
 
 
 def _add(

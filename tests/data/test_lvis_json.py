@@ -9,7 +9,7 @@ import pytest
 from detectron2.data.samplers import RepeatFactorTrainingSampler as Detectron2RepeatFactor
 from PIL import Image
 
-from longtail_det2.data.datasets.coco import check_coco, frequency_letters, prepare_coco
+from longtail_det2.data.datasets.coco import check_coco, prepare_coco
 from longtail_det2.data.datasets.coco_checks import compact_segmentation, file_name_in_url
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.samplers import RepeatFactorTrainingSampler, repeat_factors
@@ -168,51 +168,7 @@ def test_own_data_hear_nothing_of_frequencies(write, images):
 def test_no_frequency_is_said_and_not_guessed(write, images, prepare):
     report = check_coco(write(without_frequency()), images)
     assert report.issues.counts() == {"empty_image": 1, "no_frequency": 3}
-    assert "--frequency STORE" in report.text()
     assert prepare(without_frequency()).class_frequencies is None
-    assert prepare(frequency="none").class_frequencies is None
-
-
-def test_frequencies_by_images(prepare, write, images):
-    content = without_frequency()
-    content["images"] = [image(one, "train2017/000000391895.jpg") for one in range(1, 112)]
-    numbered = itertools.count(1)
-    content["annotations"] = [
-        annotation(next(numbered), on, category)
-        for category, many in ((2, 10), (5, 11), (9, 101))
-        for on in range(1, many + 1)
-        for _ in range(1 + (category == 2))  # two objects in an image count once
-    ]
-    for place, one in enumerate(content["annotations"]):
-        one["bbox"] = [place % 40, place % 30, 10, 10]
-    store = prepare(content, frequency="images")
-    assert store.image_counts().tolist() == [10, 11, 101]
-    assert store.class_frequencies == ("r", "c", "f")
-    content["annotations"] = content["annotations"][-100:]
-    assert prepare(content, frequency="images").class_frequencies == ("r", "r", "c")
-
-
-def test_frequencies_of_the_training_store(prepare, tmp_path, write, images):
-    training = prepare(name="training")
-    content = without_frequency()
-    content["categories"].pop(0)
-    content["annotations"] = [one for one in content["annotations"] if one["category_id"] != 9]
-    for one in content["images"]:
-        one["neg_category_ids"], one["not_exhaustive_category_ids"] = [], []
-    store = prepare(content, frequency=str(training.path))
-    assert store.class_ids == ("2", "5") and store.class_frequencies == ("c", "r")
-    assert [one["role"] for one in store.header["sources"]] == ["coco", "frequency"]
-    assert not store.changed_sources()
-    content["categories"].append({"id": 77, "name": "yak"})
-    with pytest.raises(DataError, match=r"training: the store has no class .77.; is it"):
-        prepare(content, frequency=str(training.path))
-    prepare(name="training", frequency="none")
-    with pytest.raises(DataError, match=r"training: the store has no frequencies; make it with --frequency"):
-        prepare(content, frequency=str(training.path))
-    with pytest.raises(
-        DataError, match=r"frequency is 'imagse'; it must be 'file', 'images', 'none' or the folder"
-    ):
-        prepare(content, frequency="imagse")
 
 
 def test_frequencies_and_a_hierarchy(prepare, tmp_path, write, images):
@@ -223,15 +179,6 @@ def test_frequencies_and_a_hierarchy(prepare, tmp_path, write, images):
     store = prepare(hierarchy=path)
     assert store.class_ids[-2:] == ("reptile", "animal")
     assert store.class_frequencies == ("c", "r", "f", "r", "f")  # as the most frequent one below
-    counted = prepare(hierarchy=path, frequency="images")
-    assert counted.class_frequencies == ("r",) * 5
-
-
-def test_groups_at_lvis_thresholds():
-    counts = np.array([0, 1, 10, 11, 100, 101, 100_000])
-    assert "".join(frequency_letters(counts)) == "rrrccff"
-    assert "".join(frequency_letters([3, 4, 8, 9], (3, 8))) == "rccf"
-    assert frequency_letters([]) == []
 
 
 @pytest.mark.parametrize(

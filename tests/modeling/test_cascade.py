@@ -123,7 +123,7 @@ def test_candidates_are_bounded_before_suppression(cascade_cfg, batch):
     [
         (["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False], "CLS_AGNOSTIC_BBOX_REG must be True"),
         (["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.5, 0.6)], "got 3, 3, 2, 3: MODEL.ROI_BOX_CASCADE_HEAD.IOUS"),
-        (["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.4, 0.6, 0.7)], "begins with 0.4"),
+        (["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.4, 0.6, 0.7)], "IOUS is .0.4.*the first must be the same"),
     ],
 )
 def test_bad_keys_are_named(cascade_cfg, options, message):
@@ -137,10 +137,6 @@ def test_bad_keys_are_named(cascade_cfg, options, message):
     [
         (lambda heads: heads.box_heads.pop(), "got 3, 2, 3, 2"),
         (lambda heads: heads.box_predictors[1].update(cls_agnostic_bbox_reg=False), "cls_agnostic_bbox_reg"),
-        (
-            lambda heads: heads.update(proposal_matcher=heads.proposal_matchers[1]),
-            r"with 0.5.*\[0.6\]",
-        ),
     ],
 )
 def test_lazy_configs_are_checked_alike(change, message):

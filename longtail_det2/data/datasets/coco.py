@@ -28,9 +28,6 @@ from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import describe_file
 from longtail_det2.utils.ragged import offsets_of
 
-LVIS_THRESHOLDS = (10, 100)
-"""Most training images of a rare and of a common class (Gupta et al., LVIS, CVPR 2019)."""
-_RULES = ("file", "images", "none")
 _NAMES = 8
 
 
@@ -45,15 +42,12 @@ class CocoOptions:
         merge_equal_boxes: annotations of one image with equal boxes are labels of one object. (One annotation
             with `category_ids` is one object with several labels in any case.)
         masks: keep the masks of the objects, where the file has any.
-        frequency: LVIS's frequency of each class: "file" takes what the categories say, "images" counts the
-            images with the class here (training splits), the folder of a store takes its letters; "none".
         workers: processes that read image headers (more than one needs a `__main__` guard in the caller).
     """
 
     skip_bad: bool = False
     merge_equal_boxes: bool = False
     masks: bool = True
-    frequency: str = "file"
     workers: int = 1
 
     def for_header(self) -> dict[str, Any]:
@@ -115,8 +109,6 @@ def prepare_coco(
     found.issues.raise_errors()
     settings = CocoOptions(**options)
     files = [("coco", json_file)] + ([] if hierarchy is None else [("hierarchy", hierarchy)])
-    if settings.frequency not in _RULES:
-        files.append(("frequency", Path(settings.frequency) / "classes.json"))
     sources = [{"role": role, **describe_file(file)} for role, file in files]
     header = {"image_root": image_root, "sources": sources, "options": settings.for_header()}
     return write_store(output, **found.content, **header, summary=found.summary)
@@ -155,7 +147,7 @@ def check_coco(
     columns = images.columns()
     columns |= _object_columns(annotations, columns["image_id"], tree, issues, settings)
     counts = rows_per_class(columns["label_offsets"][columns["object_offsets"]], columns["label"], tree)
-    frequency = _find_frequency(source, tree, counts, settings.frequency)
+    frequency = _find_frequency(source, tree)
     content = {
         "columns": columns,
         "class_ids": source.class_ids,
@@ -165,19 +157,6 @@ def check_coco(
         "frequency": frequency,
     }
     return CocoReport(issues, _summarize(source, columns, counts, frequency), content)
-
-
-def frequency_letters(
-    image_counts: Sequence[int] | np.ndarray, thresholds: tuple[int, int] = LVIS_THRESHOLDS
-) -> list[str]:
-    """LVIS's frequency of each class: "r" up to thresholds[0] images, "c" up to thresholds[1], "f" above.
-
-    Args:
-        image_counts: (K,) images with the class in the training split.
-        thresholds: most images of a rare and of a common class.
-    """
-    places = np.searchsorted(thresholds, np.asarray(image_counts), side="left")
-    return [FREQUENCIES[place] for place in places.tolist()]
 
 
 def _object_columns(
@@ -297,16 +276,8 @@ def _by_id(
     )
 
 
-def _find_frequency(
-    source: CocoFile, tree: LabelHierarchy, counts: np.ndarray, rule: str
-) -> list[str] | None:
-    """LVIS's frequency of each class as the option `frequency` says; None where there is none."""
-    if rule == "none":
-        return None
-    if rule == "images":
-        return frequency_letters(counts)
-    if rule != "file":
-        return _frequency_of_store(rule, source.class_ids)
+def _find_frequency(source: CocoFile, tree: LabelHierarchy) -> list[str] | None:
+    """LVIS's frequency of each class; None where the file has none."""
     letters: list[Any] = [entry.get("frequency") for entry in source.categories.values()]
     if all(letter is None for letter in letters):
         if source.is_lvis:
@@ -324,21 +295,6 @@ def _find_frequency(
     for added in range(len(levels), len(source.class_ids)):
         letters.append(FREQUENCIES[levels[ancestors[: len(levels), added]].max()])
     return letters
-
-
-def _frequency_of_store(path: str, class_ids: Sequence[str]) -> list[str]:
-    """The frequencies that another store, usually that of the training split, has for the same classes."""
-    if not Path(path).is_dir():
-        words = ", ".join(map(repr, _RULES))
-        raise DataError(f"frequency is {path!r}; it must be {words} or the folder of a store")
-    store = AnnotationStore.open(path)
-    if store.class_frequencies is None:
-        raise DataError(f"{path}: the store has no frequencies; make it with --frequency images")
-    known = dict(zip(store.class_ids, store.class_frequencies, strict=True))
-    absent = [one for one in class_ids if one not in known]
-    if absent:
-        raise DataError(f"{path}: the store has no class {absent[0]!r}; is it of these data?")
-    return [known[one] for one in class_ids]
 
 
 def _summarize(

@@ -31,7 +31,7 @@ KINDS = {
     "no_size": Kind("images without height and width", "add them, or give the image folder"),
     "unknown_image": Kind("annotations on images that are not listed", "add the images"),
     "unknown_category": Kind("labels of categories that are not listed", "add the categories"),
-    "frequency": Kind("categories whose frequency is not 'r', 'c' or 'f'", "correct them, or --frequency"),
+    "frequency": Kind("categories whose frequency is not 'r', 'c' or 'f'", "correct them, or leave all out"),
     "box": Kind("bad boxes", "bbox is [x, y, width, height] in pixels, with area inside the image"),
     "mask": Kind("malformed or empty segmentations", "they are lists of polygons, or RLE of the whole image"),
     "image_file": Kind("image files that are missing or unreadable", "complete the image folder"),
@@ -46,7 +46,7 @@ KINDS = {
     "same_name": Kind("categories with the name of another one", "is the list right?", "warning"),
     "added_class": Kind("classes that only the hierarchy names", "misspelt parents show here", "warning"),
     "no_frequency": Kind(
-        "classes without LVIS's frequency", "--frequency images or --frequency STORE adds them", "warning"
+        "classes without LVIS's frequency", "AP by frequency takes training counts", "warning"
     ),
     "unused_class": Kind("classes without objects", "they cannot be learnt from these data", "warning"),
     "empty_image": Kind("images without objects", "training leaves them out", "warning"),

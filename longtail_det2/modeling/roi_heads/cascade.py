@@ -48,7 +48,6 @@ class MultiLabelCascadeROIHeads(CascadeROIHeads):
         box_heads: Sequence[nn.Module],
         box_predictors: Sequence[nn.Module],
         proposal_matchers: Sequence[Matcher],
-        proposal_matcher: Matcher | None = None,
         box_branches: Sequence[BoxBranch] = (),
         **kwargs: Any,
     ) -> None:
@@ -58,17 +57,14 @@ class MultiLabelCascadeROIHeads(CascadeROIHeads):
             box_heads: per stage.
             box_predictors: per stage, class-agnostic.
             proposal_matchers: per stage; the first one also labels the sampled proposals.
-            proposal_matcher: a second name of the first matcher; if given, it must have the same thresholds.
             box_branches: per stage; none for :class:`BoxBranch` in all.
             kwargs: the other arguments of Detectron2's class.
 
         Raises:
-            ConfigError: the numbers of parts differ, the first thresholds differ, or a predictor's boxes are
-                class-specific.
+            ConfigError: the numbers of parts differ, or a predictor's boxes are class-specific.
         """
         box_branches = list(box_branches) or [BoxBranch() for _ in box_heads]
         _check_stages(box_predictors, box_heads, proposal_matchers, box_branches)
-        _check_first_matcher(proposal_matchers[0], proposal_matcher)
         super().__init__(
             box_heads=list(box_heads),
             box_predictors=list(box_predictors),
@@ -80,17 +76,13 @@ class MultiLabelCascadeROIHeads(CascadeROIHeads):
             self._attached_branch(stage)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Read Detectron2's keys, and those of the branches' parts in ``MODEL.ROI_BOX_HEAD``."""
-        overlaps = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS, cfg.MODEL.ROI_HEADS.IOU_LABELS
-        return {
-            **super().from_config(cfg, input_shape),
-            "proposal_matcher": Matcher(*overlaps, allow_low_quality_matches=False),
-        }
-
-    @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        keys = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+        keys, overlaps = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
+        if list(keys.IOUS[:1]) != list(overlaps):
+            raise ConfigError(
+                f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS is {keys.IOUS}, but proposals are sampled with "
+                f"MODEL.ROI_HEADS.IOU_THRESHOLDS {overlaps}: the first must be the same"
+            )
         stages = [
             {"box2box_transform": Box2BoxTransform(weights=weights)} for weights in keys.BBOX_REG_WEIGHTS
         ]
@@ -193,12 +185,3 @@ def _check_stages(predictors: Sequence[nn.Module], *others: Sequence[Any]) -> No
                 "lazy config cls_agnostic_bbox_reg of each predictor): a stage hands one box per region to "
                 "the next"
             )
-
-
-def _check_first_matcher(first: Matcher, other: Matcher | None) -> None:
-    if other is not None and first.thresholds != other.thresholds:
-        raise ConfigError(
-            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS begins with {first.thresholds[1]}, but proposals are sampled "
-            f"with MODEL.ROI_HEADS.IOU_THRESHOLDS {other.thresholds[1:-1]}: make them equal (in a lazy "
-            "config proposal_matchers and proposal_matcher)"
-        )
