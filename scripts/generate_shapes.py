@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from longtail_det2.shapes import FORMATS, IMAGE_FORMATS, ShapesOptions, generate_shapes
+from longtail_det2.shapes import FORMATS, ShapesOptions, generate_shapes
 
 HELP = {
     "train_images": "training images",
@@ -44,18 +45,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default = getattr(defaults, name)
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=type(default), default=default, help=text)
-    parser.add_argument("--format", choices=IMAGE_FORMATS, default=defaults.image_format, help="image files")
     parser.add_argument("--formats", default=",".join(FORMATS), help="annotations to write, by commas")
-    parser.add_argument(
-        "--lvis-thresholds",
-        type=int,
-        nargs=2,
-        default=defaults.lvis_thresholds,
-        metavar=("RARE", "COMMON"),
-        help="LVIS: most training images of a rare and of a common class",
-    )
     parser.add_argument("--stores", action="store_true", help="prepare the annotation stores, too")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--force", action="store_true", help="replace a data set made with other options")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser.parse_args(arguments)
@@ -70,9 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         for field in dataclasses.fields(ShapesOptions)
         if hasattr(args, field.name)
     }
-    values["image_format"] = args.format
     values["formats"] = tuple(name.strip() for name in args.formats.split(",") if name.strip())
-    values["lvis_thresholds"] = tuple(args.lvis_thresholds)
     try:
         generation = generate_shapes(
             args.output,
@@ -85,12 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for split, counts in generation["counts"].items():
-        print(
-            f"{split}: {counts['images']} images, {counts['objects']} objects, {counts['rows']} rows, "
-            f"imbalance {counts['imbalance']:.0f}; missing leaf {counts['missing_leaf']}, "
-            f"co-labels {counts['co_label']}, confused {counts['confused']}, groups {counts['group_of']}, "
-            f"occluded {counts['occluded']}, truncated {counts['truncated']}"
-        )
+        print(f"{split}: {counts['images']} images, {counts['objects']} objects, {counts['rows']} rows")
     if args.stores:
         make_stores(Path(args.output), values["formats"])
     return 0

@@ -205,7 +205,9 @@ def generate(demo: Demo, force: bool) -> None:
         validation_images=demo.options["validation_images"],
         seed=demo.options["seed"],
     )
-    generation = generate_shapes(demo.data, options, force=force, progress=sys.stderr.isatty())
+    generation = generate_shapes(
+        demo.data, options, workers=os.cpu_count() or 1, force=force, progress=sys.stderr.isatty()
+    )
     for split in SPLITS:
         counts = generation["counts"][split]
         print(

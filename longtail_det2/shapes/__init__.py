@@ -1,6 +1,6 @@
 """A generated data set that is long-tailed, multi-label and hierarchical by construction."""
 
 from .generate import GENERATION_FILE, VERSION, generate_shapes
-from .plan import FORMATS, IMAGE_FORMATS, ShapesOptions
+from .plan import FORMATS, ShapesOptions
 
-__all__ = ["FORMATS", "GENERATION_FILE", "IMAGE_FORMATS", "VERSION", "ShapesOptions", "generate_shapes"]
+__all__ = ["FORMATS", "GENERATION_FILE", "VERSION", "ShapesOptions", "generate_shapes"]

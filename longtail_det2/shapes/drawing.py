@@ -1,8 +1,8 @@
 """Draw one image of the generated data set and measure what is visible of each object.
 
 Shapes are polygons, rasterised by Pillow with 4 x 4 samples per pixel. Later objects cover earlier ones; the
-visible share of each pixel is carried along per object, so that masks, boxes and the flags "occluded" and
-"truncated" are measured. Polygons of masks follow the pixel edges.
+visible share of each pixel is carried along per object, so that masks and boxes are measured. Polygons of
+masks follow the pixel edges.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ class DrawnObject:
     """What is visible of a planned object."""
 
     region: VisibleRegion
-    occluded: bool  # something in front hides more than 5 % of it
-    truncated: bool  # more than 1 % of it lies outside the image
     members: tuple[VisibleRegion, ...] = ()  # those of a group that are at least 90 % visible
 
 
@@ -65,7 +63,6 @@ class _Placed:
     part_areas: list[float]  # whole, px
     box: np.ndarray  # before occlusion, XYXY
     area: float  # whole, px
-    inside: float  # area within the image before occlusion, px
     needed: float  # fraction of `area` that must stay visible
 
 
@@ -190,7 +187,7 @@ class _Canvas:
         inside = float(sum(self.layers[layer].sum() for layer in layers))
         # Parts of a group hide one another: its whole area is that of their union.
         area = parts[0].area if len(parts) == 1 else inside
-        placed = _Placed(layers, [part.area for part in parts], box_of(parts), area, inside, needed)
+        placed = _Placed(layers, [part.area for part in parts], box_of(parts), area, needed)
         self.placed.append(placed)
         return placed
 
@@ -225,16 +222,14 @@ class _Canvas:
             self._blend_grey(part)
 
     def measure(self, placed: _Placed, group: bool) -> DrawnObject:
-        """Measure region and flags of a placed object once everything is painted."""
+        """Measure the region of a placed object once everything is painted."""
         share = np.sum([self.layers[layer] for layer in placed.layers], axis=0)
-        visible = float(share.sum())
         members = tuple(
             measure_region(self.layers[layer] >= 0.5)
             for layer, area in zip(placed.layers, placed.part_areas, strict=True)
             if group and float(self.layers[layer].sum()) >= 0.9 * area
         )
-        occluded, truncated = visible < 0.95 * placed.inside, placed.inside < 0.99 * placed.area
-        return DrawnObject(measure_region(share >= 0.5), occluded, truncated, members)
+        return DrawnObject(measure_region(share >= 0.5), members)
 
 
 def rasterise(outline: Outline, size: int) -> Part:

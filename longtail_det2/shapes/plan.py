@@ -16,7 +16,6 @@ from .vocabulary import MAX_LEAVES, ShapesVocabulary
 
 SPLITS = ("train", "validation")
 FORMATS = ("openimages", "lvis", "coco")
-IMAGE_FORMATS = ("jpg", "png")
 
 # fmt: off
 _RANGES: dict[str, tuple[float, float]] = {
@@ -45,9 +44,7 @@ class ShapesOptions:
     confusion_rate: float = 0.02
     group_of_rate: float = 0.02
     negatives_per_image: int = 8  # classes verified absent; a number above that of the leaves verifies all
-    image_format: str = "jpg"  # quality 95, full colour resolution
     formats: tuple[str, ...] = FORMATS  # annotation files to write
-    lvis_thresholds: tuple[int, int] = (10, 100)  # most training images of a rare and of a common class
     seed: int = 0
 
     def validate(self) -> None:
@@ -55,13 +52,8 @@ class ShapesOptions:
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
-        if self.image_format not in IMAGE_FORMATS:
-            raise ConfigError(f"image_format must be one of {IMAGE_FORMATS}, got {self.image_format!r}")
         if not self.formats or set(self.formats) - set(FORMATS):
             raise ConfigError(f"formats must be some of {FORMATS}, got {self.formats}")
-        rare, common = self.lvis_thresholds
-        if not 0 <= rare <= common:
-            raise ConfigError(f"lvis_thresholds must be 0 <= rare <= common, got {rare}, {common}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as plain JSON values."""

@@ -51,17 +51,10 @@ class ShapesVocabulary:
 
     @classmethod
     def build(cls, num_leaves: int = MAX_LEAVES) -> ShapesVocabulary:
-        """Take the first `num_leaves` of all leaves, in an order that uses shapes and colours evenly."""
-        colours = tuple(COLOURS)
-        # Walking the diagonals gives every shape a run of colours that starts elsewhere.
-        diagonals = [
-            (shape, colours[(3 * row + step) % len(colours)])
-            for step in range(len(colours))
-            for row, shape in enumerate(SHAPES)
-        ]
-        chosen = set(diagonals[:num_leaves])
-        leaves = tuple((s, c) for s in SHAPES for c in colours if (s, c) in chosen)
-        inner = [name for name in (*SHAPES, *colours) if any(name in leaf for leaf in leaves)]
+        """Take the first `num_leaves` of all leaves, colour by colour."""
+        chosen = [(shape, colour) for colour in COLOURS for shape in SHAPES][:num_leaves]
+        leaves = tuple(sorted(chosen, key=lambda leaf: SHAPES.index(leaf[0])))
+        inner = [name for name in (*SHAPES, *COLOURS) if any(name in leaf for leaf in leaves)]
         names = [f"{colour} {shape}" for shape, colour in leaves] + inner + ["shape", "colour"]
         index = {name: i for i, name in enumerate(names)}
         parents = [(index[shape], index[colour]) for shape, colour in leaves]

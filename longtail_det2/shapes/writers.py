@@ -12,8 +12,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from .drawing import DrawnObject, VisibleRegion
-from .plan import PlannedImage, ShapesOptions
-from .vocabulary import ShapesVocabulary
+from longtail_det2.utils.io import write_json
 
-logger = logging.getLogger(__name__)
+from .drawing import DrawnObject, VisibleRegion
+from .plan import PlannedImage
+from .vocabulary import ShapesVocabulary
 
 BOX_COLUMNS = (
     *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
-    *("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"),
+    "IsGroupOf",
 )
 
 
@@ -56,15 +54,14 @@ class ImageRecord:
 def write_open_images(
     folder: Path, split: str, records: Sequence[ImageRecord], vocabulary: ShapesVocabulary
 ) -> None:
-    """Write `{split}-annotations-bbox.csv` (13 columns) and `{split}-human-imagelabels.csv`."""
+    """Write `{split}-annotations-bbox.csv` (9 columns) and `{split}-human-imagelabels.csv`."""
     names = vocabulary.class_ids
     boxes: list[Sequence[object]] = []
     labels: list[Sequence[object]] = []
     for record in records:
         for planned, drawn in zip(record.planned.objects, record.drawn, strict=True):
             x0, y0, x1, y1 = (f"{edge / record.size:.6f}" for edge in drawn.region.box)
-            flags = (int(drawn.occluded), int(drawn.truncated), int(planned.group), 0, 0)
-            place = (x0, x1, y0, y1, *flags)
+            place = (x0, x1, y0, y1, int(planned.group))
             boxes += [(record.image_id, "xclick", names[label], 1, *place) for label in planned.labels]
         labels += [(record.image_id, "verification", names[label], 1) for label in record.positives()]
         labels += [(record.image_id, "verification", names[label], 0) for label in record.planned.negatives]
@@ -108,7 +105,7 @@ def write_coco(path: Path, records: Sequence[ImageRecord], vocabulary: ShapesVoc
         {"id": i + 1, "name": name, "class_id": class_id, "supercategory": above[0] if above else ""}
         for i, (name, class_id, above) in enumerate(zip(names, vocabulary.class_ids, parents, strict=True))
     ]
-    _write_coco_json(path, {"images": images, "annotations": annotations, "categories": categories})
+    write_json(path, {"images": images, "annotations": annotations, "categories": categories})
     hierarchy = {name: above for name, above in zip(names, parents, strict=True) if above}
     write_json(path.with_name("hierarchy.json"), hierarchy)
 
@@ -169,28 +166,17 @@ def lvis_content(
     return {"images": images, "annotations": annotations}
 
 
-def lvis_categories(
-    train: dict[str, Any], vocabulary: ShapesVocabulary, thresholds: tuple[int, int]
-) -> list[dict[str, Any]]:
-    """Return the leaves with the fields of LVIS; counts and frequency are those of the training split."""
+def lvis_categories(train: dict[str, Any], vocabulary: ShapesVocabulary) -> list[dict[str, Any]]:
+    """Return the leaves with LVIS's counts and frequency: r up to 10 training images, c up to 100, else f."""
     labels = [(one["category_id"] - 1, one["image_id"]) for one in train["annotations"]]
     instances = Counter(leaf for leaf, _ in labels)
     images = Counter(leaf for leaf, _ in set(labels))
     leaves = vocabulary.class_names[: vocabulary.num_leaves]
-    if unseen := [name for leaf, name in enumerate(leaves) if not images[leaf]]:
-        logger.warning(
-            "LVIS form: no training annotation of %s, whose objects are annotated as their second class; "
-            "lower co_label_rate, or use more images",
-            ", ".join(unseen),
-        )
     return [
         {
             "id": leaf + 1,
             "name": name.replace(" ", "_"),
-            "synset": name.replace(" ", "_") + ".n.01",
-            "synonyms": [name],
-            "def": f"a {name}",
-            "frequency": "rcf"[int(np.searchsorted(thresholds, images[leaf]))],
+            "frequency": "rcf"[int(np.searchsorted((10, 100), images[leaf]))],
             "image_count": images[leaf],
             "instance_count": instances[leaf],
         }
@@ -198,18 +184,13 @@ def lvis_categories(
     ]
 
 
-def write_lvis(
-    folder: Path, records: dict[str, list[ImageRecord]], vocabulary: ShapesVocabulary, options: ShapesOptions
-) -> None:
+def write_lvis(folder: Path, records: dict[str, list[ImageRecord]], vocabulary: ShapesVocabulary) -> None:
     """Write LVIS v1 JSON, `{split}.json` each, of all splits; "train" decides rules and frequencies."""
     rule = CoLabelRule([record.planned for record in records["train"]], vocabulary.num_leaves)
     contents = {split: lvis_content(found, split, rule, vocabulary) for split, found in records.items()}
-    rare, common = options.lvis_thresholds
-    categories = lvis_categories(contents["train"], vocabulary, (rare, common))
-    frequency = f"of the training split: r up to {rare} images, c up to {common}, f more"
-    info = {"description": "longtail_det2 shapes", "frequency": frequency}
+    categories = lvis_categories(contents["train"], vocabulary)
     for split, content in contents.items():
-        _write_coco_json(folder / f"{split}.json", {"info": info, **content, "categories": categories})
+        write_json(folder / f"{split}.json", {**content, "categories": categories})
 
 
 def _box_and_area(region: VisibleRegion) -> dict[str, Any]:
@@ -219,17 +200,6 @@ def _box_and_area(region: VisibleRegion) -> dict[str, Any]:
 
 def _image_entry(number: int, record: ImageRecord) -> dict[str, Any]:
     return {"id": number, "file_name": record.file_name, "width": record.size, "height": record.size}
-
-
-def _write_coco_json(path: Path, content: dict[str, Any]) -> None:
-    content = {"info": {"description": "longtail_det2 shapes"}, "licenses": [], **content}
-    write_json(path, content, indent=None)
-
-
-def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:
-    """Write a JSON file; without `indent` as one line without blanks."""
-    separators = None if indent else (",", ":")
-    path.write_text(json.dumps(content, indent=indent, separators=separators) + "\n", encoding="utf-8")
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:

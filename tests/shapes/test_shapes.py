@@ -145,26 +145,11 @@ def test_the_stores_of_both_forms_are_the_same(dataset, tmp_path):
     assert stored_objects(ours) == stored_objects(coco)
     assert stored_image_labels(ours) == stored_image_labels(coco)
     assert np.array_equal(ours.hierarchy.ancestors, coco.hierarchy.ancestors)
-    rows = [entry["rows"] for entry in counts["classes"].values()]
-    assert np.bincount(ours.labels, minlength=ours.num_classes).tolist() == rows
-
-
-def test_generation_file_counts_what_was_written(dataset, vocabulary):
-    generation = read_json(dataset / "generation.json")
-    assert generation["options"] == OPTIONS.to_json() and generation["options"]["seed"] == 3
-    rows = read_csv(dataset / "annotations" / "train-annotations-bbox.csv")
-    written = collections.Counter(row["LabelName"] for row in rows)
-    classes = generation["counts"]["train"]["classes"]
-    assert {name: entry["rows"] for name, entry in classes.items() if entry["rows"]} == dict(written)
-    pairs = collections.Counter(name for _, name in {(row["ImageID"], row["LabelName"]) for row in rows})
-    assert {name: entry["images"] for name, entry in classes.items() if entry["images"]} == dict(pairs)
-    assert sum(row["IsOccluded"] == "1" for row in rows) >= generation["counts"]["train"]["occluded"]
+    assert len(ours.labels) == counts["rows"]
 
 
 def test_only_the_wanted_formats_are_written(tmp_path):
-    options = dataclasses.replace(
-        OPTIONS, train_images=80, validation_images=20, formats=("lvis",), image_format="png"
-    )
+    options = dataclasses.replace(OPTIONS, train_images=80, validation_images=20, formats=("lvis",))
     generate_shapes(tmp_path / "s", options, workers=1, progress=False)
     names = {path.name for path in (tmp_path / "s").iterdir()}
     assert names == {"annotations", "images", "lvis", "generation.json"}
@@ -172,7 +157,7 @@ def test_only_the_wanted_formats_are_written(tmp_path):
         "class-descriptions.csv",
         "hierarchy.json",
     }
-    assert len(list((tmp_path / "s" / "images" / "train").glob("*.png"))) == 80
+    assert len(list((tmp_path / "s" / "images" / "train").glob("*.jpg"))) == 80
 
 
 # Repeatability
@@ -254,10 +239,8 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path):
         ({"image_size": 8}, "image_size"),
         ({"max_objects": 40}, "max_objects"),
         ({"seed": -1}, "seed"),
-        ({"image_format": "gif"}, "image_format"),
         ({"formats": ("voc",)}, "formats"),
         ({"formats": ()}, "formats"),
-        ({"lvis_thresholds": (100, 10)}, "lvis_thresholds"),
         ({"missing_leaf_rate": 0.6, "confusion_rate": 0.5}, "lower the rates"),
         ({"co_label_rate": 1.0}, "lower co_label_rate"),
     ],
@@ -289,15 +272,15 @@ def run_script(repository, *arguments):
 
 def test_the_command_line(repository, tmp_path):
     arguments = ["--output", tmp_path / "s", "--quiet", "--num-leaves", 12, "--imbalance", 2]
-    arguments += ["--train-images", 20, "--validation-images", 8, "--image-size", 64, "--format", "png"]
-    arguments += ["--group-of-rate", 0, "--lvis-thresholds", 1, 5, "--formats", "openimages,lvis"]
+    arguments += ["--train-images", 20, "--validation-images", 8, "--image-size", 64]
+    arguments += ["--group-of-rate", 0, "--formats", "openimages,lvis"]
     process = run_script(repository, *arguments)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "train: 20 images" in out
     options = read_json(tmp_path / "s" / "generation.json")["options"]
-    assert options["num_leaves"] == 12 and options["lvis_thresholds"] == [1, 5]
-    assert options["formats"] == ["openimages", "lvis"] and options["image_format"] == "png"
+    assert options["num_leaves"] == 12
+    assert options["formats"] == ["openimages", "lvis"]
     process = run_script(repository, "--output", tmp_path / "t", "--co-label-rate", 2)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2 and err.startswith("error: co_label_rate") and "Traceback" not in err
