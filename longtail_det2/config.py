@@ -176,6 +176,19 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Normalisation after every convolution. From scratch, "BN" learns far faster than "GN".
     cfg.MODEL.TINY_BACKBONE.NORM = "BN"
 
+    # "build_timm_fpn_backbone": a model of the package timm below Detectron2's FPN. Its levels, named by
+    # their strides, are MODEL.FPN.IN_FEATURES: such as ["stride8", "stride16", "stride32"].
+    cfg.MODEL.TIMM = CN()
+    # As timm.create_model takes it.
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # File of its weights, .pth or .safetensors. Empty: random. Not read where MODEL.WEIGHTS is set. Pixels
+    # that it was trained with, in RGB: longtail_det2.modeling.backbone.timm_pixels(NAME).
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # The layers that make the level of this stride are not trained. 0: all are.
+    cfg.MODEL.TIMM.FREEZE_STRIDE = 0
+    # Batch normalisation keeps its statistics and its weights; that of frozen layers always does.
+    cfg.MODEL.TIMM.FREEZE_NORM = True
+
 
 def _add_dense_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DENSE_HEAD = CN()
