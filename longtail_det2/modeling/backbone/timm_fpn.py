@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from longtail_det2.checkpoint.weights import read_weights
 from longtail_det2.utils.errors import ConfigError
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TimmBackbone(Backbone):
-    """Levels ``stride4``, ``stride8`` ... of a timm model with ``features_only``, for RGB images."""
+    """Levels ``stride4``, ``stride8`` ... of a timm model, for RGB images."""
 
     def __init__(
         self,
@@ -40,7 +40,8 @@ class TimmBackbone(Backbone):
             freeze_stride: the layers that make the level of this stride are not trained; 0: all are.
             freeze_norm: batch normalisation keeps its statistics and its weights. That of frozen layers
                 always does.
-            weights: file of ``name``'s weights, ``.pth`` or ``.safetensors``; "": random ones.
+            weights: ``.pth`` or ``.safetensors`` file of the whole model, by timm's names or, as in ports of
+                the model, by others in the same order; "": random ones.
 
         Raises:
             ConfigError: timm is missing or does not know the model, which has other levels, or the file does
@@ -54,37 +55,32 @@ class TimmBackbone(Backbone):
         if len(known) < len(strides) or not levels or not set(wanted) <= set(known):
             raise ConfigError(f"timm's {name} has levels of strides {strides}, asked for {wanted}")
         self.body = _create(name, features_only=True, out_indices=sorted({known[one] for one in wanted}))
-        self._names = [f"stride{stride}" for stride in self.body.feature_info.reduction()]
-        widths = self.body.feature_info.channels()
-        shapes = {
-            n: ShapeSpec(channels=c, stride=int(n[6:])) for n, c in zip(self._names, widths, strict=True)
-        }
-        self._shapes = {level: shapes[level] for level in levels}
+        info = self.body.feature_info
+        self._names = [f"stride{stride}" for stride in info.reduction()]
+        shapes = [
+            ShapeSpec(channels=c, stride=s) for c, s in zip(info.channels(), info.reduction(), strict=True)
+        ]
+        self._shapes = {level: shapes[self._names.index(level)] for level in levels}
         if weights:
             _load(self.body, name, weights)
         if freeze_stride:
-            for parameter in self._upstream(f"stride{freeze_stride}", pretrained_cfg(name)["input_size"]):
-                parameter.requires_grad_(False)
+            # The layers that make a level are those that its gradient reaches.
+            image, own = torch.zeros(1, 3, 224, 224), list(self.parameters())
+            level = self.body.eval()(image)[self._names.index(wanted[-1])]
+            for one, gradient in zip(
+                own, torch.autograd.grad(level.sum(), own, allow_unused=True), strict=True
+            ):
+                one.requires_grad_(gradient is None)
+        self._norms = [layer for layer in self.modules() if isinstance(layer, _BatchNorm)]
         if freeze_norm:
-            for norm in self._norms():
+            for norm in self._norms:
                 norm.requires_grad_(False)
         self.train()
-
-    def _norms(self) -> list[_BatchNorm]:
-        return [layer for layer in self.modules() if isinstance(layer, _BatchNorm)]
-
-    def _upstream(self, level: str, size: Sequence[int]) -> list[nn.Parameter]:
-        """Parameters that a level is computed with: those that its gradient reaches."""
-        parameters = list(self.parameters())
-        image = torch.zeros(1, *size, device=parameters[0].device)
-        output = self.eval().body(image)[self._names.index(level)]
-        gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
-        return [one for one, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """Set the mode of all layers but frozen batch normalisation, which stays in evaluation."""
         super().train(mode)
-        for norm in self._norms():
+        for norm in self._norms:
             norm.train(mode and any(one.requires_grad for one in norm.parameters()))
         return self
 
@@ -106,42 +102,25 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
     ``MODEL.TIMM.WEIGHTS`` are not read where ``MODEL.WEIGHTS`` names a file, which has the backbone's too.
     """
-    node, fpn = cfg.MODEL.TIMM, cfg.MODEL.FPN
+    node, fpn, weights = cfg.MODEL.TIMM, cfg.MODEL.FPN, cfg.MODEL.WEIGHTS
+    frozen = {"freeze_stride": node.FREEZE_STRIDE, "freeze_norm": node.FREEZE_NORM}
+    body = TimmBackbone(node.NAME, fpn.IN_FEATURES, **frozen, weights="" if weights else node.WEIGHTS)
     mean, std = timm_pixels(node.NAME)
     given = [*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD]
     close = len(given) == 6 and all(abs(a - b) < 2 for a, b in zip(given, mean + std, strict=True))
     if node.WEIGHTS and not (close and cfg.INPUT.FORMAT == "RGB"):
-        _LOGGER.warning(
-            f"{node.NAME} was trained with INPUT.FORMAT RGB MODEL.PIXEL_MEAN {mean} MODEL.PIXEL_STD {std}"
-        )
-    bottom_up = TimmBackbone(
-        node.NAME,
-        fpn.IN_FEATURES,
-        freeze_stride=node.FREEZE_STRIDE,
-        freeze_norm=node.FREEZE_NORM,
-        weights="" if cfg.MODEL.WEIGHTS else node.WEIGHTS,
-    )
-    return FPN(
-        bottom_up,
-        fpn.IN_FEATURES,
-        fpn.OUT_CHANNELS,
-        norm=fpn.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=fpn.FUSE_TYPE,
-    )
+        settings = f"INPUT.FORMAT RGB MODEL.PIXEL_MEAN {mean} MODEL.PIXEL_STD {std}"
+        logger.warning("%s was trained with %s", node.NAME, settings)
+    top = LastLevelMaxPool()
+    return FPN(body, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, top_block=top, fuse_type=fpn.FUSE_TYPE)
 
 
 def timm_pixels(name: str) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation, of pixels 0..255 in RGB, that a timm model was trained with."""
-    settings = pretrained_cfg(name)
+    with torch.device("meta"):
+        settings = _create(name).pretrained_cfg
     mean, std = ([round(255 * value, 3) for value in settings[key]] for key in ("mean", "std"))
     return mean, std
-
-
-def pretrained_cfg(name: str) -> Mapping[str, Any]:
-    """Return what timm knows of a model's training: ``mean``, ``std``, ``input_size`` ..."""
-    with torch.device("meta"):
-        return _create(name).pretrained_cfg
 
 
 def _create(name: str, **options: Any) -> Any:
@@ -156,35 +135,20 @@ def _create(name: str, **options: Any) -> Any:
 
 
 def _load(features: nn.Module, name: str, path: str) -> None:
-    """Load a file of the whole model: by names, or by order if it has the model's shapes and no such name."""
-    given = _without_counters(read_weights(path).tensors)
-    own = _without_counters(features.state_dict())
-    whole = _without_counters(_create(name).state_dict())
-    if not given.keys() & whole.keys() and _shapes(given) == _shapes(whole):
-        _LOGGER.info(f"{path}: names differ from timm's, all {len(whole)} shapes agree; loaded by order")
+    given, own = read_weights(path).tensors, features.state_dict()
+    whole, shapes = _create(name).state_dict(), [value.shape for value in given.values()]
+    if not given.keys() & whole.keys() and shapes == [value.shape for value in whole.values()]:
+        logger.info("%s: names differ from timm's, all %d shapes agree; loaded by order", path, len(whole))
         given = dict(zip(whole, given.values(), strict=True))
     # Feature models join some names by another sign: stages.0 is stages_0.
     found = {key.replace(".", "_"): value for key, value in given.items()}
+    plain = {key: key.removeprefix("model.").replace(".", "_") for key in own}
     wrong = [
-        key
-        for key, value in own.items()
-        if (other := found.get(_plain(key))) is None or other.shape != value.shape
+        key for key, value in own.items() if getattr(found.get(plain[key]), "shape", None) != value.shape
     ]
     if wrong:
         raise ConfigError(
             f"{path} does not fit timm's {name}: {len(wrong)} of {len(own)} tensors are missing or of "
             f"another shape, such as {wrong[0]}; the file begins with {next(iter(given), 'nothing')}"
         )
-    features.load_state_dict({key: found[_plain(key)] for key in own}, strict=False)
-
-
-def _plain(key: str) -> str:
-    return key.removeprefix("model.").replace(".", "_")
-
-
-def _without_counters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
-
-
-def _shapes(weights: Mapping[str, Tensor]) -> list[torch.Size]:
-    return [value.shape for value in weights.values()]
+    features.load_state_dict({key: found[plain[key]] for key in own})
