@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> str:
         DataError: data that cannot be used, or a file that cannot be written.
     """
     if args.store is not None:
-        sources = [AnnotationStore.open(path) for path in args.store]
+        sources = [AnnotationStore(path) for path in args.store]
         names = sources[0].class_names
     else:
         cfg = load_cfg(args.config_file, args.opts)

@@ -145,7 +145,7 @@ def describe_classes(
         ConfigError: the store has other classes than the checkpoint, or nothing is known about them.
     """
     if store_path is not None:
-        store = AnnotationStore.open(store_path)
+        store = AnnotationStore(store_path)
         if detector.class_ids and detector.class_ids != store.class_ids:
             raise ConfigError(
                 f"--store {store_path} has other classes ({store.num_classes}) than {detector.weights} "
@@ -172,7 +172,7 @@ def store_of_config(detector: TrainedDetector) -> AnnotationStore | None:
         for name in detector.test_datasets:
             path = MetadataCatalog.get(name).get("store_path")
             if path and Path(path).is_dir():
-                store = AnnotationStore.open(path)
+                store = AnnotationStore(path)
                 if store.class_ids == detector.class_ids:
                     return store
     return None

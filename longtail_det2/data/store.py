@@ -31,7 +31,7 @@ A store of annotations that say their areas has also::
     area                     (m,)   float64 in pixels, as annotated; NaN where it is not
 
 A store is written into a temporary sibling folder and renamed when complete, so a killed run leaves nothing
-that `AnnotationStore.open` would accept.
+that `AnnotationStore` would accept.
 
 What is checked when: opening reads headers and class lists, and compares types, shapes and last offsets of
 the columns, which takes milliseconds whatever their size. Values are checked before their first use, once per
@@ -96,21 +96,6 @@ class AnnotationStore:
     def __init__(
         self, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None
     ) -> None:
-        self.path = Path(path)
-        self.header, classes, self._columns = read_store(self.path)
-        self.form: str = self.header["form"]
-        self.class_ids: tuple[str, ...] = tuple(classes["ids"])
-        self.class_names: tuple[str, ...] = tuple(classes["names"])
-        frequency = classes.get("frequency")
-        self.class_frequencies: tuple[str, ...] | None = None if frequency is None else tuple(frequency)
-        self._parents: dict[str, list[str]] | None = classes.get("hierarchy")
-        self._image_root = None if image_root is None else Path(image_root)
-        self._sound = bytearray((len(self) >> _BLOCK_BITS) + 1)
-
-    @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None
-    ) -> AnnotationStore:
         """Open the store in directory `path`; see the module's docstring for what is checked.
 
         Args:
@@ -121,7 +106,16 @@ class AnnotationStore:
             DataError: no store there, an incomplete or damaged one, or one of another format version. The
                 columns raise it later where their values are damaged.
         """
-        return cls(path, image_root)
+        self.path = Path(path)
+        self.header, classes, self._columns = read_store(self.path)
+        self.form: str = self.header["form"]
+        self.class_ids: tuple[str, ...] = tuple(classes["ids"])
+        self.class_names: tuple[str, ...] = tuple(classes["names"])
+        frequency = classes.get("frequency")
+        self.class_frequencies: tuple[str, ...] | None = None if frequency is None else tuple(frequency)
+        self._parents: dict[str, list[str]] | None = classes.get("hierarchy")
+        self._image_root = None if image_root is None else Path(image_root)
+        self._sound = bytearray((len(self) >> _BLOCK_BITS) + 1)
 
     def __getattr__(self, attribute: str) -> np.ndarray:
         """A column, all of whose values are checked when it is first taken."""
@@ -166,7 +160,7 @@ class AnnotationStore:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AnnotationStore.open, (self.path, self._image_root)
+        return AnnotationStore, (self.path, self._image_root)
 
     @property
     def num_objects(self) -> int:
@@ -288,7 +282,7 @@ def write_store(
         for name, values in columns.items():
             writer.add(name, values)
         writer.finish(class_ids, class_names, **header)
-    return AnnotationStore.open(path)
+    return AnnotationStore(path)
 
 
 def open_if_current(
@@ -306,13 +300,13 @@ def open_if_current(
         path: directory of the store.
         files: (role, file) of all sources.
         options: as they were given to the writer.
-        image_root: see `AnnotationStore.open`.
+        image_root: see `AnnotationStore`.
 
     Raises:
         DataError: a file cannot be read.
     """
     try:
-        store = AnnotationStore.open(path, image_root)
+        store = AnnotationStore(path, image_root)
     except DataError:
         return None
     known = sorted(store.header["sources"], key=lambda one: str(one.get("role")))

@@ -122,7 +122,7 @@ def _warn_of_lost_labels(cfg: CfgNode, model: nn.Module) -> None:
         path = MetadataCatalog.get(name).get("store_path") if name in DatasetCatalog.list() else None
         if path is None or not os.path.isdir(path):
             continue
-        store = AnnotationStore.open(path)
+        store = AnnotationStore(path)
         if store.has_hierarchy or len(store.labels) > store.num_objects:
             heads = type(getattr(model, "roi_heads", model)).__name__
             logger.warning(

@@ -290,14 +290,14 @@ def open_store(dataset: str | Path | AnnotationStore) -> AnnotationStore:
     if isinstance(dataset, AnnotationStore):
         return dataset
     if dataset not in MetadataCatalog.list():
-        return AnnotationStore.open(dataset)
+        return AnnotationStore(dataset)
     path = MetadataCatalog.get(str(dataset)).get("store_path")
     if path is None:
         raise ConfigError(
             f"data set {dataset!r} has no annotation store: register it with "
             "longtail_det2.data.datasets.builtin.register_store"
         )
-    return AnnotationStore.open(path)
+    return AnnotationStore(path)
 
 
 def _file_id(text: str) -> int | str:

@@ -80,7 +80,7 @@ def build_report(
     if not run.is_dir():
         raise DataError(f"{run}: there is no such folder; give the OUTPUT_DIR of a run")
     train, validation = (
-        store if store is None or isinstance(store, AnnotationStore) else AnnotationStore.open(store)
+        store if store is None or isinstance(store, AnnotationStore) else AnnotationStore(store)
         for store in (train_store, val_store)
     )
     log, config, evaluation = read_log(run / "metrics.json"), _read_config(run), read_evaluation(run, dataset)

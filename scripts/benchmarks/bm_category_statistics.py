@@ -32,7 +32,7 @@ def count(folder: Path) -> None:
     from longtail_det2.data.statistics import compute_statistics, read_statistics, write_statistics
     from longtail_det2.data.store import AnnotationStore
 
-    store = AnnotationStore.open(folder / "store")
+    store = AnnotationStore(folder / "store")
     for name in ("labels", "label_offsets", "object_offsets", "flags"):
         np.max(getattr(store, name))
     before = bm_openimages_store._proc_mb("status", "VmHWM:")

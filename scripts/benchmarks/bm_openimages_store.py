@@ -133,7 +133,7 @@ def read(folder: Path) -> None:
     from longtail_det2.data.store import AnnotationStore
 
     start = time.perf_counter()
-    store = AnnotationStore.open(folder / "store")
+    store = AnnotationStore(folder / "store")
     opening = time.perf_counter() - start
     dataset = MultiLabelDataset(store, image_root=folder)
     alone = min(_record_seconds(dataset, seed) for seed in range(WORKERS, WORKERS + 3))

@@ -88,7 +88,7 @@ def test_images_are_not_needed(main, make_store, tmp_path, capsys):
     header = {key: value for key, value in header.items() if not key.startswith("image_root")}
     header["has_image_sizes"] = False
     (store.path / "header.json").write_text(json.dumps(header))
-    assert AnnotationStore.open(store.path).image_root is None
+    assert AnnotationStore(store.path).image_root is None
     assert main(["--store", str(store.path), "--output", str(tmp_path / "out")]) == 0
     assert "24 images" in capsys.readouterr().out
 

@@ -296,7 +296,7 @@ def test_command(tmp_path, images, repository):
     command += [str(tmp_path / "data.json"), "--images", str(images), "--output", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "3 images, 5 objects" in done.stdout.splitlines()[-1], done.stderr
-    assert len(AnnotationStore.open(tmp_path / "out")) == 3
+    assert len(AnnotationStore(tmp_path / "out")) == 3
     (tmp_path / "data.json").write_text("{}")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
@@ -309,7 +309,7 @@ def test_the_store_is_made_where_nobody_reads_the_report(tmp_path, images, repos
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert b"Error" not in process.stderr.read()
-    assert process.returncode == 0 and len(AnnotationStore.open(tmp_path / "out")) == 3
+    assert process.returncode == 0 and len(AnnotationStore(tmp_path / "out")) == 3
 
 
 def test_open_images_and_coco_forms_of_one_data_set_agree(tmp_path):

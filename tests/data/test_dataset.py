@@ -143,7 +143,7 @@ def test_a_record_of_eight_boxes_is_quick(make_store, picture):
 
 
 def test_works_in_data_loader_workers(store):
-    dataset = MultiLabelDataset(AnnotationStore.open(store.path))
+    dataset = MultiLabelDataset(AnnotationStore(store.path))
     for context in ("fork", "spawn"):
         loader = torch.utils.data.DataLoader(
             dataset, batch_size=None, num_workers=1, multiprocessing_context=context

@@ -175,7 +175,7 @@ def test_damaged_mask_columns_are_refused(prepare):
     store = prepare(annotation(1, [8, 4, 16, 8], [SQUARE]))
     (store.path / "vertex.npy").unlink()
     with pytest.raises(DataError, match=r"vertex\.npy is missing"):
-        AnnotationStore.open(store.path)
+        AnnotationStore(store.path)
 
 
 @pytest.mark.parametrize(("old", "new"), [(-1, ord("o")), (0, ord("5"))])
@@ -186,7 +186,7 @@ def test_damaged_rle_is_refused(prepare, old, new):
     run[old] = new
     np.save(store.path / "run.npy", run)
     with pytest.raises(DataError, match=r"an RLE has no end|does not fill the image"):
-        to_bitmap(decode_masks(AnnotationStore.open(store.path), 0)[0], 40, 80)
+        to_bitmap(decode_masks(AnnotationStore(store.path), 0)[0], 40, 80)
 
 
 def test_the_writer_wants_all_mask_columns_or_none(prepare, tmp_path):
@@ -201,7 +201,7 @@ def test_the_writer_wants_all_mask_columns_or_none(prepare, tmp_path):
             writer.finish(store.class_ids)
 
     write()
-    assert AnnotationStore.open(tmp_path / "other").has_masks
+    assert AnnotationStore(tmp_path / "other").has_masks
     with pytest.raises(DataError, match=r"run\.npy is missing"):
         write(run=None)
     with pytest.raises(DataError, match=r"vertex_offsets\.npy .* goes from 0 to 4, not from 0 to 3 vertices"):
@@ -244,7 +244,7 @@ def test_annotated_areas(prepare, tmp_path):
     assert not (tmp_path / "other").exists()
     (store.path / "area.npy").unlink()
     with pytest.raises(DataError, match=r"area\.npy is missing"):
-        AnnotationStore.open(store.path)
+        AnnotationStore(store.path)
 
 
 def test_areas_that_are_none_are_passed_over(prepare, tmp_path):

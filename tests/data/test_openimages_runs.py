@@ -85,7 +85,7 @@ def test_killed_run_leaves_nothing_that_opens(folder):
     assert len(list(left.iterdir())) > 3
     for path in (left, folder.path / "out" / "store"):
         with pytest.raises(DataError):
-            AnnotationStore.open(path)
+            AnnotationStore(path)
     folder.prepare(output="out/store", hierarchy=None)
     assert [path.name for path in (folder.path / "out").iterdir()] == ["store"]
 
@@ -96,7 +96,7 @@ def test_failed_run_keeps_the_old_store(folder):
     folder.boxes(row("b", "/m/cat"))
     with pytest.raises(DataError):
         folder.prepare()
-    assert AnnotationStore.open(folder.path / "store").image_ids.tolist() == [b"a"]
+    assert AnnotationStore(folder.path / "store").image_ids.tolist() == [b"a"]
 
 
 # ---- images

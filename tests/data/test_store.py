@@ -104,9 +104,9 @@ def test_frequencies(tmp_path):
     ):
         (store.path / "classes.json").write_text(json.dumps({**classes, "frequency": frequency}))
         with pytest.raises(DataError, match=rf"classes\.json is damaged: {message}; prepare the store again"):
-            AnnotationStore.open(store.path)
+            AnnotationStore(store.path)
     (store.path / "classes.json").write_text(json.dumps({**classes, "frequency": None}))
-    assert AnnotationStore.open(store.path).class_frequencies is None
+    assert AnnotationStore(store.path).class_frequencies is None
 
 
 @pytest.mark.parametrize("form", ["open_images", "coco", "lvis"])
@@ -124,7 +124,7 @@ def test_empty_store(tmp_path):
 
 
 def test_pickle_reopens(tmp_path):
-    store = AnnotationStore.open(write(tmp_path / "store").path, image_root=tmp_path / "elsewhere")
+    store = AnnotationStore(write(tmp_path / "store").path, image_root=tmp_path / "elsewhere")
     data = pickle.dumps(store)
     assert len(data) < 1000
     again = pickle.loads(data)
@@ -137,7 +137,7 @@ def test_image_root_moves_with_the_store(tmp_path):
     store = write(tmp_path / "one" / "store", header={"image_root": tmp_path / "one" / "images"})
     assert store.image_root == tmp_path / "one" / "images"
     os.rename(tmp_path / "one", tmp_path / "two")
-    assert AnnotationStore.open(tmp_path / "two" / "store").image_root == tmp_path / "two" / "images"
+    assert AnnotationStore(tmp_path / "two" / "store").image_root == tmp_path / "two" / "images"
 
 
 @pytest.mark.parametrize(
@@ -185,25 +185,25 @@ def test_missing_column_is_refused(tmp_path):
 
 def test_open_errors_say_what_to_do(tmp_path):
     with pytest.raises(DataError, match=r"no annotation store.*scripts/prepare_"):
-        AnnotationStore.open(tmp_path / "nothing")
+        AnnotationStore(tmp_path / "nothing")
     path = write(tmp_path / "store").path
     with open(path / "box.npy", "r+b") as file:
         file.truncate(140)
     with pytest.raises(DataError, match=r"box\.npy is damaged"):
-        AnnotationStore.open(path)
+        AnnotationStore(path)
     (path / "box.npy").unlink()
     with pytest.raises(DataError, match=r"box\.npy is missing.*incomplete"):
-        AnnotationStore.open(path)
+        AnnotationStore(path)
     header = json.loads((path / "header.json").read_text())
     (path / "header.json").write_text(json.dumps({**header, "version": 99}))
     with pytest.raises(DataError, match="store version 99"):
-        AnnotationStore.open(path)
+        AnnotationStore(path)
     (path / "header.json").write_text("{")
     with pytest.raises(DataError, match="not a JSON file"):
-        AnnotationStore.open(path)
+        AnnotationStore(path)
     (path / "header.json").unlink()
     with pytest.raises(DataError, match=r"incomplete annotation store.*header\.json"):
-        AnnotationStore.open(path)
+        AnnotationStore(path)
 
 
 def test_replaces_a_store_but_nothing_else(tmp_path):
@@ -264,6 +264,6 @@ def test_killed_writer_leaves_nothing_that_opens_and_is_cleaned_up(tmp_path):
     assert sorted(tmp_path.iterdir()) == [left, lock]
     for path in (left, tmp_path / "store"):
         with pytest.raises(DataError):
-            AnnotationStore.open(path)
+            AnnotationStore(path)
     write(tmp_path / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]

@@ -211,7 +211,7 @@ class Attempts:
             after = (path / "header.json").read_bytes() if path.exists() else None
             assert after == before
             raise
-        for record in MultiLabelDataset(AnnotationStore.open(store.path)):
+        for record in MultiLabelDataset(AnnotationStore(store.path)):
             for one in record["annotations"]:
                 x0, y0, x1, y1 = one["bbox"]
                 assert 0 <= x0 <= x1 <= record["width"] and 0 <= y0 <= y1 <= record["height"]

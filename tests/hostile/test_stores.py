@@ -77,7 +77,7 @@ def test_store_of_another_version(data):
     with pytest.raises(
         DataError, match=r"store: store version 1, this package reads 2; make the store again with scripts"
     ):
-        AnnotationStore.open(store.path)
+        AnnotationStore(store.path)
     assert data.prepare_coco().num_objects == 3  # which replaces it
 
 
@@ -97,7 +97,7 @@ def test_damaged_header(data, values, message):
     store = data.prepare_coco()
     edit_header(store, **values)
     with pytest.raises(DataError, match=message):
-        AnnotationStore.open(store.path)
+        AnnotationStore(store.path)
 
 
 def test_damaged_counts(data):
@@ -106,7 +106,7 @@ def test_damaged_counts(data):
     with pytest.raises(
         DataError, match=r"image_id\.npy is damaged: it has shape \(3,\), not \(9,\); prepare the store again"
     ):
-        AnnotationStore.open(store.path)
+        AnnotationStore(store.path)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_damaged_classes(data, classes, message):
     path = data.prepare_coco().path / "classes.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **classes}))
     with pytest.raises(DataError, match=rf"classes\.json is damaged: {message}; prepare the store again"):
-        AnnotationStore.open(path.parent)
+        AnnotationStore(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_columns_that_are_refused_when_the_store_is_opened(rich_store, name, cha
     path = rich_store.path / f"{name}.npy"
     np.save(path, change(np.load(path)))
     with pytest.raises(DataError, match=rf"{name}\.npy is damaged: it {message}.*; prepare the store again"):
-        AnnotationStore.open(rich_store.path)
+        AnnotationStore(rich_store.path)
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,9 @@ def test_values_are_checked_before_they_are_used(rich_store, name, place, value,
     np.save(path, values)
     if message is None:
         with pytest.raises(DataError, match="goes from 3 to"):
-            AnnotationStore.open(rich_store.path)
+            AnnotationStore(rich_store.path)
         return
-    store = AnnotationStore.open(rich_store.path)
+    store = AnnotationStore(rich_store.path)
     for use in (lambda: getattr(store, COLUMNS[name].attribute), lambda: MultiLabelDataset(store)[0]):
         with pytest.raises(
             DataError, match=rf"{name}\.npy is damaged: it .*{message}.*; prepare the store again"
@@ -194,7 +194,7 @@ def test_damaged_files(data):
         whole = path.read_bytes()
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(DataError, match=message):
-            AnnotationStore.open(store.path)
+            AnnotationStore(store.path)
         path.write_bytes(whole)
 
 
@@ -251,8 +251,8 @@ def test_full_disk(data, small_disk, form):
     ):
         prepare(output)
     assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "store"]
-    assert AnnotationStore.open(output).num_objects == 3
-    assert np.array_equal(AnnotationStore.open(output).boxes, before.boxes)
+    assert AnnotationStore(output).num_objects == 3
+    assert np.array_equal(AnnotationStore(output).boxes, before.boxes)
     filler.unlink()
     assert prepare(output).num_objects == 3
 
@@ -277,7 +277,7 @@ def test_disk_that_is_full_at_every_write(data, monkeypatch):
         except DataError as error:
             last = failing
             assert "the disk is full" in str(error) and "make room" in str(error)
-        assert AnnotationStore.open(data.root / "store").num_objects == 3 and not data.left_over()
+        assert AnnotationStore(data.root / "store").num_objects == 3 and not data.left_over()
         if last != failing:
             break
     assert last == 26  # eleven columns, classes and header, each with its folder; the folder of the store
@@ -296,7 +296,7 @@ def test_publication_that_fails(data, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(DataError, match="Input/output error; the store that is there stays as it was"):
         data.prepare_coco()
-    assert AnnotationStore.open(data.root / "store").num_objects == 3 and not data.left_over()
+    assert AnnotationStore(data.root / "store").num_objects == 3 and not data.left_over()
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ def spoil(rng, path):
 
 def use_everything(path, images):
     """Whatever reads a store: records, training truth with masks, statistics, samplers, evaluation."""
-    store = AnnotationStore.open(path, images)
+    store = AnnotationStore(path, images)
     store.changed_sources()
     dataset = MultiLabelDataset(store)
     mappers = [
@@ -398,7 +398,7 @@ def use_everything(path, images):
         for mapper in mappers:
             with suppress(DataError):  # such as run lengths where polygons are wanted
                 mapper(record)
-    fresh = AnnotationStore.open(path, images)
+    fresh = AnnotationStore(path, images)
     labels_per_image(MultiLabelDataset(fresh, filter_empty=True))
     fresh.image_counts(expanded=True)
     gt = StoreGroundTruth(fresh)

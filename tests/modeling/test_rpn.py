@@ -7,7 +7,6 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.utils.events import EventStorage
 
 from longtail_det2.modeling.proposal_generator import NormalizedRPN
-from longtail_det2.utils.errors import ConfigError
 
 
 @pytest.fixture
@@ -86,12 +85,3 @@ def test_images_without_objects(rpn_cfg, batch):
     assert losses["loss_rpn_loc"] == 0 and losses["loss_rpn_cls"] > 0
     sum(losses.values()).backward()
     assert model.proposal_generator.rpn_head.anchor_deltas.weight.grad is not None
-
-
-def test_objectness_starts_from_the_prior(rpn_cfg, batch):
-    rpn = build_model(rpn_cfg).proposal_generator
-    rpn.set_objectness_prior(0.001)
-    bias = rpn.rpn_head.objectness_logits.bias
-    torch.testing.assert_close(bias.sigmoid(), torch.full_like(bias, 0.001))
-    with pytest.raises(ConfigError, match="objectness prior"):
-        rpn.set_objectness_prior(0.0)

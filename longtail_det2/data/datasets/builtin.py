@@ -123,7 +123,7 @@ def _register_built_in(name: str, path: str) -> None:
         if metadata.get("store_path") is None and metadata.get("evaluator_type") == "lvis":
             if not os.path.isdir(path):
                 return
-            AnnotationStore.open(path)
+            AnnotationStore(path)
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
         elif metadata.get("is_built_in") and metadata.store_path != path:
@@ -163,7 +163,7 @@ def register_store(
     root = None if image_root is None else os.path.abspath(image_root)
     _register(name, path, root, partial(_load, name, path, root))
     if os.path.isdir(path):
-        _describe(name, AnnotationStore.open(path))
+        _describe(name, AnnotationStore(path))
 
 
 def register_coco(

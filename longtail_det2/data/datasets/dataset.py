@@ -53,7 +53,7 @@ class MultiLabelDataset(Dataset[Record]):
         Raises:
             DataError: no usable store, or one that was made without image sizes.
         """
-        self.store = store if isinstance(store, AnnotationStore) else AnnotationStore.open(store)
+        self.store = store if isinstance(store, AnnotationStore) else AnnotationStore(store)
         if len(self.store) and not self.store.has_image_sizes:
             raise DataError(
                 f"{self.store.path}: the store has no image sizes, which training and inference need; "

@@ -132,7 +132,7 @@ def prepare_openimages(
         )
     if issues.found:
         _LOGGER.warning("%s", issues.table())
-    return AnnotationStore.open(output)
+    return AnnotationStore(output)
 
 
 def _find_images(

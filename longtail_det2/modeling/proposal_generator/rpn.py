@@ -1,4 +1,4 @@
-"""A region proposal network whose sampling, normalizer, losses and first bias can be replaced.
+"""A region proposal network whose sampling, normalizer and losses can be replaced.
 
 Shape shorthand: N images, R anchors per image over all levels, S sampled anchors over all images, P of them
 positive.
@@ -6,7 +6,6 @@ positive.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from longtail_det2.layers import at_least_float32
 from longtail_det2.modeling.box_regression import pair_losses
 from longtail_det2.modeling.events import log_ratios, logging_due
 from longtail_det2.modeling.losses import LossNormalizer
-from longtail_det2.utils.errors import ConfigError
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -51,20 +49,6 @@ class NormalizedRPN(RPN):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Read Detectron2's keys and ``MODEL.RPN.LOSS_NORMALIZER``."""
         return {**super().from_config(cfg, input_shape), "loss_normalizer": cfg.MODEL.RPN.LOSS_NORMALIZER}
-
-    def set_objectness_prior(self, prior: float) -> None:
-        """Let all anchors start with the score `prior` in (0, 1), by the bias of the objectness.
-
-        Raises:
-            ConfigError: `prior` is out of range, or the head has no ``objectness_logits`` with a bias.
-        """
-        bias = getattr(getattr(self.rpn_head, "objectness_logits", None), "bias", None)
-        if bias is None or not 0.0 < prior < 1.0:
-            raise ConfigError(
-                f"the objectness prior must be in (0, 1) and the RPN head must have objectness_logits with a "
-                f"bias, got {prior} and {type(self.rpn_head).__name__}"
-            )
-        torch.nn.init.constant_(bias, math.log(prior / (1.0 - prior)))
 
     def losses(
         self,
