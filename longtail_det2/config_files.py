@@ -43,12 +43,6 @@ def load_cfg(config_file: str | os.PathLike[str] = "", options: Sequence[str] = 
         for file, content in _yaml_chain(find_config_file(config_file, ".yaml")):
             _merge(cfg, content, str(file))
     merge_options(cfg, options)
-    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
-    if len(mean) != len(std) or not all(one > 0 for one in std):
-        raise ConfigError(
-            f"{config_file or 'command line'}: MODEL.PIXEL_STD is {std}, MODEL.PIXEL_MEAN {mean}; both need "
-            "as many numbers, and those of PIXEL_STD must be positive"
-        )
     vars(cfg)["_CONFIG_FILE"] = str(config_file)  # for the record of a run that is started with it
     return cfg
 

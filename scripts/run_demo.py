@@ -32,9 +32,9 @@ from longtail_det2.evaluation.openimages_metric import evaluate_detections, expa
 from longtail_det2.shapes import ShapesOptions, generate_shapes
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import atomic_writer
-from longtail_det2.utils.wording import duration
 from longtail_det2.visualization.report import build_report
 from longtail_det2.visualization.run_data import Evaluation, read_evaluation
+from longtail_det2.visualization.style import duration
 
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
 TRAIN, VALIDATION = "shapes_train", "shapes_validation"

@@ -92,15 +92,7 @@ def sampler_from_config(
 ) -> TrainingSampler:
     """Build the sampler that DATALOADER.SAMPLER_TRAIN names, with its keys and the phases.
 
-    Args:
-        cfg: with this project's keys.
-        dataset: what to sample from.
-        seed: the same on all ranks.
-        start: ids drawn before, over all ranks.
-        **options: instead of the config's, see :func:`make_sampler`.
-
-    Raises:
-        ConfigError: see :func:`make_sampler`; or phases for another sampler than `PhasedTrainingSampler`.
+    `options` take the place of the config's; for the other arguments, and errors, see :func:`make_sampler`.
     """
     chosen = sampler_class(cfg.DATALOADER.SAMPLER_TRAIN)
     phases_of_run(chosen, cfg.DATALOADER.PHASES)
@@ -185,12 +177,7 @@ def build_test_loader(
         mapper: record -> model input.
         num_workers: loading processes of this rank.
         batch_size: images per step on this rank.
-
-    Raises:
-        DataError: the data set has no images.
     """
-    if len(dataset) == 0:
-        raise DataError("the test data set has no images")
     return DataLoader(
         MapDataset(dataset, mapper),
         batch_size=batch_size,

@@ -60,7 +60,7 @@ from longtail_det2.data.store_writer import (
     read_store,
 )
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import is_same_file, write_json
+from longtail_det2.utils.io import is_same_file
 
 __all__ = [
     "AnnotationStore",
@@ -293,8 +293,7 @@ def open_if_current(
 ) -> AnnotationStore | None:
     """Open the store at `path` if it was made of these files with these options; else return None.
 
-    Files of the path, size and modification time in the header are taken for the same. Where only the
-    contents are equal, the header is written again, so that they are compared once.
+    Files of the path, size and modification time in the header are taken for the same; else contents decide.
 
     Args:
         path: directory of the store.
@@ -313,13 +312,5 @@ def open_if_current(
     wanted = sorted(files, key=lambda one: one[0])
     if store.header["options"] != options or [one.get("role") for one in known] != [one for one, _ in wanted]:
         return None
-    renewed = []
-    for source, (_, file) in zip(known, wanted, strict=True):
-        if not is_same_file(source, file):
-            return None
-        renewed.append({**source, "path": os.path.abspath(file), "mtime_ns": os.stat(file).st_mtime_ns})
-    if renewed != known:
-        store.header["sources"] = renewed
-        with suppress(OSError):
-            write_json(store.path / "header.json", store.header)
-    return store
+    same = all(is_same_file(source, file) for source, (_, file) in zip(known, wanted, strict=True))
+    return store if same else None

@@ -24,17 +24,12 @@ def optimizer_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Return the arguments of :func:`build_optimizer` that a YAML config holds in ``SOLVER``."""
     solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
     return {
+        **{name: solver[name.upper()] for name in ("base_lr", "momentum", "nesterov", "bias_lr_factor")},
+        **{name: solver[name.upper()] for name in ("weight_decay", "weight_decay_norm", "weight_decay_bias")},
         "name": solver.OPTIMIZER,
-        "base_lr": solver.BASE_LR,
-        "weight_decay": solver.WEIGHT_DECAY,
-        "momentum": solver.MOMENTUM,
-        "nesterov": solver.NESTEROV,
         "clip_type": clip.CLIP_TYPE if clip.ENABLED else "",
         "clip_value": clip.CLIP_VALUE,
         "clip_norm_type": clip.NORM_TYPE,
-        "weight_decay_norm": solver.WEIGHT_DECAY_NORM,
-        "weight_decay_bias": solver.WEIGHT_DECAY_BIAS,
-        "bias_lr_factor": solver.BIAS_LR_FACTOR,
     }
 
 
@@ -105,15 +100,11 @@ def _clip(clip_type: str, bound: float, norm_type: float, optimizer: Optimizer, 
 
 def lr_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Return the arguments of :func:`build_lr_multiplier` that a YAML config holds in ``SOLVER``."""
+    names = ("max_iter", "steps", "gamma", "warmup_iters", "warmup_factor", "warmup_method")
     return {
+        **{name: cfg.SOLVER[name.upper()] for name in names},
         "name": cfg.SOLVER.LR_SCHEDULER_NAME,
-        "max_iter": cfg.SOLVER.MAX_ITER,
-        "steps": cfg.SOLVER.STEPS,
-        "gamma": cfg.SOLVER.GAMMA,
         "end_factor": cfg.SOLVER.BASE_LR_END / cfg.SOLVER.BASE_LR,
-        "warmup_iters": cfg.SOLVER.WARMUP_ITERS,
-        "warmup_factor": cfg.SOLVER.WARMUP_FACTOR,
-        "warmup_method": cfg.SOLVER.WARMUP_METHOD,
     }
 
 

@@ -161,11 +161,8 @@ def evaluator_options(cfg: CfgNode) -> dict[str, Any]:
             "expand_predictions": test.OPEN_IMAGES.EXPAND_PREDICTIONS,
             "write_predictions_csv": test.OPEN_IMAGES.WRITE_PREDICTIONS_CSV,
         },
-        "coco": {"max_detections": test.COCO.MAX_DETECTIONS},
-        "lvis": {
-            "max_detections": test.LVIS.MAX_DETECTIONS,
-            "fixed_ap_detections": test.LVIS.FIXED_AP_DETECTIONS,
-        },
+        "coco": {name.lower(): value for name, value in test.COCO.items()},
+        "lvis": {name.lower(): value for name, value in test.LVIS.items()},
         "frequency_thresholds": tuple(test.HEAD_MEDIUM_TAIL),
     }
 

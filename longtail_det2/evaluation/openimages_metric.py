@@ -20,7 +20,7 @@ from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth, class_ranges, mean_of_known
 from longtail_det2.evaluation.openimages_io import Detections, GroundTruth
-from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.errors import ConfigError
 from longtail_det2.utils.ragged import places_in_runs
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def evaluate_detections(
     on the largest class (or about a million detections), not on the number of images.
 
     Args:
-        ground_truth: annotations; `expand_ground_truth` first for the official number.
+        ground_truth: annotations; `expand_ground_truth` first for the official number. All columns must be
+            finite and in range, as the readers and stores make them.
         detections: what the detector said about these images.
         num_classes: K.
         iou_threshold: in (0, 1].
@@ -162,12 +163,9 @@ def evaluate_detections(
         prediction_hierarchy: if given, detections are repeated for all ancestors of their class.
 
     Raises:
-        DataError: columns of different lengths, classes out of range, negative image indices of annotations,
-            numbers that are not finite, or inverted ground-truth boxes.
         ConfigError: an option out of range.
     """
     check_options(iou_threshold, group_of_weight)
-    _check_values(ground_truth, detections, num_classes)
     gt, group_of = ground_truth, ground_truth.group_of.astype(bool)
     annotated = np.bincount(np.concatenate([gt.image, gt.label_image])) > 0
     key = gt.cls.astype(np.int64) * len(annotated) + gt.image
@@ -213,31 +211,6 @@ def average_precision(weights: np.ndarray, num_gt: float) -> float:
     precision = found / (found + np.cumsum(weights <= 0))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(found / num_gt, prepend=0.0) * envelope))
-
-
-def _check_values(gt: GroundTruth, detections: Detections, num_classes: int) -> None:
-    labels = {"image": gt.label_image, "cls": gt.label_cls, "present": gt.label_present}
-    tables = {"ground truth": vars(gt), "image-level labels": labels, "detections": vars(detections)}
-    for table, columns in tables.items():
-        columns = {name: column for name, column in columns.items() if not name.startswith("label_")}
-        image, cls = columns["image"], columns["cls"]
-        shapes = {name: column.shape for name, column in columns.items()}
-        expected = {name: (image.size, 4) if name == "box" else (image.size,) for name in columns}
-        if shapes != expected:
-            raise DataError(f"{table}: columns have the shapes {shapes}, expected {expected}")
-        box, score = columns.get("box", np.zeros((len(image), 4))), columns.get("score", np.zeros(len(image)))
-        problems = {
-            f"class index is outside [0, {num_classes})": (cls < 0) | (cls >= num_classes),
-            "image index is negative": (image < 0) & (table != "detections"),
-            "score is not finite": ~np.isfinite(score),
-            "box is not finite": ~np.isfinite(box).all(axis=1),
-            "box has min > max": (box[:, :2] > box[:, 2:]).any(axis=1) & (table == "ground truth"),
-        }
-        for problem, rows in problems.items():
-            if rows.any():
-                row = int(np.argmax(rows))
-                values = {name: column[row].tolist() for name, column in columns.items()}
-                raise DataError(f"{table}: {problem} in row {row}: {values}")
 
 
 def _class_batches(

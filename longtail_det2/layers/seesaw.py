@@ -62,8 +62,7 @@ def seesaw_loss(
         background: the last column of `logits` is the background's.
 
     Returns:
-        (R,), at least float32. On CUDA nothing waits for the device; on a CPU only the rows with a loss are
-        computed.
+        (R,), at least float32. Nothing waits for the device.
 
     Raises:
         ValueError: the shapes do not match, an option is out of range, or, on a CPU, so is a label.
@@ -72,15 +71,11 @@ def seesaw_loss(
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"need labels (R,) for {len(logits)} rows, got {tuple(labels.shape)}")
     logits = at_least_float32(logits)
-    counted = (labels >= 0) & (labels < logits.shape[1])
-    if logits.is_cuda:
-        losses = _losses(logits, torch.where(counted, labels, 0), counts, p, q, eps)
-        return torch.where(counted, losses, 0)
-    if len(labels) and (labels.max() > len(counts) or labels.min() < -1):
+    if len(labels) and not labels.is_cuda and (labels.max() > len(counts) or labels.min() < -1):
         raise ValueError(f"need labels from -1 to {len(counts)}, got {labels.min()} to {labels.max()}")
-    (rows,) = counted.nonzero(as_tuple=True)
-    losses = _losses(logits[rows], labels[rows], counts, p, q, eps)
-    return logits.new_zeros(len(logits)).index_copy(0, rows, losses)
+    counted = (labels >= 0) & (labels < logits.shape[1])
+    losses = _losses(logits, torch.where(counted, labels, 0), counts, p, q, eps)
+    return torch.where(counted, losses, 0)
 
 
 def multi_label_seesaw_loss(

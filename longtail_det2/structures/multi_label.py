@@ -1,6 +1,6 @@
-"""Multi-label classification targets of proposals, images and anchors.
+"""Multi-label classification targets of proposals and anchors.
 
-Shapes: R rows (proposals, images or anchors) of a batch, P of them positive, K foreground classes; background
+Shapes: R rows (proposals or anchors) of a batch, P of them positive, K foreground classes; background
 is class index K and the last column, Detectron2's order.
 """
 
@@ -12,9 +12,6 @@ from dataclasses import dataclass
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
-from torch.nn import functional as F
-
-from longtail_det2.utils.errors import DataError
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 """Values of a label matrix: the row has the label, does not have it, or it is unknown (no loss)."""
@@ -27,35 +24,17 @@ class MultiLabelTargets:
     """Classification targets of R rows.
 
     Attributes:
+        classes: (R,) int64 in [-1, K], the most specific label of each row; K is background, -1 no loss.
         labels: (R, K + 1) int8 in {1 positive, 0 negative, -1 ignored}. A background row has only its last
             column positive and nothing ignored; a foreground row has 0 in the last column.
     """
 
-    def __init__(self, classes: Tensor | None, labels: Tensor) -> None:
-        """Hold targets; raises ValueError if the shapes do not match.
-
-        Args:
-            classes: (R,) see the property. None for image-level labels, which have no single class and no
-                background.
-            labels: (R, K + 1), see the class.
-        """
-        if labels.ndim != 2 or (classes is not None and classes.shape != labels.shape[:1]):
-            shapes = None if classes is None else tuple(classes.shape), tuple(labels.shape)
+    def __init__(self, classes: Tensor, labels: Tensor) -> None:
+        """Hold targets, see the class; raises ValueError if the shapes do not match."""
+        if labels.ndim != 2 or classes.shape != labels.shape[:1]:
+            shapes = tuple(classes.shape), tuple(labels.shape)
             raise ValueError(f"targets need classes (R,) and labels (R, K + 1), got the shapes {shapes}")
-        self._classes, self.labels = classes, labels
-
-    @property
-    def classes(self) -> Tensor:
-        """(R,) int64 in [-1, K], the most specific label of each row; K is background, -1 no loss.
-
-        Raises DataError for image-level labels.
-        """
-        if self._classes is None:
-            raise DataError(
-                "image-level labels have no single class per image, which this loss needs. Use a loss for "
-                'several labels, such as SigmoidBCELoss or ConcurrentSoftmaxLoss, or SeesawLoss with "all"'
-            )
-        return self._classes
+        self.classes, self.labels = classes, labels
 
     @property
     def num_classes(self) -> int:
@@ -65,22 +44,19 @@ class MultiLabelTargets:
     @property
     def known(self) -> Tensor:
         """(R,) bool, rows that are not ignored as a whole."""
-        if self._classes is None:
-            return torch.ones(len(self), dtype=torch.bool, device=self.labels.device)
-        return self._classes >= 0
+        return self.classes >= 0
 
     @property
     def foreground(self) -> Tensor:
         """(R,) bool, rows that are neither ignored nor background."""
-        return self.known if self._classes is None else self.known & (self._classes < self.num_classes)
+        return self.known & (self.classes < self.num_classes)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> MultiLabelTargets:
         """Return the same targets on another device."""
-        classes = None if self._classes is None else self._classes.to(device)
-        return MultiLabelTargets(classes, self.labels.to(device))
+        return MultiLabelTargets(self.classes.to(device), self.labels.to(device))
 
     @staticmethod
     def from_classes(classes: Tensor, num_classes: int) -> MultiLabelTargets:
@@ -94,15 +70,6 @@ class MultiLabelTargets:
         if len(classes):
             labels.scatter_(1, classes.long()[:, None], 1)
         return MultiLabelTargets(classes.long(), labels)
-
-    @staticmethod
-    def from_image_labels(labels: Tensor) -> MultiLabelTargets:
-        """Make targets of whole images, which have any number of labels and no most specific one.
-
-        Args:
-            labels: (R, K) in {1 present, 0 absent, -1 unverified}.
-        """
-        return MultiLabelTargets(None, F.pad(labels.to(torch.int8), (0, 1)))
 
     @staticmethod
     def from_proposals(proposals: Sequence[Instances], num_classes: int) -> MultiLabelTargets:

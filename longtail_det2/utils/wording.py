@@ -12,16 +12,6 @@ def pluralize(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as "1.2 s", "12 s", "3 min 05 s" or "2 h 07 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def printable(text: str, most: int = 200) -> str:
     """A text from a file, fit for one line of a terminal or a log.
 

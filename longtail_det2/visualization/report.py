@@ -17,12 +17,13 @@ from longtail_det2.engine.run_record import read_run_record
 from longtail_det2.model_zoo.run_facts import config_without_paths, read_plain_yaml, value_at
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import atomic_writer
-from longtail_det2.utils.wording import duration, pluralize
+from longtail_det2.utils.wording import pluralize
 
 from .predictions import default_threshold, read_predictions
 from .report_images import draw_images
 from .report_plots import COLOR_OF, ap_plot, long_tail_plot, training_plots
 from .run_data import Evaluation, read_evaluation, read_log
+from .style import duration
 
 logger = logging.getLogger(__name__)
 

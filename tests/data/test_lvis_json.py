@@ -155,19 +155,9 @@ def test_report(write, images):
     assert "           4  labels verified absent" in lines and lines[-1].startswith("  warning  ")
 
 
-def test_own_data_hear_nothing_of_frequencies(write, images):
-    content = without_frequency()
-    for one in content["images"]:
-        del one["neg_category_ids"], one["not_exhaustive_category_ids"]
-    report = check_coco(write(content), images)
-    assert not report.issues.count("no_frequency")
-    content["images"][0].update(neg_category_ids=[9], pos_category_ids=[2])
-    assert not check_coco(write(content), images).issues.count("no_frequency")
-
-
-def test_no_frequency_is_said_and_not_guessed(write, images, prepare):
+def test_no_frequency_is_not_guessed(write, images, prepare):
     report = check_coco(write(without_frequency()), images)
-    assert report.issues.counts() == {"empty_image": 1, "no_frequency": 3}
+    assert report.issues.counts() == {"empty_image": 1}
     assert prepare(without_frequency()).class_frequencies is None
 
 

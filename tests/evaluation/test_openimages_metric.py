@@ -17,7 +17,7 @@ from longtail_det2.evaluation.openimages_metric import (
     evaluate_detections,
     expand_ground_truth,
 )
-from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.errors import ConfigError
 
 UNIT = [0.0, 0.0, 1.0, 1.0]
 LEFT = [0.0, 0.0, 0.5, 1.0]
@@ -301,24 +301,8 @@ def test_single_precision_and_small_integers_are_accepted(golden):
     np.testing.assert_allclose(evaluate_detections(truth, small, len(class_ids)).ap, reference.ap, atol=1e-12)
 
 
-def test_errors_say_what_is_wrong():
+def test_options_out_of_range():
     truth, detections = truth_of((0, 0, UNIT, False)), detections_of((0, 0, 0.5, UNIT))
-    with pytest.raises(DataError, match=r"class index is outside \[0, 2\) in row 0"):
-        evaluate_detections(truth, detections_of((0, 3, 0.5, UNIT)), 2)
-    with pytest.raises(DataError, match="image index is negative in row 0"):
-        evaluate_detections(truth_of((-1, 0, UNIT, False)), detections, 1)
-    with pytest.raises(DataError, match="score is not finite in row 0"):
-        evaluate_detections(truth, detections_of((0, 0, np.nan, UNIT)), 1)
-    with pytest.raises(DataError, match="box is not finite in row 0"):
-        evaluate_detections(truth, detections_of((0, 0, 0.5, [0, 0, np.inf, 1])), 1)
-    with pytest.raises(DataError, match="box has min > max in row 0"):
-        evaluate_detections(truth_of((0, 0, [1, 0, 0, 1], False)), detections, 1)
-    for wrong in (
-        Detections(np.zeros(2, int), np.zeros(1, int), np.zeros(2), np.zeros((2, 4))),
-        Detections(np.zeros(1, int), np.zeros(1, int), np.zeros(1), np.zeros((1, 5))),
-    ):
-        with pytest.raises(DataError, match=r"detections: columns have the shapes .*, expected "):
-            evaluate_detections(truth, wrong, 1)
     for option in ({"iou_threshold": 0}, {"group_of_weight": -1}):
         with pytest.raises(ConfigError, match=next(iter(option))):
             evaluate_detections(truth, detections, 1, **option)

@@ -136,7 +136,7 @@ class OneLoss(nn.Module):
         return reduce_losses(self.loss.unreduced(logits, multi_label_targets()), 11)
 
 
-def test_nan_logits_stop_training_with_iteration_and_loss(tmp_path):
+def test_nan_logits_stop_training_with_iteration_and_loss():
     """Even in a row that is left out of the loss."""
     values = [0.0, 1.0, float("nan"), 0.0]
     batches = [[{"image_id": f"picture {place}", "value": value}] for place, value in enumerate(values)]
@@ -146,7 +146,6 @@ def test_nan_logits_stop_training_with_iteration_and_loss(tmp_path):
         ResumableLoader(lambda start, seed: iter(batches), 1, 0),
         torch.optim.SGD(model.parameters(), lr=0.1),
         False,
-        str(tmp_path),
     )
     message = r"stopped in iteration 2: loss_cls = nan in the batch of the images picture 2"
     with EventStorage() as storage, pytest.raises(NonFiniteLossError, match=message):

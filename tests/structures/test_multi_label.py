@@ -3,7 +3,6 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from longtail_det2.structures import MultiLabelTargets
-from longtail_det2.utils.errors import DataError
 
 
 def proposals(classes, labels=None):
@@ -67,15 +66,6 @@ def test_mismatching_shapes():
 def test_to_keeps_values():
     targets = MultiLabelTargets.from_classes(torch.tensor([0]), 2).to("cpu")
     assert targets.labels.tolist() == [[1, 0, 0]]
-
-
-def test_image_level_labels():
-    """Every image is a row of foreground without a single class."""
-    targets = MultiLabelTargets.from_image_labels(torch.tensor([[1, 0, -1], [0, 0, 0]])).to("cpu")
-    assert targets.labels.tolist() == [[1, 0, -1, 0], [0, 0, 0, 0]] and targets.num_classes == 3
-    assert targets.known.all() and targets.foreground.all() and len(targets) == 2
-    with pytest.raises(DataError, match="no single class"):
-        _ = targets.classes
 
 
 def test_known_and_foreground():

@@ -280,8 +280,6 @@ def _find_frequency(source: CocoFile, tree: LabelHierarchy) -> list[str] | None:
     """LVIS's frequency of each class; None where the file has none."""
     letters: list[Any] = [entry.get("frequency") for entry in source.categories.values()]
     if all(letter is None for letter in letters):
-        if source.is_lvis:
-            source.issues.add("no_frequency", "no category has one", len(letters))
         return None
     for (key, entry), letter in zip(source.categories.items(), letters, strict=True):
         if letter not in FREQUENCIES:
@@ -304,8 +302,7 @@ def _summarize(
     per_image, per_object = np.diff(columns["object_offsets"]), np.diff(columns["label_offsets"])
     empty = [one.decode() for one in columns["image_id"][per_image == 0]]
     unused = [name for name, count in zip(source.class_names, counts.tolist(), strict=True) if count == 0]
-    twice = [name for name, count in Counter(source.class_names).items() if count > 1]
-    for kind, some in (("empty_image", empty), ("unused_class", unused), ("same_name", twice)):
+    for kind, some in (("empty_image", empty), ("unused_class", unused)):
         source.issues.add(kind, _quote(some), len(some))
     masks = [np.diff(columns[name]) for name in ("polygon_offsets", "run_offsets") if name in columns]
     status = np.bincount(columns["image_label_status"], minlength=len(ImageLabel)).tolist()

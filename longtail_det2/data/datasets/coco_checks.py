@@ -42,12 +42,7 @@ KINDS = {
     "equal_boxes": Kind(
         "boxes equal to another one of their image", "--merge-equal-boxes makes one object of them", "warning"
     ),
-    "same_file": Kind("images with the file of another image", "give them one id", "warning"),
-    "same_name": Kind("categories with the name of another one", "is the list right?", "warning"),
     "added_class": Kind("classes that only the hierarchy names", "misspelt parents show here", "warning"),
-    "no_frequency": Kind(
-        "classes without LVIS's frequency", "AP by frequency takes training counts", "warning"
-    ),
     "unused_class": Kind("classes without objects", "they cannot be learnt from these data", "warning"),
     "empty_image": Kind("images without objects", "training leaves them out", "warning"),
 }
@@ -146,10 +141,6 @@ class CocoFile:
         self._image_index = {key: index for index, key in enumerate(keys)}
         names = [self._file_name(images[key], key) for key in keys]
         sizes = np.array([self._size(images[key], key) for key in keys], dtype=np.int32).reshape(-1, 2)
-        first: dict[str, Any] = {}
-        for name, key in zip(names, keys, strict=True):
-            if name and first.setdefault(name, key) != key:
-                self.issues.add("same_file", f"image {key!r}: {name!r} is image {first[name]!r} already")
         keep = np.array([name != "" for name in names], dtype=bool) & (sizes >= 0).all(axis=1)
         labels = [self._image_labels(images[key], key) for key in keys]
         return CocoImages([str(key) for key in keys], names, sizes, labels, keep)

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_box_head
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -100,10 +99,6 @@ class BoxBranch(nn.Module):
         """Return boxes (Ri, 4) or (Ri, 4 K) per image, in pixels; (Ri, 4) in a cascade."""
         return self.predictor.predict_boxes(predictions, proposals)
 
-    def boxes_of_gt_classes(self, predictions: Any, proposals: list[Instances]) -> Sequence[Tensor]:
-        """Return the boxes (Ri, 4) predicted for ``gt_classes``, for mask heads that train on them."""
-        return self.predictor.predict_boxes_for_gt_classes(predictions, proposals)
-
     def detect(
         self, boxes: Sequence[Tensor], scores: Sequence[Tensor], proposals: Iterable[Instances]
     ) -> list[Instances]:
@@ -185,9 +180,11 @@ class MultiLabelROIHeads(StandardROIHeads):
             kwargs: the arguments of Detectron2's class.
 
         Raises:
-            ConfigError: the predictor is not one for several labels.
+            ConfigError: the predictor is not one for several labels, or masks are to train on its boxes.
         """
         super().__init__(**kwargs)
+        if self.train_on_pred_boxes:
+            raise ConfigError("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES must be False for MultiLabelROIHeads")
         self.box_branch = BoxBranch() if box_branch is None else box_branch
         self._attached_branch()
 
@@ -209,10 +206,4 @@ class MultiLabelROIHeads(StandardROIHeads):
         if not self.training:
             boxes, scores = branch.boxes(predictions, proposals), branch.scores(predictions, proposals)
             return branch.detect(boxes, scores, proposals)
-        losses = branch.losses(predictions, proposals)
-        if self.train_on_pred_boxes:
-            with torch.no_grad():
-                boxes = branch.boxes_of_gt_classes(predictions, proposals)
-                for image, of_image in zip(proposals, boxes, strict=True):
-                    image.proposal_boxes = Boxes(of_image)
-        return losses
+        return branch.losses(predictions, proposals)
