@@ -103,7 +103,6 @@ def test_unusable_files(tmp_path, text, message):
     [
         "MODEL:\n  PIXEL_STD: ' '\n",
         "MODEL:\n  PIXEL_STD: [' ', 1.0, 1.0]\n",
-        "MODEL:\n  PIXEL_STD: [1.0, 1.0, 1.0, 1.0]\n",
         "INPUT:\n  MIN_SIZE_TRAIN: [[64], [32]]\n",
         "INPUT:\n  MIN_SIZE_TRAIN: [small]\n",
         "INPUT:\n  MIN_SIZE_TEST: small\n",
