@@ -23,11 +23,11 @@ dataloader.test.mapper.augmentations[0].short_edge_length = 208
 dataloader.test.mapper.augmentations[0].max_size = 320
 dataloader.test.num_workers = 2
 
-optimizer.base_lr = 0.0006
+optimizer.base_lr = 0.001
 optimizer.clip_type = "full_model"
 optimizer.clip_value = 5.0
-train.max_iter = 500
-train.checkpointer.period = 500
+train.max_iter = 400
+train.checkpointer.period = 400
 train.channels_last = True
 train.seed = 1
 train.output_dir = "./output/faster_rcnn_effnet_lite0_FPN"
