@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from detectron2.structures import Instances
     from PIL.Image import Image
 
-__all__ = ["Detector", "get_config", "load", "register_coco", "register_store", "train"]
+__all__ = [
+    "Detector",
+    "get_config",
+    "load",
+    "register_coco",
+    "register_openimages",
+    "register_store",
+    "train",
+]
 
 
 def register_coco(
@@ -41,6 +49,35 @@ def register_coco(
     from longtail_det2.data.datasets import builtin
 
     builtin.register_coco(name, json_file, image_root, hierarchy)
+
+
+def register_openimages(
+    name: str,
+    boxes: str | os.PathLike[str],
+    classes: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    *,
+    image_labels: str | os.PathLike[str] | None = None,
+    hierarchy: str | os.PathLike[str] | None = None,
+) -> None:
+    """Register Open Images CSV files; their store is made beside `boxes`, once, and again when they change.
+
+    Args:
+        name: data set name.
+        boxes: box CSV, see :func:`longtail_det2.data.datasets.openimages.prepare_openimages`, also for errors.
+        classes: class descriptions, LabelName,DisplayName without header.
+        image_root: folder with the images at any depth.
+        image_labels: CSV of human-verified image labels.
+        hierarchy: JSON file.
+    """
+    from longtail_det2.data.datasets import builtin
+    from longtail_det2.data.datasets.openimages import prepare_openimages
+
+    store = Path(boxes).absolute().parent / ".longtail_det2" / name
+    labels = [] if image_labels is None else [Path(image_labels)]
+    tree = None if hierarchy is None else Path(hierarchy)
+    prepare_openimages([Path(boxes)], labels, Path(classes), tree, Path(image_root), store)
+    builtin.register_store(name, store)
 
 
 def register_store(name: str, path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from longtail_det2 import api
@@ -46,6 +47,21 @@ def test_importing_needs_nothing():
     code = f"import sys, longtail_det2.api; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_open_images_files(data):
+    box = "ImageID,LabelName,XMin,XMax,YMin,YMax\n0,/m/robin,0.1,0.7,0.2,0.8\n0,/m/wren,0.1,0.7,0.2,0.8\n"
+    (data / "boxes.csv").write_text(box)
+    (data / "classes.csv").write_text("/m/robin,robin\n/m/wren,wren\n")
+    (data / "labels.csv").write_text("ImageID,LabelName,Confidence\n0,/m/robin,1\n1,/m/wren,0\n")
+    files = data / "boxes.csv", data / "classes.csv", data
+    for _ in range(2):  # the second time it is there
+        api.register_openimages("robins", *files, image_labels=data / "labels.csv")
+    dataset = DatasetCatalog.get("robins")
+    assert [record["image_id"] for record in dataset] == ["0", "1"]
+    assert dataset[0]["annotations"][0]["category_ids"] == [0, 1] and dataset[1]["neg_category_ids"] == [1]
+    with pytest.raises(DataError, match=r"labels\.csv: no such file|no such file"):
+        api.register_openimages("robins", data / "none.csv", data / "classes.csv", data)
 
 
 def test_train_load_predict_draw(data, tmp_path, capsys):
