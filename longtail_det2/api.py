@@ -64,7 +64,7 @@ def register_openimages(
 
     Args:
         name: data set name.
-        boxes: box CSV, see :func:`longtail_det2.data.datasets.openimages.prepare_openimages`, also for errors.
+        boxes: box CSV, see :func:`longtail_det2.data.datasets.openimages.prepare_openimages`.
         classes: class descriptions, LabelName,DisplayName without header.
         image_root: folder with the images at any depth.
         image_labels: CSV of human-verified image labels.
