@@ -1,4 +1,4 @@
-"""Running the train scripts; what a user can get wrong ends in one line and exit code 2."""
+"""Run training in its processes; what a user can get wrong ends in one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from torch.multiprocessing import ProcessExitedException
 
 from longtail_det2.engine.launch import launch
 from longtail_det2.engine.training_step import NonFiniteLossError
+from longtail_det2.utils.console import tell_error
 from longtail_det2.utils.errors import ConfigError, DataError
 
-from .arguments import parse_args
+from .train import parse_args
 
-__all__ = ["USER_ERROR", "parse_args", "run"]
-
-USER_ERROR = 2
-"""Exit code after an error that the user can mend."""
+__all__ = ["parse_args", "run"]
 
 _USER_ERRORS = (ConfigError, DataError, NonFiniteLossError)
 _DETECTRON2, _TRAINING_LOOP = "detectron2", "detectron2.engine.train_loop"
@@ -83,5 +81,4 @@ def _tell(error: Exception) -> int:
         # It arrives with that process's traceback in front of its message.
         own = list(re.finditer(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", message, re.M))
         message = message[own[-1].end() :] if own else message
-    sys.stderr.write(f"error: {message.strip()}\n")
-    return USER_ERROR
+    return tell_error(message.strip())

@@ -16,6 +16,7 @@ def tell(text: str) -> None:
 
 
 def tell_error(error: object) -> int:
-    """Write `error: ...` to standard error, control characters escaped; returns the exit status 2."""
-    sys.stderr.write(f"error: {printable(str(error), most=2000)}\n")
+    """Write `error: ...` to standard error in one line without control characters; return exit status 2."""
+    text = " ".join(line.strip() for line in str(error).splitlines())
+    sys.stderr.write(f"error: {printable(text, most=10_000)}\n")
     return 2

@@ -1,45 +1,31 @@
-#!/usr/bin/env python3
 """Run a trained detector on image files and folders: drawings, a file of predictions, or both."""
 
+from __future__ import annotations
+
 import argparse
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# PyTorch warns of what Detectron2 uses, which the user cannot change.
-warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
-warnings.filterwarnings("ignore", message="torch.meshgrid")
+from longtail_det2.utils.console import tell
+from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.wording import pluralize
 
-import torch  # noqa: E402
-from detectron2.data import MetadataCatalog  # noqa: E402
+from .inputs import add_detector_arguments, open_detector
 
-from longtail_det2.data.store import AnnotationStore  # noqa: E402
-from longtail_det2.export.source import TrainedDetector, load_detector  # noqa: E402
-from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
-from longtail_det2.utils.wording import pluralize  # noqa: E402
-from longtail_det2.visualization.multi_label_visualizer import labels_metadata  # noqa: E402
-from longtail_det2.visualization.predictor import (  # noqa: E402
-    ImageFile,
-    Predictor,
-    coco_results,
-    draw_predictions,
-    find_images,
-    write_predictions,
-)
+if TYPE_CHECKING:
+    from longtail_det2.data.store import AnnotationStore
+    from longtail_det2.export.source import TrainedDetector
+    from longtail_det2.visualization.predictor import ImageFile
 
 EPILOG = """\
 examples:
-  python scripts/demo.py --config-file output/my_run/config.yaml --weights output/my_run/model_final.pth \\
-      --input photo.jpg holidays/ --output drawn
-  python scripts/demo.py --config-file own_data/faster_rcnn_small_photos.yaml \\
-      --weights output/my_run/model_final.pth --store stores/my_train --input holidays/ --output drawn \\
-      --score-threshold 0.3
-  python scripts/demo.py --config-file output/my_run/config.yaml --weights output/my_run/model_final.pth \\
-      --input holidays/ --predictions predictions.json
+  %(prog)s --weights output/my_run --input photo.jpg holidays/ --output drawn
+  %(prog)s --weights model.pth --config-file own_data/faster_rcnn_small_photos.yaml \\
+      --store stores/my_train --input holidays/ --output drawn --score-threshold 0.3
+  %(prog)s --weights output/my_run --input holidays/ --predictions predictions.json
 
 Predictions of several classes on one box are drawn as one object with several labels, and with the mask of
 the most certain one if the detector has masks. The predictions file has all of them, whatever their score:
@@ -47,47 +33,37 @@ the most certain one if the detector has masks. The predictions file has all of 
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the images, the detector, and what is made of its predictions."""
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="path or name in the model zoo, YAML or lazy")
-    add("--weights", default="", metavar="FILE", help="checkpoint; else the config's published weights")
     add("--input", nargs="+", required=True, metavar="PATH", help="image files and folders of images")
     add("--output", type=Path, metavar="DIR", help="folder for the drawings (default: none are made)")
     add("--predictions", type=Path, metavar="FILE", help="write all predictions: .csv or .json")
-    add(
-        "--store", type=Path, metavar="DIR", help="annotation store with the names (and hierarchy) of classes"
-    )
-    add(
-        "--score-threshold", type=float, default=0.5, metavar="T", help="draw scores from T on (default: 0.5)"
-    )
+    store = "annotation store with the names (and hierarchy) of classes"
+    add("--store", type=Path, metavar="DIR", help=store)
+    threshold = "draw scores from T on (default: 0.5)"
+    add("--score-threshold", type=float, default=0.5, metavar="T", help=threshold)
     add("--device", default="", help="such as cpu or cuda (default: cuda where there is one)")
-    add("--opts", nargs="+", default=[], metavar="WORD", help="config options, in the config's own syntax")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error that the user can mend."""
-    args = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        run(args)
-    except (ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    add_detector_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Predict all images, draw them, then write the predictions."""
+    import torch
+
+    from longtail_det2.visualization.predictor import (
+        Predictor,
+        coco_results,
+        draw_predictions,
+        find_images,
+        write_predictions,
+    )
+
     check_targets(args)
     images = find_images(args.input, leave_out=args.output)
-    detector = load_detector(args.config_file, args.weights, args.opts)
+    detector = open_detector(args)
     class_ids, names, metadata = describe_classes(detector, args.store)
-    predictor = Predictor(detector, args.device or default_device())
+    predictor = Predictor(detector, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     sizes: dict[str, tuple[int, int]] = {}
     rows: list[dict[str, Any]] = []
     drawn, best = 0, 0.0
@@ -97,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         except DataError as error:
             if image.was_named:
                 raise
-            print(f"passed over: {error}", file=sys.stderr)
+            sys.stderr.write(f"passed over: {error}\n")
             continue
         sizes[image_id] = instances.image_size
         drawn += int((instances.scores >= args.score_threshold).sum())
@@ -113,15 +89,15 @@ def run(args: argparse.Namespace) -> None:
     if not sizes:
         raise DataError(f"{', '.join(args.input)}: none of {len(images)} files is an image that can be read")
     if args.output is not None:
-        print(
+        tell(
             f"{pluralize(len(sizes), 'image')} in {args.output}, {pluralize(drawn, 'prediction')} drawn "
             f"(scores from {args.score_threshold:g})"
         )
         if not drawn:
-            print(f"the highest score is {best:.3f}: a lower --score-threshold draws something")
+            tell(f"the highest score is {best:.3f}: a lower --score-threshold draws something")
     if args.predictions is not None:
         write_predictions(args.predictions, rows, sizes, class_ids)
-        print(
+        tell(
             f"{pluralize(len(rows), 'prediction')} of {pluralize(len(sizes), 'image')} in {args.predictions}"
         )
 
@@ -137,13 +113,16 @@ def check_targets(args: argparse.Namespace) -> None:
 def describe_classes(
     detector: TrainedDetector, store_path: Path | None
 ) -> tuple[Sequence[str], Sequence[str], Any]:
-    """Class ids, names and metadata for drawing.
+    """Return class ids, names and metadata for drawing.
 
     Of the store, else what the checkpoint and its folder say, else of the config's test data.
 
     Raises:
         ConfigError: the store has other classes than the checkpoint, or nothing is known about them.
     """
+    from longtail_det2.data.store import AnnotationStore
+    from longtail_det2.visualization.multi_label_visualizer import labels_metadata
+
     if store_path is not None:
         store = AnnotationStore(store_path)
         if detector.class_ids and detector.class_ids != store.class_ids:
@@ -161,12 +140,16 @@ def describe_classes(
     store = store_of_config(detector)
     if store is not None:
         return store.class_ids, store.class_names, labels_metadata(store.class_names, store.hierarchy)
-    print("the names of the classes are unknown, their ids are drawn: --store gives names", file=sys.stderr)
+    sys.stderr.write("the names of the classes are unknown, their ids are drawn: --store gives names\n")
     return detector.class_ids, detector.class_ids, labels_metadata(detector.class_ids)
 
 
 def store_of_config(detector: TrainedDetector) -> AnnotationStore | None:
-    """A store of the config's test data that has the detector's classes, if there is one on this machine."""
+    """Return a store of the config's test data with the detector's classes, if there is one here."""
+    from detectron2.data import MetadataCatalog
+
+    from longtail_det2.data.store import AnnotationStore
+
     with suppress(ConfigError, DataError):  # names are a convenience only
         detector.register_data()
         for name in detector.test_datasets:
@@ -178,13 +161,8 @@ def store_of_config(detector: TrainedDetector) -> AnnotationStore | None:
     return None
 
 
-def default_device() -> str:
-    """The GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def output_names(images: Sequence[ImageFile]) -> list[Path]:
-    """Where each drawing goes, below the output folder: no two the same."""
+    """Say where each drawing goes, below the output folder: no two the same."""
     taken: set[Path] = set()
     targets = []
     for image in images:
@@ -199,12 +177,8 @@ def output_names(images: Sequence[ImageFile]) -> list[Path]:
 
 
 def choose_image_ids(images: Sequence[ImageFile]) -> list[str]:
-    """File names without suffix, as in Open Images; whole paths where these are not distinct."""
+    """Return file names without suffix, as in Open Images; whole paths where these are not distinct."""
     stems = [image.name.stem for image in images]
     if len(set(stems)) == len(stems):
         return stems
     return [image.path.as_posix() for image in images]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,37 +1,27 @@
-#!/usr/bin/env python3
 """Draw annotated images of an annotation store or of any registered data set: boxes, all labels, masks."""
 
+from __future__ import annotations
+
 import argparse
-import logging
-import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# PyTorch warns of what Detectron2 uses, which the user cannot change.
-warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
-warnings.filterwarnings("ignore", message="torch.meshgrid")
+from longtail_det2.utils.console import tell
+from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.wording import pluralize
 
-import numpy as np  # noqa: E402
-from detectron2.config import CfgNode  # noqa: E402
-from detectron2.data.detection_utils import convert_image_to_rgb  # noqa: E402
+from .inputs import add_data_arguments, add_drawing_arguments, image_names, open_data
 
-from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper  # noqa: E402
-from longtail_det2.data.datasets.builtin import register_datasets  # noqa: E402
-from longtail_det2.data.images import read_image  # noqa: E402
-from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
-from longtail_det2.utils.wording import pluralize  # noqa: E402
-from longtail_det2.visualization.inputs import add_data_arguments, image_names, open_data  # noqa: E402
-from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer, room_for  # noqa: E402
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 EPILOG = """\
 examples:
-  python scripts/visualize_data.py --store datasets/shapes/stores/train --output drawings
-  python scripts/visualize_data.py --dataset shapes_train --class "pink cross" --number 5 --output drawings
-  python scripts/visualize_data.py --dataset my_train --output drawings \\
+  %(prog)s --store datasets/shapes/stores/train --output drawings
+  %(prog)s --dataset shapes_train --class "pink cross" --number 5 --output drawings
+  %(prog)s --dataset my_train --output drawings \\
       DATASETS.STORES my_train=annotations/train.json:images/train
-  python scripts/visualize_data.py --store datasets/shapes/stores/train --output drawings --augmented \\
+  %(prog)s --store datasets/shapes/stores/train --output drawings --augmented \\
       --config-file shapes/faster_rcnn_tiny_sigmoid_shapes.yaml
 
 Dashed boxes enclose groups; masks are tinted. With --augmented the drawings show what the model is trained
@@ -40,36 +30,17 @@ it, and, if the config trains masks (MODEL.MASK_ON), the masks that it learns.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the data, which images are drawn, and how."""
     add_data_arguments(parser)
+    add_drawing_arguments(parser)
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the drawings")
-    add("--number", type=int, default=16, metavar="N", help="how many images (default: 16)")
-    add("--seed", type=int, default=0, help="which ones are drawn (default: 0)")
     add("--class", dest="class_name", metavar="NAME", help="only images with this class (name or id)")
     add("--augmented", action="store_true", help="show what the mapper hands to the model")
-    return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error that the user can mend."""
-    args = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        count = draw(args)
-    except (ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{pluralize(count, 'image')} in {args.output}")
-    return 0
-
-
-def draw(args: argparse.Namespace) -> int:
-    """Draw the images; returns how many."""
+def run(args: argparse.Namespace) -> None:
+    """Draw the images."""
     dataset, metadata, cfg = open_data(args)
     chosen = choose(dataset, metadata, args)
     picture_of = augmented_drawer(metadata, cfg, args) if args.augmented else annotation_drawer(metadata)
@@ -78,11 +49,13 @@ def draw(args: argparse.Namespace) -> int:
     names = image_names([record["image_id"] for record in records])
     for record, name in zip(records, names, strict=True):
         picture_of(record).save(str(args.output / name))
-    return len(chosen)
+    tell(f"{pluralize(len(chosen), 'image')} in {args.output}")
 
 
 def choose(dataset: Any, metadata: Any, args: argparse.Namespace) -> list[int]:
-    """Positions of the images to draw, ascending."""
+    """Return the positions of the images to draw, ascending."""
+    import numpy as np
+
     order = np.random.default_rng(args.seed).permutation(len(dataset))
     if args.class_name is None:
         return sorted(order[: args.number].tolist())
@@ -98,7 +71,7 @@ def choose(dataset: Any, metadata: Any, args: argparse.Namespace) -> list[int]:
 
 
 def class_index(dataset: Any, metadata: Any, name: str) -> int:
-    """Index of a class by name or id.
+    """Return the index of a class by name or id.
 
     Raises:
         DataError: there is none.
@@ -113,6 +86,8 @@ def class_index(dataset: Any, metadata: Any, name: str) -> int:
 
 def annotation_drawer(metadata: Any) -> Callable[[dict[str, Any]], Any]:
     """Draw a record's annotations on its image."""
+    from longtail_det2.data.images import read_image
+    from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer, room_for
 
     def picture(record: dict[str, Any]) -> Any:
         pixels = read_image(record["file_name"], "RGB", image_id=record["image_id"])
@@ -126,11 +101,16 @@ def augmented_drawer(
     metadata: Any, cfg: CfgNode, args: argparse.Namespace
 ) -> Callable[[dict[str, Any]], Any]:
     """Draw what the training mapper makes of a record."""
+    from detectron2.data.detection_utils import convert_image_to_rgb
+
+    from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+    from longtail_det2.data.datasets.builtin import register_datasets
+    from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer, room_for
+
     if args.store is not None:
         register_datasets(stores=[f"store_to_draw={args.store}"])
     cfg.DATASETS.TRAIN = (args.dataset or "store_to_draw",)
-    arguments = MultiLabelDatasetMapper.from_config(cfg, is_train=True)
-    mapper = MultiLabelDatasetMapper(**arguments)
+    mapper = MultiLabelDatasetMapper(**MultiLabelDatasetMapper.from_config(cfg, is_train=True))
 
     def picture(record: dict[str, Any]) -> Any:
         result = mapper(record)
@@ -139,7 +119,3 @@ def augmented_drawer(
         return MultiLabelVisualizer(pixels, metadata, min_size=room).draw_truth(result["instances"])
 
     return picture
-
-
-if __name__ == "__main__":
-    sys.exit(main())

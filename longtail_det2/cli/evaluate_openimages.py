@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Score a predictions CSV with the metric of the Open Images detection challenge.
 
 Annotations are given as released; boxes and image-level labels are expanded by the hierarchy here. The
@@ -10,27 +9,21 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import longtail_det2
-from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.data.open_images_csv import read_classes
-from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth
-from longtail_det2.evaluation.openimages_metric import (
-    OpenImagesResult,
-    check_options,
-    evaluate_detections,
-    expand_ground_truth,
-)
-from longtail_det2.utils.console import tell, tell_error
-from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.console import tell
+from longtail_det2.utils.errors import ConfigError
 from longtail_det2.utils.io import write_json
 
-EXAMPLE = """example:
-  python scripts/evaluate_open_images.py \\
+if TYPE_CHECKING:
+    from longtail_det2.evaluation.openimages_metric import OpenImagesResult
+
+EPILOG = """\
+example:
+  %(prog)s \\
       --boxes challenge-2019-validation-detection-bbox.csv \\
       --image-labels challenge-2019-validation-detection-human-imagelabels.csv \\
       --hierarchy challenge-2019-label500-hierarchy.json \\
@@ -47,11 +40,8 @@ a header.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line; its help is the tool's documentation."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the files and the protocol."""
     add = parser.add_argument
     add("--boxes", type=Path, required=True, metavar="CSV", help="annotated boxes")
     add("--image-labels", type=Path, metavar="CSV", help="human-verified image-level labels")
@@ -59,59 +49,44 @@ def build_parser() -> argparse.ArgumentParser:
     add("--classes", type=Path, required=True, metavar="CSV", help="the classes that are evaluated")
     add("--predictions", type=Path, required=True, metavar="CSV", help="scored boxes")
     add("--output", type=Path, required=True, metavar="JSON", help="result file")
-    add(
-        "--expand-predictions",
-        action="store_true",
-        help="repeat each prediction for all ancestors of its class (not the challenge's number)",
-    )
-    add(
-        "--no-expansion",
-        action="store_true",
-        help="expand nothing: annotations are expanded already, or shall not be (needs no --hierarchy)",
-    )
-    add(
-        "--group-of-weight",
-        type=float,
-        default=1.0,
-        metavar="W",
-        help="weight of a group-of box (default: %(default)s; 0: finding it neither helps nor harms)",
-    )
-    add(
-        "--no-image-labels",
-        action="store_true",
-        help="forget image-level labels: the classes of an image's boxes are its verified classes",
-    )
-    add(
-        "--no-verified-filter",
-        action="store_true",
-        help="count detections of unverified classes as false positives (V2 protocol, with weight 0)",
-    )
-    add("--iou", type=float, default=0.5, help="least IoU of a match, in (0, 1] (default: %(default)s)")
-    add(
-        "--on-unknown-label",
-        choices=("error", "skip"),
-        default="error",
-        help="what to do with rows of any file whose label is not in the class file (default: %(default)s)",
-    )
-    return parser
+    expand = "repeat each prediction for all ancestors of its class (not the challenge's number)"
+    add("--expand-predictions", action="store_true", help=expand)
+    none = "expand nothing: annotations are expanded already, or shall not be (needs no --hierarchy)"
+    add("--no-expansion", action="store_true", help=none)
+    weight = "weight of a group-of box (default: %(default)s; 0: finding it neither helps nor harms)"
+    add("--group-of-weight", type=float, default=1.0, metavar="W", help=weight)
+    forget = "forget image-level labels: the classes of an image's boxes are its verified classes"
+    add("--no-image-labels", action="store_true", help=forget)
+    unverified = "count detections of unverified classes as false positives (V2 protocol, with weight 0)"
+    add("--no-verified-filter", action="store_true", help=unverified)
+    add("--iou", type=float, default=0.5, metavar="T", help="least IoU of a match, in (0, 1] (default: 0.5)")
+    unknown = "rows of any file whose label is not in the class file (default: error)"
+    add("--on-unknown-label", choices=("error", "skip"), default="error", help=unknown)
 
 
-def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse contradictory options before any file is read."""
+def run(args: argparse.Namespace) -> None:
+    """Write the result document and print its summary."""
+    check_arguments(args)
+    document = evaluate(args)
+    write_json(args.output, document, indent=1)
+    tell(summary(document))
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ConfigError for contradictory options, before any file is read."""
+    from longtail_det2.evaluation.openimages_metric import check_options
+
     if args.image_labels is None and not args.no_image_labels:
-        parser.error("give --image-labels, or --no-image-labels to do without (a different number)")
+        raise ConfigError("give --image-labels, or --no-image-labels to do without (a different number)")
     if args.hierarchy is None and not args.no_expansion:
-        parser.error("give --hierarchy, or --no-expansion to do without")
+        raise ConfigError("give --hierarchy, or --no-expansion to do without")
     if args.expand_predictions and args.no_expansion:
-        parser.error("--expand-predictions contradicts --no-expansion")
-    try:
-        check_options(args.iou, args.group_of_weight)
-    except ConfigError as error:
-        parser.error(str(error))
+        raise ConfigError("--expand-predictions contradicts --no-expansion")
+    check_options(args.iou, args.group_of_weight)
     if not args.output.parent.is_dir():
-        parser.error(f"--output: folder {args.output.parent} does not exist")
+        raise ConfigError(f"--output: folder {args.output.parent} does not exist")
     if args.output.is_dir():
-        parser.error(f"--output: {args.output} is a folder, give a file name")
+        raise ConfigError(f"--output: {args.output} is a folder, give a file name")
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -121,6 +96,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         DataError: a file that cannot be used.
         ConfigError: an option out of range.
     """
+    from longtail_det2.data.hierarchy import LabelHierarchy
+    from longtail_det2.data.open_images_csv import read_classes
+    from longtail_det2.evaluation.openimages_io import read_detections, read_ground_truth
+    from longtail_det2.evaluation.openimages_metric import evaluate_detections, expand_ground_truth
+
     class_ids, _ = read_classes(args.classes)
     hierarchy = None
     if not args.no_expansion:
@@ -149,7 +129,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 def result_document(
     result: OpenImagesResult, class_ids: Sequence[str], counts: dict[str, int], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """The JSON content; a number that does not exist (no ground truth) is null."""
+    """Return the JSON content; a number that does not exist (no ground truth) is null."""
     options = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(args).items()
@@ -173,7 +153,7 @@ def result_document(
 
 
 def summary(document: dict[str, Any]) -> str:
-    """A few lines for the terminal."""
+    """Return a few lines for the terminal."""
     counts = document["counts"]
     mean = document["mAP"]
     dropped = {
@@ -198,25 +178,3 @@ def summary(document: dict[str, Any]) -> str:
             ),
         ]
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool.
-
-    Returns:
-        0, or 2 after an error that the user can mend (its message went to stderr).
-    """
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    check_arguments(parser, args)
-    try:
-        document = evaluate(args)
-        write_json(args.output, document, indent=1)
-    except (DataError, ConfigError, OSError) as error:
-        return tell_error(error)
-    tell(summary(document))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,38 +1,28 @@
-#!/usr/bin/env python3
 """Draw truth and predictions of an annotation store or of any registered data set, side by side."""
 
+from __future__ import annotations
+
 import argparse
-import logging
-import sys
-import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# PyTorch warns of what Detectron2 uses, which the user cannot change.
-warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
-warnings.filterwarnings("ignore", message="torch.meshgrid")
+from longtail_det2.utils.console import tell
+from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.wording import pluralize
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+from .inputs import add_data_arguments, add_drawing_arguments, image_names, open_data
 
-from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
-from longtail_det2.utils.wording import pluralize  # noqa: E402
-from longtail_det2.visualization.inputs import add_data_arguments, image_names, open_data  # noqa: E402
-from longtail_det2.visualization.predictions import (  # noqa: E402
-    DetectionsByImage,
-    TruthIndex,
-    default_threshold,
-    read_predictions,
-)
-from longtail_det2.visualization.report_images import draw_pair  # noqa: E402
+if TYPE_CHECKING:
+    from longtail_det2.visualization.predictions import TruthIndex
 
 EPILOG = """\
 examples:
-  python scripts/visualize_results.py --output drawings \\
+  %(prog)s --output drawings \\
       --predictions output/demo/run/inference/shapes_validation/predictions.csv \\
       --store output/demo/datasets/shapes/stores/validation
-  python scripts/visualize_results.py --output drawings \\
+  %(prog)s --output drawings \\
       --predictions coco_instances_results.json --store my_store
-  python scripts/visualize_results.py --output drawings --predictions predictions.csv \\
+  %(prog)s --output drawings --predictions predictions.csv \\
       --dataset my_val DATASETS.STORES my_val=annotations/val.json:images/val
 
 Left the truth, right the predictions, with the masks of COCO results that have "segmentation". Predictions of
@@ -40,15 +30,13 @@ several classes on one box are drawn as one object, with the mask of the most ce
 """
 
 LARGEST_SIDE = 960
-"""Larger images are shrunk to so many pixels."""
+"""Larger images are shrunk to this many pixels."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the data, the predictions, and which images are drawn."""
     add_data_arguments(parser)
+    add_drawing_arguments(parser)
     add = parser.add_argument
     add(
         "--predictions",
@@ -57,31 +45,23 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="predictions.csv or COCO results (.json)",
     )
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the drawings")
-    add("--number", type=int, default=16, metavar="N", help="how many images (default: 16)")
-    add("--seed", type=int, default=0, help="which ones are drawn (default: 0)")
     add("--image-id", nargs="+", default=[], metavar="ID", help="draw these images")
     add("--score-threshold", type=float, metavar="T", help="draw predictions from this score on")
-    return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error that the user can mend."""
-    args = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        count, threshold = draw(args)
-    except (ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{pluralize(count, 'image')} in {args.output}, predictions with a score of at least {threshold:.2f}"
+def run(args: argparse.Namespace) -> None:
+    """Draw the images."""
+    import numpy as np
+    from PIL import Image
+
+    from longtail_det2.visualization.predictions import (
+        DetectionsByImage,
+        TruthIndex,
+        default_threshold,
+        read_predictions,
     )
-    return 0
+    from longtail_det2.visualization.report_images import draw_pair
 
-
-def draw(args: argparse.Namespace) -> tuple[int, float]:
-    """Draw the images; returns how many, and the score threshold."""
     dataset, metadata, _ = open_data(args)
     truth = TruthIndex.of_dataset(str(args.dataset or args.store), dataset, metadata)
     detections = read_predictions(args.predictions, truth)
@@ -95,15 +75,18 @@ def draw(args: argparse.Namespace) -> tuple[int, float]:
         pair = draw_pair(dataset, index, by_image[index], metadata, largest_side=LARGEST_SIDE)
         gap = np.full((pair["truth"].shape[0], 8, 3), 255, dtype=np.uint8)
         Image.fromarray(np.hstack([pair["truth"], gap, pair["predictions"]])).save(args.output / name)
-    return len(chosen), threshold
+    images = pluralize(len(chosen), "image")
+    tell(f"{images} in {args.output}, predictions with a score of at least {threshold:.2f}")
 
 
 def choose(truth: TruthIndex, args: argparse.Namespace) -> list[int]:
-    """Positions of the images to draw, ascending.
+    """Return the positions of the images to draw, ascending.
 
     Raises:
         DataError: an image id is not in the data set.
     """
+    import numpy as np
+
     if not args.image_id:
         order = np.random.default_rng(args.seed).permutation(len(truth.image_ids))
         return sorted(order[: args.number].tolist())
@@ -112,7 +95,3 @@ def choose(truth: TruthIndex, args: argparse.Namespace) -> list[int]:
     if unknown:
         raise DataError(f"--image-id {unknown[0]}: {truth.name} has no such image")
     return [place[name] for name in args.image_id]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Score a results JSON of any detector against LVIS's annotation file: AP, APr, APc, APf and fixed AP.
 
 The results are a list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"} with, for masks,
@@ -10,35 +9,29 @@ Fixed AP (Dave et al. 2021) ranks the best detections of a class over all images
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pycocotools.mask as coco_mask
-
-from longtail_det2.data.datasets.coco import CocoReport, prepare_coco
-from longtail_det2.data.store import AnnotationStore
-from longtail_det2.evaluation.coco_metric import LVISMetric
-from longtail_det2.evaluation.detection_buffer import DetectionColumns, join_columns
-from longtail_det2.evaluation.ground_truth import StoreGroundTruth
-from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.console import tell
+from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import read_json, write_json
 
-EXAMPLE = """example:
-  python scripts/evaluate_lvis.py --annotations lvis_v1_val.json --results bbox.json --output ap.json
+if TYPE_CHECKING:
+    from longtail_det2.data.datasets.coco import CocoReport
+    from longtail_det2.data.store import AnnotationStore
+    from longtail_det2.evaluation.detection_buffer import DetectionColumns
+
+EPILOG = """\
+example:
+  %(prog)s --annotations lvis_v1_val.json --results bbox.json --output ap.json
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the files and the protocol."""
     add = parser.add_argument
     add("--annotations", type=Path, required=True, metavar="JSON", help="LVIS's file of the split")
     add("--results", type=Path, required=True, metavar="JSON", help="detections of any detector")
@@ -47,7 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-detections", type=int, default=300, metavar="N", help="per image (default: %(default)s)")
     add("--fixed", type=int, default=10_000, metavar="N", help="per class, for fixed AP; 0: none")
     add("--output", type=Path, metavar="JSON", help="also write the means there; null: no object")
-    return parser
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -57,6 +49,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         DataError: a file cannot be read, or the results are of other images or categories.
         ConfigError: an option is out of range, or there are no masks.
     """
+    from longtail_det2.data.datasets.coco import prepare_coco
+    from longtail_det2.evaluation.coco_metric import LVISMetric
+    from longtail_det2.evaluation.ground_truth import StoreGroundTruth
+
     with tempfile.TemporaryDirectory() as folder:
         path = args.annotations
         if args.images is not None:
@@ -77,11 +73,11 @@ def _warn(report: CocoReport) -> None:
     """Say so if bad entries of the ground truth are left out."""
     issues = report.issues
     if any(issues.kinds[kind].severity == "bad" for kind in issues.found):
-        print(issues.source, issues.table(), sep="\n", file=sys.stderr)
+        sys.stderr.write(f"{issues.source}\n{issues.table()}\n")
 
 
 def only_images(content: Any, listed: Path) -> dict[str, Any]:
-    """The part of an annotation file about the images that a file lists.
+    """Return the part of an annotation file about the images that a file lists.
 
     Raises:
         DataError: an image is not in the annotation file.
@@ -98,7 +94,7 @@ def only_images(content: Any, listed: Path) -> dict[str, Any]:
 
 
 def read_results(path: Path, store: AnnotationStore, masks: bool, *, some: bool) -> DetectionColumns:
-    """The detections as columns; images without any count as seen.
+    """Return the detections as columns; images without any count as seen.
 
     Args:
         path: of the results.
@@ -109,6 +105,10 @@ def read_results(path: Path, store: AnnotationStore, masks: bool, *, some: bool)
     Raises:
         DataError: names the file and the entry that is wrong.
     """
+    import numpy as np
+
+    from longtail_det2.evaluation.detection_buffer import join_columns
+
     entries = read_json(path)
     if not isinstance(entries, list):
         raise DataError(f"{path}: results are a list of detections, not {type(entries).__name__}")
@@ -151,7 +151,9 @@ def read_results(path: Path, store: AnnotationStore, masks: bool, *, some: bool)
 
 
 def _counts(segmentation: Any) -> bytes:
-    """COCO's compressed text of an RLE."""
+    """Return COCO's compressed text of an RLE."""
+    import pycocotools.mask as coco_mask
+
     counts = segmentation["counts"]
     if isinstance(counts, list):
         height, width = segmentation["size"]
@@ -159,25 +161,14 @@ def _counts(segmentation: Any) -> bytes:
     return counts.encode() if isinstance(counts, str) else counts
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0, or 2 for an error in the input."""
-    args = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        results = evaluate(args)
-        if args.output is not None:
-            known = {
-                task: {name: None if math.isnan(value) else value for name, value in means.items()}
-                for task, means in results.items()
-            }
-            write_json(args.output, known, indent=1)
-    except (ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> None:
+    """Print the means, with --output also write them."""
+    results = evaluate(args)
+    if args.output is not None:
+        known = {
+            task: {name: None if math.isnan(value) else value for name, value in means.items()}
+            for task, means in results.items()
+        }
+        write_json(args.output, known, indent=1)
     for task, means in results.items():
-        print(f"{task:16}", "  ".join(f"{name} {value:.2f}" for name, value in means.items()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        tell(f"{task:16} {'  '.join(f'{name} {value:.2f}' for name, value in means.items())}")
