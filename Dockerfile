@@ -1,6 +1,6 @@
 # Training image. Build it in a checkout:  docker build -t longtail-det2:0.1.0 .
 # Run:  docker run --rm --gpus all --shm-size 8g -v "$PWD/datasets:/workspace/datasets" \
-#           -v "$PWD/output:/workspace/output" longtail-det2:0.1.0 --config-file CONFIG --num-gpus 8
+#           -v "$PWD/output:/workspace/output" longtail-det2:0.1.0 train --config-file CONFIG --num-gpus 8
 # docs/clusters.md says more. The wheels of torch bring their own CUDA libraries, cuDNN and NCCL, so the smallest CUDA
 # image does; its CUDA 13 asks for NVIDIA driver 580 or newer.
 FROM nvidia/cuda:13.0.2-base-ubuntu24.04
@@ -37,5 +37,5 @@ COPY --chown=trainer:trainer . .
 RUN python -m pip install -q -c constraints.txt --no-build-isolation -e ".[export,hub,slurm]" \
     && python -m longtail_det2.utils.collect_env --check
 
-ENTRYPOINT ["python", "scripts/train_net.py"]
+ENTRYPOINT ["longtail-det2"]
 CMD ["--help"]

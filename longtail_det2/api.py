@@ -81,7 +81,7 @@ def register_openimages(
 
 
 def register_store(name: str, path: str | os.PathLike[str]) -> None:
-    """Register a store that ``prepare_openimages.py`` or ``prepare_coco.py`` made."""
+    """Register a store that ``longtail-det2 prepare`` made."""
     from longtail_det2.data.datasets import builtin
 
     builtin.register_store(name, path)

@@ -1,4 +1,4 @@
-"""Check all values of an annotation store and the headers of its images; print what it has. Writes nothing."""
+"""Check the values of an annotation store and the headers of its images, and print what it has."""
 
 import argparse
 from pathlib import Path

@@ -46,7 +46,7 @@ VERSION = 1
 FREQUENCY_BINS = ("head", "medium", "tail")
 """Names of the bins that :func:`frequency_bins` numbers."""
 
-_ADVICE = "make it with scripts/category_statistics.py, or leave DATASETS.STATISTICS empty"
+_ADVICE = "make it with longtail-det2 statistics, or leave DATASETS.STATISTICS empty"
 _LARGEST_COUNT = 2**53
 """Larger counts are not exact as float64."""
 _SETS_AT_ONCE = 1 << 15

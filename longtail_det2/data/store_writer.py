@@ -189,7 +189,7 @@ def read_store(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, np
     if header.get("version") != VERSION:
         raise DataError(
             f"{path}: store version {header.get('version')!r}, this package reads {VERSION}; "
-            "make the store again with scripts/prepare_openimages.py or scripts/prepare_coco.py"
+            "make the store again with longtail-det2 prepare"
         )
     _check_form(path / "header.json", header, _HEADER)
     if header["form"] not in FORMS:
@@ -230,7 +230,7 @@ def _damaged(file: Path, problem: object) -> DataError:
 def _read_part(path: Path, name: str) -> dict[str, Any]:
     if not os.path.isfile(path / name):
         state = "an incomplete annotation store" if os.path.isdir(path) else "no annotation store"
-        raise DataError(f"{path}: {state} ({name} is missing); make it with one of scripts/prepare_*.py")
+        raise DataError(f"{path}: {state} ({name} is missing); make it with longtail-det2 prepare")
     content = read_json(path / name, _AGAIN)
     if not isinstance(content, dict):
         raise _damaged(path / name, "it is no JSON object")

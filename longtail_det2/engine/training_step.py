@@ -136,9 +136,9 @@ class _Step(SimpleTrainer):
         first = ", ".join(f"{name} = {losses[name]}" for name in wrong)
         raise NonFiniteLossError(
             f"training stopped in iteration {iteration}: {first} in the batch of the images "
-            f"{', '.join(image_ids)} (process {rank}). Look at these "
-            "images and their boxes (scripts/visualize_data.py); if they are good, lower SOLVER.BASE_LR or "
-            "clip gradients (SOLVER.CLIP_GRADIENTS), and go on from the last checkpoint with --resume"
+            f"{', '.join(image_ids)} (process {rank}). Look at these images and their boxes "
+            "(longtail-det2 visualize data); if they are good, lower SOLVER.BASE_LR or clip "
+            "gradients (SOLVER.CLIP_GRADIENTS), and go on from the last checkpoint with --resume"
         )
 
     def state_dict(self) -> dict[str, Any]:

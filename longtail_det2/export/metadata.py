@@ -88,7 +88,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{folder} is no exported model: {path.name} cannot be read ({error}). scripts/export_model.py "
+            f"{folder} is no exported model: {path.name} cannot be read ({error}). longtail-det2 export "
             "makes such folders"
         ) from error
     kind = (content.get("format"), content.get("version")) if isinstance(content, dict) else None

@@ -19,7 +19,7 @@ from .source import to_input
 
 
 class ExportedDetector:
-    """A model that ``scripts/export_model.py`` wrote, behind the interface of Detectron2's predictor.
+    """A model that ``longtail-det2 export`` wrote, behind the interface of Detectron2's predictor.
 
     It needs neither the config nor the weights. Without Detectron2, the file itself can be run with what
     ``metadata.json`` says.

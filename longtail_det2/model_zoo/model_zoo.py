@@ -32,7 +32,7 @@ def get_checkpoint(name: str) -> str:
     """Return the path of a config's published weights on this machine, their hash verified.
 
     ``$LONGTAIL_DET2_ZOO`` names the zoo: a folder, or a repository "owner/name" on the Hugging Face hub, with
-    a folder from ``scripts/publish_checkpoint.py`` per config. The path serves as ``MODEL.WEIGHTS``.
+    a folder from ``longtail-det2 publish`` per config. The path serves as ``MODEL.WEIGHTS``.
 
     Args:
         name: see :func:`get_config_file`; the lazy twin of a config has the same weights.

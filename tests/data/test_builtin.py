@@ -64,15 +64,15 @@ def test_builtin_names(tmp_path, monkeypatch):
     for name in ("openimages_v6_test", "openimages_challenge_2019_validation", "shapes_train", "lvis_v1_val"):
         assert name in DatasetCatalog.list()
     place = re.escape(f"at {tmp_path}/openimages_v6/stores/train")
-    with pytest.raises(DataError, match=rf"{place}; make it with scripts/prepare_openimages\.py"):
+    with pytest.raises(DataError, match=rf"{place}; make it with longtail-det2 prepare openimages"):
         DatasetCatalog.get("openimages_v6_train")
-    with pytest.raises(DataError, match=r"scripts/prepare_openimages\.py"):
+    with pytest.raises(DataError, match=r"longtail-det2 prepare openimages"):
         get_metadata("shapes_validation")
     with pytest.raises(
-        DataError, match=r"lvis_v1_val\.json.* annotation store with scripts/prepare_coco\.py"
+        DataError, match=r"lvis_v1_val\.json.* annotation store with longtail-det2 prepare coco"
     ):
         get_dataset("lvis_v1_val")  # Detectron2's own data set, whose files are not there
-    with pytest.raises(DataError, match=rf"{tmp_path}/shapes_lvis/.* with scripts/prepare_coco\.py"):
+    with pytest.raises(DataError, match=rf"{tmp_path}/shapes_lvis/.* with longtail-det2 prepare coco"):
         DatasetCatalog.get("shapes_lvis_train")
 
 

@@ -290,9 +290,9 @@ def test_no_annotations(prepare):
     assert len(store) == 3 and store.num_objects == 0
 
 
-def test_command(tmp_path, images, repository):
+def test_command(tmp_path, images):
     (tmp_path / "data.json").write_text(json.dumps(CONTENT))
-    command = [sys.executable, str(repository / "scripts" / "prepare_coco.py"), "--json"]
+    command = [sys.executable, "-m", "longtail_det2.cli", "prepare", "coco", "--json"]
     command += [str(tmp_path / "data.json"), "--images", str(images), "--output", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "3 images, 5 objects" in done.stdout.splitlines()[-1], done.stderr
@@ -302,9 +302,9 @@ def test_command(tmp_path, images, repository):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
-def test_the_store_is_made_where_nobody_reads_the_report(tmp_path, images, repository):
+def test_the_store_is_made_where_nobody_reads_the_report(tmp_path, images):
     (tmp_path / "data.json").write_text(json.dumps(CONTENT))
-    command = [sys.executable, str(repository / "scripts" / "prepare_coco.py"), "--json"]
+    command = [sys.executable, "-m", "longtail_det2.cli", "prepare", "coco", "--json"]
     command += [str(tmp_path / "data.json"), "--images", str(images), "--output", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()

@@ -156,10 +156,10 @@ def test_two_files_for_one_image_are_refused(folder):
 # ---- the command, and real annotations
 
 
-def test_command_line(folder, repository):
+def test_command_line(folder):
     folder.boxes(row("a"), row("a", "/m/man"))
-    command = [sys.executable, str(repository / "scripts" / "prepare_openimages.py")]
-    arguments = ["--boxes", "boxes.csv", "--classes", "classes.csv", "--output", "store", "--no-progress"]
+    command = [sys.executable, "-m", "longtail_det2.cli", "prepare", "openimages"]
+    arguments = ["--boxes", "boxes.csv", "--classes", "classes.csv", "--output", "store"]
     done = subprocess.run([*command, *arguments], cwd=folder.path, capture_output=True, text=True, check=True)
     assert "1 images, 1 objects, 2 labels of 5 classes" in done.stdout
     again = subprocess.run(

@@ -72,6 +72,10 @@ def make_workspace(folder: Path, repository: Path) -> None:
     for name in ("configs", "scripts", "projects", "tests", "docs", "longtail_det2"):
         if (repository / name).exists():
             (folder / name).symlink_to(repository / name)
+    command = folder / "bin" / "longtail-det2"  # of this checkout, whether or not it is installed
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m longtail_det2.cli "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
 
 
 def run_snippet(snippet: Snippet, folder: Path) -> None:
@@ -92,7 +96,8 @@ def run_snippet(snippet: Snippet, folder: Path) -> None:
         command = [sys.executable, str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("DETECTRON2_DATASETS", None)  # the blocks' data sets are below their own folder
-    environment["PATH"] = os.path.dirname(sys.executable) + os.pathsep + environment["PATH"]
+    folders = [str(folder / "bin"), os.path.dirname(sys.executable), environment["PATH"]]
+    environment["PATH"] = os.pathsep.join(folders)
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     where = f"{snippet.document.name}, line {snippet.line}"
     assert done.returncode == 0, f"{where}:\n{snippet.code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -15,11 +15,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 
 
-def script_calls(code):
-    """(script, flags) of each `python scripts/....py` in a bash block; what follows a lone -- is left out."""
-    joined = code.replace("\\\n", " ")
-    for line in joined.splitlines():
-        match = re.search(r"(?:python|torchrun\s.*?)\s+(scripts/\S+\.py)\b(.*)", line)
+def command_calls(code):
+    """(command, flags) of the commands of this project in a bash block, without what follows a lone --."""
+    for line in code.replace("\\\n", " ").splitlines():
+        match = re.search(r"longtail-det2 ((?:prepare |check |visualize )?[\w-]+)\b(.*)", line)
+        match = match or re.search(r"(?:python|torchrun\s.*?)\s+(scripts/\S+\.py)\b(.*)", line)
         if match:
             words = shlex.split(match[2], comments=True)
             words = words[: words.index("--")] if "--" in words else words
@@ -32,7 +32,7 @@ CALLS = sorted(
         for document in DOCUMENTS
         for snippet in read_snippets(document)
         if snippet.language == "bash"
-        for script, flags in script_calls(snippet.code)
+        for script, flags in command_calls(snippet.code)
         for flag in flags
     }
 )
@@ -40,15 +40,16 @@ CALLS = sorted(
 
 @cache
 def help_of(script):
+    words = [script] if script.endswith(".py") else ["-m", "longtail_det2.cli", *script.split()]
     done = subprocess.run(
-        [sys.executable, REPOSITORY / script, "--help"], capture_output=True, text=True, check=True
+        [sys.executable, *words, "--help"], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
     return done.stdout
 
 
 def test_calls_are_found():
-    assert ("scripts/prepare_openimages.py", "--image-labels") in CALLS
-    assert ("scripts/train_net.py", "--config-file") in CALLS
+    assert ("prepare openimages", "--image-labels") in CALLS
+    assert ("train", "--config-file") in CALLS
 
 
 @pytest.mark.slow

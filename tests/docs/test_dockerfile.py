@@ -60,10 +60,9 @@ def test_the_user_is_not_root(steps):
     assert later and not any(re.search(r"\b(apt-get|useradd|chown)\b", command) for command in later)
 
 
-def test_entry_point_is_the_train_script(steps, repository):
+def test_entry_point_is_the_command(steps):
     [entry] = arguments_of(steps, "ENTRYPOINT")
-    assert json.loads(entry) == ["python", "scripts/train_net.py"]
-    assert (repository / "scripts/train_net.py").is_file()
+    assert json.loads(entry) == ["longtail-det2"]
 
 
 def test_copied_files_exist_and_are_not_ignored(steps, repository, ignored):
@@ -114,7 +113,7 @@ def test_commands_of_the_user_run_in_a_clean_folder(steps, repository, ignored, 
             subprocess.run(["sh", "-c", command], cwd=workspace, env=environment, check=True)
     [entry] = arguments_of(steps, "ENTRYPOINT")
     done = subprocess.run(
-        [str(venv / "bin" / "python"), *json.loads(entry)[1:], "--help"],
+        [str(venv / "bin" / json.loads(entry)[0]), "train", "--help"],
         cwd=workspace,
         env=environment,
         capture_output=True,

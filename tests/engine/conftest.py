@@ -105,6 +105,6 @@ def lazy_args(pictures, tmp_path):
             "train.device=cpu",
             f"train.output_dir={tmp_path / 'run'}",
         ]
-        return parse_args([*flags, "--config-file", str(config), *small, *options], lazy=True)
+        return parse_args([*flags, "--config-file", str(config), *small, *options])
 
     return make

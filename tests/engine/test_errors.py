@@ -50,7 +50,7 @@ def test_absent_data_set_says_where_and_how(yaml_args, tmp_path, capsys, monkeyp
     args = yaml_args("DATASETS.TRAIN", "openimages_v6_train")
     message = fails(trainer.main, args, capsys)
     assert "openimages_v6_train" in message and str(tmp_path / "data") in message
-    assert "scripts/prepare_openimages.py" in message
+    assert "longtail-det2 prepare openimages" in message
 
 
 def test_unknown_data_set_lists_the_known(yaml_args, lazy_args, capsys):

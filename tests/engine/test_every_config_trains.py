@@ -91,7 +91,7 @@ def test_trains_and_evaluates(name, pictures, tmp_path):
         results = trainer.main(parse_args(["--config-file", name, *yaml_options(name, pictures, run)]))
     else:
         options = lazy_options(name, pictures, run)
-        results = lazy.main(parse_args(["--config-file", name, *options], lazy=True))
+        results = lazy.main(parse_args(["--config-file", name, *options]))
     masks = "mask_rcnn" in name
     if "lvis" in name.lower():
         assert "bbox" not in results and not any(key.startswith("coco") for key in results)

@@ -1,5 +1,4 @@
 import csv
-import importlib.util
 import json
 import random
 import threading
@@ -21,17 +20,6 @@ def oid(golden_dir) -> Path:
 @pytest.fixture(scope="session")
 def expected(oid) -> dict:
     return json.loads((oid / "expected.json").read_text())
-
-
-@pytest.fixture(scope="session")
-def tool(repository):
-    """The command-line tool as a module."""
-    spec = importlib.util.spec_from_file_location(
-        "evaluate_open_images", repository / "scripts/evaluate_open_images.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
-"""scripts/evaluate_lvis.py: equal to the package lvis, and to the evaluator on a part of the images."""
+"""longtail-det2 evaluate-lvis: equal to the package lvis, and to the evaluator on a part of the images."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 from lvis_cases import (
@@ -16,20 +14,16 @@ from lvis_cases import (
     make_results,
 )
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from longtail_det2.cli import main
 
 
 @pytest.fixture
 def command(tmp_path):
-    spec = importlib.util.spec_from_file_location("evaluate_lvis", SCRIPTS / "evaluate_lvis.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
     def run(content, rows, *more):
         (tmp_path / "gt.json").write_text(json.dumps(content))
         (tmp_path / "results.json").write_text(json.dumps(rows))
         files = ["--annotations", tmp_path / "gt.json", "--results", tmp_path / "results.json"]
-        status = module.main([*map(str, files), "--output", str(tmp_path / "ap.json"), *more])
+        status = main(["evaluate-lvis", *map(str, files), "--output", str(tmp_path / "ap.json"), *more])
         return json.loads((tmp_path / "ap.json").read_text()) if status == 0 else status
 
     return run

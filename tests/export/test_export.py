@@ -194,7 +194,7 @@ class TestNothingOfTraining:
 
 class TestScript:
     def command(self, repository, *arguments):
-        script = [sys.executable, str(repository / "scripts/export_model.py"), *map(str, arguments)]
+        script = [sys.executable, "-m", "longtail_det2.cli", "export", *map(str, arguments)]
         return subprocess.run(script, capture_output=True, text=True, timeout=300)
 
     def test_exports_and_reports(self, repository, run_folder, tmp_path, picture_file, tiny_options):

@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -9,6 +7,7 @@ import torch
 from longtail_det2 import model_zoo
 from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.checkpoint.weights import read_weights, sha256_of
+from longtail_det2.cli import main
 from longtail_det2.config_files import load_cfg
 from longtail_det2.export import load_detector
 from longtail_det2.export.adapter import detect
@@ -197,10 +196,7 @@ def test_errors(run, tmp_path):
         publish(run, tmp_path / "out")
 
 
-def test_script(run, repository, tmp_path):
-    script = [sys.executable, str(repository / "scripts/publish_checkpoint.py")]
-    command = [*script, str(run), "--output", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stderr == "" and "| bbox/mAP50 | 12.50 |" in done.stdout
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 2 and again.stderr.startswith("error: ") and "overwritten" in again.stderr
+def test_command(run, tmp_path, capsys):
+    command = ["publish", str(run), "--output", str(tmp_path / "out")]
+    assert main(command) == 0 and "| bbox/mAP50 | 12.50 |" in capsys.readouterr().out
+    assert main(command) == 2 and "overwritten" in capsys.readouterr().err

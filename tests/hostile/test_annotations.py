@@ -216,9 +216,7 @@ def test_coco_named_as_a_data_set(data):
     name = f"hostile_{data.root}"
     register_store(name, f"{data.coco}:{data.images}:{data.coco_hierarchy}")
     try:
-        with pytest.raises(
-            DataError, match=r"unknown category 82.*All of it: python scripts/prepare_coco\.py"
-        ):
+        with pytest.raises(DataError, match=r"unknown category 82.*All of it: longtail-det2 prepare coco"):
             DatasetCatalog.get(name)
         data.write("coco.json", json.dumps(COCO))
         assert len(DatasetCatalog.get(name)) == 3

@@ -1,6 +1,5 @@
 """Command-line tools on bad input: exit code 2, one line `error: ...`, no traceback."""
 
-import importlib.util
 import json
 import random
 import subprocess
@@ -9,9 +8,11 @@ import sys
 import pytest
 from test_mutations import Attempts, mutate
 
+from longtail_det2.cli import main
 
-def run(repository, script, *arguments, check_error=True, logged=False):
-    command = [sys.executable, str(repository / "scripts" / f"{script}.py"), *map(str, arguments)]
+
+def run(script, *arguments, check_error=True, logged=False):
+    command = [sys.executable, "-m", "longtail_det2.cli", *script.split(), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
     assert logged or "Traceback" not in done.stderr + done.stdout, done.stderr
     if check_error:
@@ -38,20 +39,17 @@ def coco_arguments(data, output):
 
 def open_images_arguments(data, output):
     return (
-        *("--boxes", data.boxes, "--image-labels", data.labels, "--classes", data.classes, "--no-progress"),
+        *("--boxes", data.boxes, "--image-labels", data.labels, "--classes", data.classes, "--quiet"),
         *("--hierarchy", data.hierarchy, "--images", data.images, "--output", output),
     )
 
 
 @pytest.fixture
-def call(repository, capsys):
-    """Calls a script's `main` in this process, where an exception that it lets through fails the test."""
+def call(capsys):
+    """Calls a command in this process, where an exception that it lets through fails the test."""
 
-    def call(script, *arguments):
-        spec = importlib.util.spec_from_file_location(script, repository / "scripts" / f"{script}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        assert module.main(list(map(str, arguments))) == 2
+    def call(command, *arguments):
+        assert main([*command.split(), *map(str, arguments)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
         return line
@@ -59,42 +57,41 @@ def call(repository, capsys):
     return call
 
 
-def test_prepare_scripts(data, repository, call):
+def test_prepare_scripts(data, call):
     data.images.joinpath("b.jpg").write_bytes(b"")
-    error = run(repository, "prepare_coco", *coco_arguments(data, data.root / "store"))
+    error = run("prepare coco", *coco_arguments(data, data.root / "store"))
     assert "b.jpg: cannot read the image (the file is empty, 0 bytes)" in error
-    error = call("prepare_openimages", *open_images_arguments(data, data.root / "store"))
+    error = call("prepare openimages", *open_images_arguments(data, data.root / "store"))
     assert "image b cannot be read" in error
 
 
 def test_picture_scripts(data, call):
     store = data.prepare_coco()
     out = data.root / "out"
-    error = call("visualize_data", "--store", data.images, "--output", out)
+    error = call("visualize data", "--store", data.images, "--output", out)
     assert "an incomplete annotation store (header.json is missing)" in error
-    error = call("visualize_data", "--dataset", "nothing", "--output", out)
+    error = call("visualize data", "--dataset", "nothing", "--output", out)
     assert "unknown data set 'nothing'" in error
     data.write("p.json", json.dumps([{"image_id": 1}]))
     arguments = ("--store", store.path, "--output", out)
-    error = call("visualize_results", "--predictions", data.root / "p.json", *arguments)
+    error = call("visualize results", "--predictions", data.root / "p.json", *arguments)
     assert "p.json: entry 0 is no COCO result" in error
     data.images.joinpath("b.jpg").write_bytes(b"no picture")
-    error = call("visualize_data", *arguments)
+    error = call("visualize data", *arguments)
     assert "b.jpg (image '2'): cannot read the image (not an image of a known format)" in error
     data.write("taken", "")
-    error = call("visualize_data", "--store", store.path, "--output", data.root / "taken")
+    error = call("visualize data", "--store", store.path, "--output", data.root / "taken")
     assert "taken" in error
 
 
 @pytest.mark.slow
-def test_training_on_a_broken_image(data, repository):
+def test_training_on_a_broken_image(data):
     store = data.prepare_coco()
     content = (data.images / "b.jpg").read_bytes()
     (data.images / "b.jpg").write_bytes(content[: len(content) // 2])
     for workers in (0, 1):
         error = run(
-            repository,
-            "train_net",
+            "train",
             "--config-file",
             "own_data/faster_rcnn_small_photos.yaml",
             *("DATASETS.STORES", f"t={store.path}", "DATASETS.TRAIN", "t", "DATASETS.TEST", "t"),
@@ -105,17 +102,17 @@ def test_training_on_a_broken_image(data, repository):
 
 
 @pytest.mark.slow
-def test_mutated_files(tmp_path, repository):
+def test_mutated_files(tmp_path):
     attempts = Attempts(tmp_path / "data")
     data = attempts.data
     for seed in range(8):
         rng = random.Random(seed)
         for target, script, arguments in (
-            ("boxes", "prepare_openimages", open_images_arguments),
-            ("coco", "prepare_coco", coco_arguments),
+            ("boxes", "prepare openimages", open_images_arguments),
+            ("coco", "prepare coco", coco_arguments),
         ):
             path = getattr(data, target)
             path.write_bytes(mutate(attempts.sound[target], rng))
-            run(repository, script, *arguments(data, data.root / "out"), check_error=False)
+            run(script, *arguments(data, data.root / "out"), check_error=False)
             path.write_bytes(attempts.sound[target])
     assert not data.left_over()

@@ -75,7 +75,8 @@ def test_store_of_another_version(data):
     store = data.prepare_coco()
     edit_header(store, version=1)
     with pytest.raises(
-        DataError, match=r"store: store version 1, this package reads 2; make the store again with scripts"
+        DataError,
+        match=r"store: store version 1, this package reads 2; make the store again with",
     ):
         AnnotationStore(store.path)
     assert data.prepare_coco().num_objects == 3  # which replaces it

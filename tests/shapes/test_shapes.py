@@ -263,7 +263,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def run_script(repository, *arguments):
-    command = [sys.executable, str(repository / "scripts" / "generate_shapes.py"), *map(str, arguments)]
+    command = [sys.executable, "-m", "longtail_det2.cli", "shapes", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

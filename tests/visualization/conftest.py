@@ -1,6 +1,5 @@
 """A tiny store with real image files, and the folder that a run on it would leave."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -86,19 +85,6 @@ def fill_boxes(instances):
     x, y = torch.arange(width)[None, None, :], torch.arange(height)[None, :, None]
     instances.pred_masks = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
     return instances
-
-
-@pytest.fixture
-def script(repository):
-    """Loads a file of scripts/ as a module."""
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, repository / "scripts" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 @pytest.fixture

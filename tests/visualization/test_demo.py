@@ -1,4 +1,4 @@
-"""scripts/demo.py: pictures and folders through a trained detector."""
+"""longtail-det2 demo: pictures and folders through a trained detector."""
 
 import csv
 import json
@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.cli import main
+from longtail_det2.cli.demo import describe_classes
 from longtail_det2.config_files import load_cfg
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.engine.build import build_model
@@ -46,11 +48,11 @@ def weights(tmp_path, store, config):
 
 
 @pytest.fixture
-def demo(script, weights, tmp_path, config):
+def demo(weights, tmp_path, config):
     def call(*arguments, output=tmp_path / "out"):
         command = ["--config-file", config, "--weights", str(weights), "--device", "cpu"]
         command += [] if output is None else ["--output", str(output)]
-        return script("demo").main([*command, *map(str, arguments), "--opts", *OPTIONS])
+        return main(["demo", *map(str, arguments), *command, *OPTIONS])
 
     return call
 
@@ -144,12 +146,12 @@ def test_equal_names_get_ids_and_drawings_of_their_own(store, tmp_path, demo):
     assert ids == {str(tmp_path / name / "a.png") for name in ("one", "two")}
 
 
-def test_names_are_those_of_the_config_s_test_data(script, weights, store, tmp_path, capsys):
+def test_names_are_those_of_the_config_s_test_data(weights, store, tmp_path, capsys):
     """A checkpoint of a run that was not evaluated yet knows ids only."""
 
     def described(place):
         options = [*OPTIONS, "DATASETS.STORES", f"mine={place}", "DATASETS.TEST", "mine"]
-        return script("demo").describe_classes(load_detector(CONFIG, weights, options), None)
+        return describe_classes(load_detector(CONFIG, weights, options), None)
 
     ids, names, metadata = described(store.path)
     assert (ids, names) == (store.class_ids, store.class_names) and ids != names

@@ -7,30 +7,29 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from longtail_det2.cli import main
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 
 
-@pytest.fixture
-def call(script):
-    """Runs a script with words of any type; returns its exit status."""
-    return lambda name, *words: script(name).main([str(word) for word in words])
+def call(name, *words):
+    return main([*name.split(), *map(str, words)])
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_make_report(call, run, store, tmp_path, capsys):
+def test_make_report(run, store, tmp_path, capsys):
     stores = ["--train-store", store.path, "--val-store", store.path]
     output = tmp_path / "report.html"
-    assert call("make_report", "--run", run, *stores, "--output", output, "--number", 1) == 0
+    assert call("report", "--run", run, *stores, "--output", output, "--number", 1) == 0
     assert output.read_text().count("<img") == 2
-    assert call("make_report", "--run", tmp_path / "absent", "--output", output) == 2
+    assert call("report", "--run", tmp_path / "absent", "--output", output) == 2
     assert "no such folder" in capsys.readouterr().err
 
 
-def test_visualize_data(call, store, tmp_path, capsys):
-    command = ["visualize_data", "--store", store.path, "--output"]
+def test_visualize_data(store, tmp_path, capsys):
+    command = ["visualize data", "--store", store.path, "--output"]
     for folder in ("one", "two"):
         assert call(*command, tmp_path / folder, "--number", 2) == 0
     first, _ = names(tmp_path / "one")
@@ -42,9 +41,9 @@ def test_visualize_data(call, store, tmp_path, capsys):
     assert "no such class" in capsys.readouterr().err
 
 
-def test_visualize_results(call, run, store, tmp_path, capsys):
+def test_visualize_results(run, store, tmp_path, capsys):
     predictions = run / "inference" / "tiny" / "predictions.csv"
-    command = ["visualize_results", "--predictions", predictions, "--store", store.path]
+    command = ["visualize results", "--predictions", predictions, "--store", store.path]
     command += ["--output", tmp_path / "out", "--image-id"]
     assert call(*command, "im0", "im3") == 0
     assert names(tmp_path / "out") == ["im0.png", "im3.png"]
@@ -53,7 +52,7 @@ def test_visualize_results(call, run, store, tmp_path, capsys):
     assert "no such image" in capsys.readouterr().err
 
 
-def test_results_on_a_registered_list_of_records(call, store, tmp_path):
+def test_results_on_a_registered_list_of_records(store, tmp_path):
     """A data set in Detectron2's own form, with COCO results."""
     records = [{**record, "image_id": number} for number, record in enumerate(MultiLabelDataset(store))]
     name = f"list_{tmp_path.name}"
@@ -64,14 +63,14 @@ def test_results_on_a_registered_list_of_records(call, store, tmp_path):
     results = [{"image_id": 1, "category_id": 30, "bbox": [8, 8, 30, 30], "score": 0.9}]
     (tmp_path / "results.json").write_text(json.dumps(results))
     command = ["--dataset", name, "--output", tmp_path / "out"]
-    assert call("visualize_results", *command, "--predictions", tmp_path / "results.json") == 0
+    assert call("visualize results", *command, "--predictions", tmp_path / "results.json") == 0
     assert names(tmp_path / "out") == [f"{i}.png" for i in range(4)]
-    assert call("visualize_data", *command) == 0
+    assert call("visualize data", *command) == 0
 
 
-def test_masks_of_the_mapper(call, masked_store, tmp_path):
+def test_masks_of_the_mapper(masked_store, tmp_path):
     options = ["INPUT.MIN_SIZE_TRAIN", "96,", "INPUT.MAX_SIZE_TRAIN", "640", "INPUT.RANDOM_FLIP", "none"]
-    command = ["visualize_data", "--store", masked_store.path, "--number", "4", "--augmented"]
+    command = ["visualize data", "--store", masked_store.path, "--number", "4", "--augmented"]
     for name, more in (("boxes", []), ("masks", ["MODEL.MASK_ON", "True", "INPUT.MASK_FORMAT", "bitmask"])):
         assert call(*command, "--output", tmp_path / name, *options, *more) == 0
     differ = {}
@@ -83,7 +82,7 @@ def test_masks_of_the_mapper(call, masked_store, tmp_path):
 
 
 @pytest.fixture
-def results_of(call, masked_run, masked_store, tmp_path):
+def results_of(masked_run, masked_store, tmp_path):
     """Draws image im0 with results whose rows were changed; returns the exit status and the drawing."""
     path = masked_run / "inference" / "masked" / "coco_instances_results.json"
 
@@ -94,7 +93,7 @@ def results_of(call, masked_run, masked_store, tmp_path):
             change(number, row)
         (tmp_path / "results.json").write_text(json.dumps(rows))
         command = ["--predictions", tmp_path / "results.json", "--store", masked_store.path]
-        status = call("visualize_results", *command, "--output", tmp_path / "out", "--image-id", "im0")
+        status = call("visualize results", *command, "--output", tmp_path / "out", "--image-id", "im0")
         drawing = tmp_path / "out" / "im0.png"
         return status, np.asarray(Image.open(drawing)).astype(int) if drawing.exists() else None
 

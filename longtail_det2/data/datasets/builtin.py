@@ -29,17 +29,15 @@ from longtail_det2.utils.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 _BUILTIN = {
-    "openimages_v6": ("prepare_openimages.py", ("train", "validation", "test")),
-    "openimages_challenge_2019": ("prepare_openimages.py", ("train", "validation")),
-    "shapes": ("prepare_openimages.py", ("train", "validation")),
-    "shapes_coco": ("prepare_coco.py", ("train", "validation")),
-    "shapes_lvis": ("prepare_coco.py", ("train", "validation")),
-    "lvis_v1": ("prepare_coco.py", ("train", "val")),
+    "openimages_v6": ("openimages", ("train", "validation", "test")),
+    "openimages_challenge_2019": ("openimages", ("train", "validation")),
+    "shapes": ("openimages", ("train", "validation")),
+    "shapes_coco": ("coco", ("train", "validation")),
+    "shapes_lvis": ("coco", ("train", "validation")),
+    "lvis_v1": ("coco", ("train", "val")),
 }
-"""Data set -> (script that makes a split's store, splits)."""
-_SCRIPTS = {
-    f"{dataset}_{split}": script for dataset, (script, splits) in _BUILTIN.items() for split in splits
-}
+"""Data set -> (form that `longtail-det2 prepare` makes a split's store of, splits)."""
+_FORMS = {f"{dataset}_{split}": form for dataset, (form, splits) in _BUILTIN.items() for split in splits}
 _CACHE_FOLDER = ".longtail_det2"
 """Name of the folder beside a JSON file that holds its stores."""
 _ENTRY = re.compile(r"(.+?\.json)(?::(.*?))?(?::([^:]+\.json))?", re.IGNORECASE)
@@ -270,12 +268,12 @@ def load_dataset(name: str) -> Any:
     try:
         return DatasetCatalog.get(name)
     except (OSError, ImportError) as error:  # of Detectron2's own data sets
-        how = f"; or make its annotation store{_how(name)}" if name in _SCRIPTS else ""
+        how = f"; or make its annotation store{_how(name)}" if name in _FORMS else ""
         raise DataError(f"data set {name!r} cannot be loaded ({error}){how}") from error
 
 
 def _how(name: str) -> str:
-    return f" with scripts/{_SCRIPTS.get(name, 'prepare_*.py')}; docs/datasets.md has the commands"
+    return f" with longtail-det2 prepare {_FORMS.get(name, '')}; docs/datasets.md has the commands"
 
 
 def check_registered(name: str) -> None:
@@ -373,7 +371,7 @@ class CocoEntry:
         if not os.path.isfile(self.json_file):  # before the lock, which would stay behind
             raise DataError(f"{self.json_file}: no such file")
         path = self.store_path
-        command = f"python scripts/prepare_coco.py --json {self.json_file} --images {self.image_root}"
+        command = f"longtail-det2 prepare coco --json {self.json_file} --images {self.image_root}"
         command += f" --hierarchy {self.hierarchy}" if self.hierarchy else ""
         try:
             path.parent.mkdir(exist_ok=True)

@@ -1,0 +1,120 @@
+"""The entry point: finding commands, help without heavy imports, errors, and the commands that check data."""
+
+import dataclasses
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longtail_det2 import cli
+from longtail_det2.cli.shapes import OPTIONS
+from longtail_det2.data.store import AnnotationStore
+from longtail_det2.shapes import ShapesOptions
+from longtail_det2.utils.io import read_json
+
+ALL_HELP = """
+import contextlib, sys
+from longtail_det2.cli import COMMANDS, main
+for name in ("", *COMMANDS):
+    with contextlib.suppress(SystemExit):
+        main([*name.split(), "--help"])
+print("heavy:", sorted({"torch", "detectron2", "pyarrow", "matplotlib", "numpy"} & set(sys.modules)))
+"""
+
+
+def test_help_of_every_command_without_heavy_imports():
+    done = subprocess.run([sys.executable, "-c", ALL_HELP], capture_output=True, text=True, check=True)
+    for name in cli.COMMANDS:
+        assert f"usage: longtail-det2 {name} [-h]" in done.stdout
+        assert f"  {name:22}{cli.COMMANDS[name]}\n" in done.stdout
+    assert done.stdout.endswith("heavy: []\n")
+
+
+def test_the_installed_command_is_this_function():
+    found = [one for one in entry_points(group="console_scripts") if one.name == "longtail-det2"]
+    assert all(one.value == "longtail_det2.cli:main" for one in found)
+
+
+def test_finding_commands(capsys):
+    assert cli.main(["prepare"]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        ["prepare", "coco"],
+        ["prepare", "openimages"],
+    ]
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out.startswith("longtail-det2 0.")
+    for words, message in (
+        (["trian"], "there is no command 'trian', only prepare coco, "),
+        (["check", "voc"], "there is no command 'check voc', only check coco, check openimages, check store"),
+    ):
+        assert cli.main(words) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_errors_are_one_line(capsys):
+    assert cli.main(["train", "--config-file", "nothing.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: nothing.yaml is no file") and "shapes/" in line
+    assert (
+        cli.main(["eval", "--config-file", "shapes/faster_rcnn_tiny_softmax_shapes.yaml", "NO.KEY", "1"]) == 2
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "NO.KEY" in line
+    assert cli.main(["demo", "--input", "a.jpg", "--output", "out"]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_defaults_in_the_help_of_shapes():
+    fields = {field.name: field.default for field in dataclasses.fields(ShapesOptions)}
+    assert set(OPTIONS) == set(fields) - {"formats"}
+    for name, (kind, text) in OPTIONS.items():
+        assert text.endswith(f"({fields[name]:g})") and type(fields[name]) is kind
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    options = ["--train-images", "16", "--validation-images", "8", "--num-leaves", "8", "--imbalance", "2"]
+    options += ["--co-label-rate", "0", "--min-objects", "1", "--quiet", "--stores", "--workers", "1"]
+    assert cli.main(["shapes", "--output", str(folder), *options]) == 0
+    return folder
+
+
+def test_shapes_with_stores(shapes):
+    assert read_json(shapes / "generation.json")["options"]["num_leaves"] == 8
+    for store in (shapes / "stores", shapes.parent / "shapes_lvis/stores"):
+        assert len(AnnotationStore.open(store / "train")) == 16
+
+
+def test_check_of_files(shapes, capsys):
+    before = sorted(shapes.rglob("*"))
+    coco = ["--json", str(shapes / "coco/train.json"), "--images", str(shapes / "images/train")]
+    assert cli.main(["check", "coco", *coco]) == 0 and "16" in capsys.readouterr().out
+    notes = shapes / "annotations"
+    csv = ["--boxes", str(notes / "train-annotations-bbox.csv"), "--images", str(shapes / "images/train")]
+    csv += ["--classes", str(notes / "class-descriptions.csv"), "--quiet"]
+    assert cli.main(["check", "openimages", *csv]) == 0 and "objects" in capsys.readouterr().out
+    assert sorted(shapes.rglob("*")) == before
+    coco[3] = str(shapes / "images/validation")
+    assert cli.main(["check", "coco", *coco]) == 2 and "error: " in capsys.readouterr().err
+
+
+def test_check_of_a_store(shapes, tmp_path, capsys):
+    store = AnnotationStore.open(shapes / "stores/validation")
+    command = ["check", "store", str(store.path), "--quiet"]
+    assert cli.main(command) == 0 and "8 images" in capsys.readouterr().out
+    picture = store.image_root / store.file_names[3].decode()
+    content = picture.read_bytes()
+    Image.new("RGB", (5, 4)).save(picture)
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert str(picture) in error and "[4, 5]" in error and "1 of 8 images are wrong" in error
+    picture.unlink()
+    assert cli.main(command) == 2 and "1 of 8 images are wrong" in capsys.readouterr().err
+    picture.write_bytes(content)
+    flags = np.load(store.path / "box.npy")
+    flags[0] = np.nan
+    np.save(store.path / "box.npy", flags)
+    assert cli.main(command) == 2 and "box" in capsys.readouterr().err
