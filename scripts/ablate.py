@@ -10,8 +10,8 @@ The table is a YAML file::
     baseline: softmax                                     # the line that differences are taken to
     metrics: {mAP50: all classes, mAP50_leaves: leaves}   # name in results.json's "summary": heading
     data:
-      shapes:                     # made once by commands: scripts of this folder, or any program
-        commands: ["generate_shapes.py --output {data}/shapes --seed {seed} --stores"]
+      shapes:                     # made once by commands
+        commands: ["longtail-det2 shapes --output {data}/shapes --seed {seed} --stores"]
       birds:                      # or there already: the folder for DATASETS.ROOT
         folder: datasets
         overrides: {DATASETS.TRAIN: [birds_train], DATASETS.TEST: [birds_val]}
@@ -47,10 +47,8 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -65,19 +63,17 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from scipy import stats
 
-warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
+from longtail_det2.config_files import load_cfg, load_lazy
+from longtail_det2.utils.console import tell_error
+from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.io import write_json
 
-from longtail_det2.config_files import load_cfg, load_lazy  # noqa: E402
-from longtail_det2.utils.errors import ConfigError, DataError  # noqa: E402
-from longtail_det2.utils.io import atomic_writer  # noqa: E402
-
-SCRIPTS = Path(__file__).resolve().parent
-ROOT_OUTPUT_SEED_WEIGHTS = ("DATASETS.ROOT", "OUTPUT_DIR", "SEED", "MODEL.WEIGHTS")
+COMMAND = [sys.executable, "-m", "longtail_det2.cli"]
+YAML_KEYS = ("DATASETS.ROOT", "OUTPUT_DIR", "SEED", "MODEL.WEIGHTS")
 LAZY_KEYS = ("datasets.root", "train.output_dir", "train.seed", "train.init_checkpoint")
 LEGEND = """In percent: mean ± standard deviation over n seeds, and the mean difference over the seeds that
 both lines have, with its 95 % interval (Student's t), bold where the interval excludes 0; of many cells
 one in twenty does so by chance."""
-CHILDREN: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass
@@ -212,8 +208,7 @@ def _steps_of(table: Table, output: Path, seed: int, data: str, name: str) -> It
     row = table.rows[name]
     config = row.config or table.config
     lazy = config.endswith(".py")
-    root, output_dir, seed_key, weights = LAZY_KEYS if lazy else ROOT_OUTPUT_SEED_WEIGHTS
-    start = [sys.executable, str(SCRIPTS / ("lazyconfig_train_net.py" if lazy else "train_net.py"))]
+    root, output_dir, seed_key, weights = LAZY_KEYS if lazy else YAML_KEYS
     base = _flat(table.overrides) | _flat(table.data[data].overrides) | _flat(row.overrides)
     lines = {name: {}} | {f"{name}@{key}": _flat(one.overrides) for key, one in row.evaluate.items()}
     for line, further in lines.items():
@@ -227,7 +222,7 @@ def _steps_of(table: Table, output: Path, seed: int, data: str, name: str) -> It
         folder = data_folder(table, output, data, seed)
         words = [_fill(word, folder, seed) for word in words + _words(places, lazy)]
         settings = f"{effective}\n{table.data[data].commands}"
-        command = [*start, "--config-file", config, mode, *words]
+        command = [*COMMAND, "train", "--config-file", config, mode, *words]
         yield Step(data, line, seed, run.parent, command, settings)
 
 
@@ -271,23 +266,21 @@ def make_data(table: Table, output: Path, name: str, seed: int) -> None:
     done = output / "data" / f"{folder.name}.done"
     if not commands or (done.is_file() and done.read_text(encoding="utf-8") == text):
         return
+    done.parent.mkdir(parents=True, exist_ok=True)
     if table.data[name].folder is None:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir()
     for words in commands:
         command = shlex.join(words)
         print(command, flush=True)
-        if (SCRIPTS / words[0]).is_file():
-            words[:1] = [sys.executable, str(SCRIPTS / words[0])]
+        words = [*COMMAND, *words[1:]] if words[0] == "longtail-det2" else words
         try:
             ended = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         except OSError as error:
             raise DataError(f"data {name}: {command}: {error.strerror}") from None
         if ended.returncode:
             raise DataError(f"data {name}: {command}: {_last_line(ended.stdout)}")
-    done.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(done) as stream:
-        stream.write(text)
+    done.write_text(text, encoding="utf-8")
 
 
 def run_steps(steps: Sequence[Step], threads: int = 1) -> str:
@@ -316,16 +309,13 @@ def _run_step(step: Step, threads: int) -> str:
         with log.open("ab") as out:
             # The child inherits the lock, which lasts as long as either process.
             keep = [lock.fileno()]
-            child = subprocess.Popen(step.command, stdout=out, stderr=out, env=environment, pass_fds=keep)
-            CHILDREN.append(child)
-            status = child.wait()
-        if status:
-            return f"{_last_line(log.read_text(encoding='utf-8', errors='replace'))} (status {status}, {log})"
+            done = subprocess.run(step.command, stdout=out, stderr=out, env=environment, pass_fds=keep)
+        if done.returncode:
+            return f"{_last_line(log.read_text(encoding='utf-8', errors='replace'))} ({log})"
         metrics = read_summary(run)
         if not metrics:
             return f"no inference/*/results.json with a summary in {run}"
-        with atomic_writer(step.folder / "result.json") as stream:
-            json.dump({"settings": step.settings, "metrics": metrics}, stream)
+        write_json(step.folder / "result.json", {"settings": step.settings, "metrics": metrics})
         for checkpoint in run.glob("model_[0-9]*.pth"):
             checkpoint.unlink()
     return ""
@@ -359,16 +349,9 @@ def run_all(trainings: Sequence[list[Step]], args: argparse.Namespace, output: P
         values = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
         pool.update_parameters(slurm_array_parallelism=args.jobs, cpus_per_task=args.threads, **values)
         reasons = [job.result() for job in pool.map_array(work, trainings)]
-        return not any(reasons)
-    with ThreadPoolExecutor(args.jobs) as threads:
-        jobs = [threads.submit(work, one) for one in trainings]
-        try:
-            reasons = [job.result() for job in jobs]
-        except KeyboardInterrupt:
-            threads.shutdown(wait=False, cancel_futures=True)
-            for child in CHILDREN:
-                child.terminate()
-            raise
+    else:
+        with ThreadPoolExecutor(args.jobs) as threads:
+            reasons = list(threads.map(work, trainings))
     return not any(reasons)
 
 
@@ -475,7 +458,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, metavar="N", help="CPU threads per training (default: 1)")
     add("--only", default="", metavar="ROW,...", help="these rows alone")
     add("--seeds", default="", metavar="N,...", help="instead of those of the file")
-    add("--dry-run", action="store_true", help="list the steps and whether they are finished")
     add("--report", action="store_true", help="run nothing; write the table of what is finished")
     add("--slurm", nargs="*", metavar="KEY=VALUE", help="as a Slurm job array, with submitit's parameters")
     add("--cluster", default="slurm", help=argparse.SUPPRESS)
@@ -485,15 +467,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0; 1 if a training failed; 2 for an error in the input."""
     args = build_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(args)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return tell_error(error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -503,12 +480,6 @@ def run(args: argparse.Namespace) -> int:
     output = (args.output or Path("output/ablations") / project / args.table.stem).absolute()
     seeds = [int(word) for word in args.seeds.split(",") if word] or table.seeds
     trainings = make_steps(table, output, seeds, [word for word in args.only.split(",") if word])
-    if args.dry_run:
-        for step in (step for one in trainings for step in one):
-            print(
-                f"{step.data}/{step.line}/seed{step.seed}", "to do" if step.result() is None else "finished"
-            )
-        return 0
     waiting = [one for one in trainings if any(step.result() is None for step in one)]
     waiting = [] if args.report else waiting
     for data, seed in sorted({(one[0].data, one[0].seed) for one in waiting}):

@@ -24,7 +24,7 @@ SHORT = {
 FAKE_TRAINER = """
 import json, sys, time
 from pathlib import Path
-flag, words = sys.argv[3], sys.argv[4:]
+flag, words = sys.argv[4], sys.argv[5:]
 options = dict(zip(words[::2], words[1::2]))
 run = Path(options["OUTPUT_DIR"])
 run.mkdir(parents=True, exist_ok=True)
@@ -57,9 +57,9 @@ class Ablation:
         self.module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, "ablate", self.module)
         spec.loader.exec_module(self.module)
-        monkeypatch.setattr(self.module, "SCRIPTS", folder)
+        monkeypatch.setattr(self.module, "COMMAND", [sys.executable, str(folder / "trainer.py")])
         self.folder, self.output = folder, folder / "out put"
-        (folder / "train_net.py").write_text(FAKE_TRAINER)
+        (folder / "trainer.py").write_text(FAKE_TRAINER)
         self.table = {
             "title": "A table",
             "config": "shapes/faster_rcnn_tiny_softmax_shapes.yaml",
@@ -94,9 +94,7 @@ class Ablation:
 
 @pytest.fixture
 def ablation(tmp_path, monkeypatch):
-    handler = signal.getsignal(signal.SIGTERM)
-    yield Ablation(tmp_path, monkeypatch)
-    signal.signal(signal.SIGTERM, handler)
+    return Ablation(tmp_path, monkeypatch)
 
 
 def test_values_and_paired_differences(ablation):
@@ -147,23 +145,24 @@ def test_a_folder_is_worked_in_by_one_process(ablation, capsys):
 
 def test_interrupted_training_goes_on(ablation):
     ablation.table["overrides"]["SOLVER.WARMUP_FACTOR"] = 0.4
-    script = ablation.folder / "ablate.py"
-    script.write_text((SCRIPTS / "ablate.py").read_text())
+    script = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import ablate; "
+    script += f"ablate.COMMAND = {ablation.module.COMMAND!r}; sys.exit(ablate.main())"
     arguments = ablation.arguments("--only", "second", "--seeds", "1")
-    process = subprocess.Popen([sys.executable, str(script), *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments], start_new_session=True)
     steps = ablation.output / "runs" / "real" / "second" / "seed1" / "run" / "steps"
     while process.poll() is None and not steps.exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert "interrupted" in process.communicate()[1] and process.returncode == 130
-    assert len(steps.read_text()) < 4
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() and len(steps.read_text()) < 4
     assert ablation.run("--only", "second", "--seeds", "1") == 0
     assert len(steps.read_text()) == 4
 
 
 def test_data_is_made_once_per_seed(ablation):
     (ablation.folder / "make.py").write_text("import sys; open(sys.argv[1], 'x').write(sys.argv[2])")
-    ablation.table["data"] = {"made": {"commands": ["make.py {data}/file {seed}"]}}
+    ablation.table["data"] = {
+        "made": {"commands": [f"{sys.executable} {ablation.folder}/make.py {{data}}/file {{seed}}"]}
+    }
     assert ablation.run("--only", "second", "--seeds", "1,2") == 0
     assert [(ablation.output / "data" / f"made-seed{n}" / "file").read_text() for n in (1, 2)] == ["1", "2"]
     ablation.table["rows"]["second"]["overrides"]["SOLVER"]["BASE_LR"] = 0.2
@@ -216,7 +215,7 @@ def test_real_trainings(tmp_path, executor):
         **{"train.max_iter": 2, "train.device": "cpu", "dataloader.train.total_batch_size": 2},
         "model.backbone.stage_channels": [4, 8, 8],
     }
-    generate = "generate_shapes.py --output {data}/shapes --seed {seed} --stores --quiet --formats openimages"
+    generate = "longtail-det2 shapes --output {data}/shapes --seed {seed} --stores --formats openimages"
     table = {
         **{"title": "Hardly trained", "config": "shapes/faster_rcnn_tiny_softmax_shapes.yaml", "seeds": [1]},
         **{"baseline": "softmax", "metrics": {"mAP50_leaves": "leaves", "mAP50": "all"}},
