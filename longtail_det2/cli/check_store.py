@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     from longtail_det2.data.store_writer import COLUMNS
     from longtail_det2.utils.errors import DataError
 
-    store = AnnotationStore.open(args.store)
+    store = AnnotationStore(args.store)
     for column in COLUMNS.values():
         getattr(store, column.attribute, None)  # its values are checked when it is taken
     counts = "\n".join(

@@ -74,7 +74,7 @@ def open_data(args: argparse.Namespace) -> tuple[Any, Any, CfgNode]:
 
     cfg = load_cfg(args.config_file, args.opts)
     if args.store is not None:
-        store = AnnotationStore.open(args.store)
+        store = AnnotationStore(args.store)
         return MultiLabelDataset(store), labels_metadata(store.class_names, store.hierarchy), cfg
     register_datasets(cfg.DATASETS.ROOT, cfg.DATASETS.STORES)
     return get_dataset(args.dataset), MetadataCatalog.get(args.dataset), cfg

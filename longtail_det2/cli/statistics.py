@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     from longtail_det2.visualization.category_plots import draw_heat_map, draw_long_tail, most_cooccurring
 
     if args.store is not None:
-        sources = [AnnotationStore.open(path) for path in args.store]
+        sources = [AnnotationStore(path) for path in args.store]
         names = sources[0].class_names
     else:
         cfg = load_cfg(args.config_file, args.opts)

@@ -85,7 +85,7 @@ def shapes(tmp_path_factory):
 def test_shapes_with_stores(shapes):
     assert read_json(shapes / "generation.json")["options"]["num_leaves"] == 8
     for store in (shapes / "stores", shapes.parent / "shapes_lvis/stores"):
-        assert len(AnnotationStore.open(store / "train")) == 16
+        assert len(AnnotationStore(store / "train")) == 16
 
 
 def test_check_of_files(shapes, capsys):
@@ -102,7 +102,7 @@ def test_check_of_files(shapes, capsys):
 
 
 def test_check_of_a_store(shapes, tmp_path, capsys):
-    store = AnnotationStore.open(shapes / "stores/validation")
+    store = AnnotationStore(shapes / "stores/validation")
     command = ["check", "store", str(store.path), "--quiet"]
     assert cli.main(command) == 0 and "8 images" in capsys.readouterr().out
     picture = store.image_root / store.file_names[3].decode()

@@ -185,7 +185,7 @@ def test_missing_column_is_refused(tmp_path):
 
 def test_open_errors_say_what_to_do(tmp_path):
     with pytest.raises(DataError, match=r"no annotation store.*longtail-det2 prepare"):
-        AnnotationStore.open(tmp_path / "nothing")
+        AnnotationStore(tmp_path / "nothing")
     path = write(tmp_path / "store").path
     with open(path / "box.npy", "r+b") as file:
         file.truncate(140)
