@@ -7,13 +7,14 @@ are those of the newest checkpoint there.
 import argparse
 
 from . import train
+from .inputs import add_process_arguments
 
 EPILOG = """\
 examples:
   %(prog)s --config-file output/my_run/config.yaml MODEL.WEIGHTS output/my_run/model_final.pth
   %(prog)s --config-file CONFIG.py train.init_checkpoint=output/my_run/model_final.pth
 """
-add_arguments = train.add_process_arguments
+add_arguments = add_process_arguments
 
 
 def run(args: argparse.Namespace) -> int:

@@ -53,6 +53,33 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add Detectron2's arguments for training and for evaluation, but --eval-only."""
+    add = parser.add_argument
+    add("--config-file", default="", metavar="CONFIG", help="path, or name in the model zoo; .yaml or .py")
+    add("--resume", action="store_true", help="go on from the newest checkpoint of OUTPUT_DIR")
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    add("--num-machines", type=int, default=1, metavar="N", help="machines of the job (default: 1)")
+    add("--machine-rank", type=int, default=0, metavar="N", help="number of this machine (default: 0)")
+    add(
+        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT; auto: a free port of this machine"
+    )
+    add_overrides(parser)
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add Detectron2's arguments."""
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the weights, do not train")
+    add_process_arguments(parser)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the arguments of a train script of your own; None for the process's own."""
+    parser = argparse.ArgumentParser(description="Train or evaluate the detector that a config describes.")
+    add_train_arguments(parser)
+    return parser.parse_args(argv)
+
+
 def open_data(args: argparse.Namespace) -> tuple[Any, Any, CfgNode]:
     """Return the data set (records by index), its metadata for drawing, and the config.
 

@@ -17,7 +17,7 @@ from longtail_det2.engine.training_step import NonFiniteLossError
 from longtail_det2.utils.console import tell_error
 from longtail_det2.utils.errors import ConfigError, DataError
 
-from .train import parse_args
+from .inputs import parse_args
 
 __all__ = ["parse_args", "run"]
 

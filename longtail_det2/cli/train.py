@@ -7,9 +7,8 @@ checkpoints and inference/<data set>. A lazy config is a program: run none whose
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-from .inputs import add_overrides
+from .inputs import add_train_arguments
 
 EPILOG = """\
 examples:
@@ -27,33 +26,7 @@ Without CUDA the processes run on CPUs.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add Detectron2's arguments."""
-    add_process_arguments(parser)
-    parser.add_argument("--eval-only", action="store_true", help="evaluate the weights, do not train")
-
-
-def add_process_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what training and evaluation have in common."""
-    add = parser.add_argument
-    add("--config-file", default="", metavar="CONFIG", help="path, or name in the model zoo; .yaml or .py")
-    add("--resume", action="store_true", help="go on from the newest checkpoint of OUTPUT_DIR")
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
-    add("--num-machines", type=int, default=1, metavar="N", help="machines of the job (default: 1)")
-    add("--machine-rank", type=int, default=0, metavar="N", help="number of this machine (default: 0)")
-    add(
-        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT; auto: a free port of this machine"
-    )
-    add_overrides(parser)
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the arguments of a train script; None for the process's own."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    return parser.parse_args(argv)
+add_arguments = add_train_arguments
 
 
 def run(args: argparse.Namespace) -> int:
