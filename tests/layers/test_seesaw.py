@@ -130,20 +130,9 @@ def test_regions_without_a_class_have_no_loss():
     labels[3], labels[4] = -1, 6
     losses = seesaw_loss(logits, labels, counts)
     assert losses[3] == losses[4] == 0
+    assert seesaw_loss(logits[:, :1], torch.tensor([0, 1] * 10), torch.tensor([3])).eq(0).all()  # K = 1
     losses.sum().backward()
     assert logits.grad is not None and logits.grad[3:5].eq(0).all() and logits.grad[5].ne(0).any()
-
-
-@pytest.mark.parametrize("rows", [0, 3])
-def test_nothing_to_learn_stays_attached(rows):
-    logits, _, counts = example(rows=rows)
-    for losses in (
-        seesaw_loss(logits, torch.full((rows,), 6), counts),
-        multi_label_seesaw_loss(logits, torch.zeros(rows, 6, dtype=torch.int8), counts),
-    ):
-        assert losses.shape == (rows,) and losses.requires_grad
-        (gradient,) = torch.autograd.grad(losses.sum(), logits)
-        assert gradient.eq(0).all()
 
 
 def test_one_label_in_the_multi_label_form():
@@ -169,54 +158,12 @@ def test_several_labels_are_rivals_of_the_negatives_only():
     assert multi_label_seesaw_loss(logits, all_positive, counts).eq(0).all()
 
 
-@pytest.mark.parametrize("p, q", [(0.8, 0.0), (0.8, 2.0)])
-def test_gradients(p, q):
-    """S is a constant for the gradient: numerically so where it does not change, analytically in any case."""
+def test_the_factors_are_constants_for_the_gradient():
     logits, labels, counts = example(rows=6)
-    if q == 0:
-        assert torch.autograd.gradcheck(lambda z: seesaw_loss(z, labels, counts, p, q), (logits,))
-        many = one_hot(labels, 6) | one_hot(labels.flip(0), 6)
-        assert torch.autograd.gradcheck(lambda z: multi_label_seesaw_loss(z, many, counts, p, q), (logits,))
-    factors = seesaw_log_factors(logits, labels, counts, p, q)
-    (found,) = torch.autograd.grad(seesaw_loss(logits, labels, counts, p, q).sum(), logits)
+    factors = seesaw_log_factors(logits, labels, counts)
+    (found,) = torch.autograd.grad(seesaw_loss(logits, labels, counts).sum(), logits)
     wanted = (logits + factors).softmax(1) - one_hot(labels, 6)
     torch.testing.assert_close(found, wanted.detach())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_worked_out_in_float32(dtype):
-    logits, labels, counts = example(dtype=torch.float32)
-    narrow = logits.detach().to(dtype)
-    for function, truth in (
-        (seesaw_loss, labels),
-        (multi_label_seesaw_loss, one_hot(labels, 6)),
-    ):
-        found = function(narrow, truth, counts)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, function(narrow.float(), truth, counts))
-
-
-@pytest.mark.parametrize("scale", [1e2, 1e4])
-def test_huge_logits(scale):
-    logits, labels, counts = example(dtype=torch.float32)
-    huge = (logits * scale).detach().requires_grad_()
-    for losses in (
-        seesaw_loss(huge, labels, counts),
-        multi_label_seesaw_loss(huge, one_hot(labels, 6), counts),
-    ):
-        exact = seesaw_loss(huge.double(), labels, counts)
-        torch.testing.assert_close(losses.double(), exact, rtol=1e-5, atol=1e-5)
-        (gradient,) = torch.autograd.grad(losses.sum(), huge)
-        assert gradient.isfinite().all()
-
-
-def test_one_class():
-    counts, labels = torch.tensor([3]), torch.tensor([0, 1])
-    logits = torch.randn(2, 1, dtype=torch.float64)
-    assert seesaw_loss(logits, labels, counts).eq(0).all()
-    logits = torch.randn(2, 2, dtype=torch.float64)
-    wanted = F.cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(seesaw_loss(logits, labels, counts, background=True), wanted)
 
 
 def test_cuda_form_on_this_device(monkeypatch):
@@ -242,27 +189,13 @@ def test_on_a_gpu_nothing_waits_for_the_device():
     torch.testing.assert_close(found.cpu(), wanted)
 
 
-@pytest.mark.parametrize(
-    "logits, labels, counts",
-    [((4, 6), (4,), (4,)), ((4, 6), (5,), (6,)), ((4,), (4,), (6,)), ((4, 6), (4, 1), (6,))],
-)
-def test_shapes_that_do_not_fit(logits, labels, counts):
-    with pytest.raises(ValueError, match="need"):
-        seesaw_loss(torch.zeros(logits), torch.zeros(labels, dtype=torch.long), torch.zeros(counts))
-    with pytest.raises(ValueError, match="need"):
-        multi_label_seesaw_loss(torch.zeros(logits), torch.zeros(labels).char(), torch.zeros(counts))
-
-
-def test_counts_and_labels_that_would_be_misread():
-    """Counts of K - 1 classes are no background; labels beyond K are no rows without a loss."""
+def test_options_and_labels_out_of_range():
+    """Labels beyond K are no rows without a loss."""
     logits, labels = torch.zeros(4, 6), torch.tensor([0, 5, 6, -1])
     for function, truth in ((seesaw_loss, labels), (multi_label_seesaw_loss, torch.zeros(4, 6).char())):
-        with pytest.raises(ValueError, match=r"need logits .*, got \(4, 6\) and \(5,\), background False"):
-            function(logits, truth, torch.zeros(5))
         for options in ({"p": -1.0}, {"q": math.nan}, {"eps": 0.0}):
             with pytest.raises(ValueError, match="need p >= 0"):
                 function(logits, truth, torch.zeros(6), **options)
-    assert seesaw_loss(logits, labels, torch.zeros(6))[2:].eq(0).all()
     for bad in (7, -2):
         with pytest.raises(ValueError, match="need labels from -1 to 6"):
             seesaw_loss(logits, torch.full((4,), bad), torch.zeros(6))
