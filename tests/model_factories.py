@@ -49,6 +49,24 @@ def random_logits(width, rows=12, dtype=torch.float32, scale=1.0):
     return logits.to(dtype).requires_grad_()
 
 
+DETECTORS = ["MultiLabelROIHeads", "MultiLabelCascadeROIHeads", "MultiLabelRetinaNet", "MultiLabelFCOS"]
+
+
+def use_detector(cfg, name, loss=None):
+    """Make a config of the tiny Faster R-CNN one of the `DETECTORS`, with a classification loss."""
+    if "ROIHeads" in name:
+        cfg.MODEL.ROI_HEADS.NAME = name
+        cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = "Cascade" in name
+        cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = loss or cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS
+        return cfg
+    cfg.MODEL.META_ARCHITECTURE = name
+    for node in (cfg.MODEL.RETINANET, cfg.MODEL.FCOS):
+        node.IN_FEATURES, node.NUM_CONVS, node.SCORE_THRESH_TEST = ["p3"], 1, 0.0
+    cfg.MODEL.FCOS.NORM = ""
+    cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS = loss or cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS
+    return cfg
+
+
 def training_step(model, batch, seed=0):
     """The losses of a batch and what was logged, in an iteration that logs everything."""
     torch.manual_seed(seed)

@@ -3,10 +3,9 @@ from functools import partial
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +19,7 @@ from longtail_det2.modeling.losses import (
     SigmoidBCELoss,
     SoftmaxCrossEntropyLoss,
 )
-from longtail_det2.modeling.roi_heads import MultiLabelFastRCNNOutputLayers, MultiLabelROIHeads
+from longtail_det2.modeling.roi_heads import MultiLabelFastRCNNOutputLayers
 from longtail_det2.modeling.roi_heads.fast_rcnn import keep_top_candidates
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
@@ -100,14 +99,8 @@ def test_box_loss_without_foreground_is_attached_zero():
         loss = multi_label_box_loss(boxes(count), boxes(count), deltas, targets, transform=TRANSFORM)
         loss.backward()
         assert loss == 0 and deltas.grad is not None
-
-
-def test_box_loss_names_an_unknown_type():
-    targets = MultiLabelTargets.from_classes(torch.tensor([0]), 3)
-    with pytest.raises(ValueError, match=r"'l2'; known: smooth_l1, giou"):
-        multi_label_box_loss(
-            boxes(1), boxes(1), torch.zeros(1, 4), targets, transform=TRANSFORM, loss_type="l2"
-        )
+    with pytest.raises(ValueError, match="'l2'"):
+        multi_label_box_loss(boxes(4), boxes(4), deltas, targets, transform=TRANSFORM, loss_type="l2")
 
 
 def test_keep_top_candidates():
@@ -138,46 +131,16 @@ def test_width_and_bias_come_from_the_loss():
         predictor(SigmoidBCELoss(num_classes=3), num_classes=4)
 
 
-def test_classifier_can_be_handed_in():
-    class Scaled(torch.nn.Linear):
-        pass
-
-    layer = predictor(SoftmaxCrossEntropyLoss(num_classes=3), classifier=Scaled).cls_score
-    assert isinstance(layer, Scaled) and layer.out_features == 4
-
-
-@pytest.mark.parametrize("loss", [SoftmaxCrossEntropyLoss(num_classes=3), SigmoidBCELoss(num_classes=3)])
-def test_losses_of_images_with_and_without_objects(loss):
-    head = predictor(loss)
-    nothing = Instances((64, 64))
-    nothing.proposal_boxes = Boxes(boxes(2))
-    nothing.gt_classes = torch.full((2,), 3)
-    with_objects = proposals_of([0, 3], [[1, 1, 0], [0, 0, 1]])
-    losses = head.losses(head(torch.randn(4, 6)), [with_objects, nothing])
-    assert set(losses) == {"loss_cls", "loss_box_reg"}
-    sum(losses.values()).backward()
-    assert all(p.grad is not None for p in head.parameters())
-
-
-def test_losses_of_nothing():
-    head = predictor(SigmoidBCELoss(num_classes=3))
-    for proposals in ([], [proposals_of([])]):
-        if proposals:
-            proposals[0].gt_classes = torch.zeros(0, dtype=torch.int64)
+def test_without_proposals_there_is_no_loss_and_no_detection():
+    head = predictor(SigmoidBCELoss(num_classes=3), test_pre_nms_topk=5)
+    nothing = proposals_of([])
+    nothing.gt_classes = nothing.gt_classes.long()
+    for proposals in ([], [nothing]):
         losses = head.losses(head(torch.zeros(0, 6)), proposals)
         sum(losses.values()).backward()
         assert sum(losses.values()) == 0
-
-
-def test_loss_weights():
-    loss = SoftmaxCrossEntropyLoss(num_classes=3)
-    torch.manual_seed(0)
-    plain, weighted = predictor(loss), predictor(loss, loss_weight={"loss_cls": 3.0})
-    weighted.load_state_dict(plain.state_dict())
-    features, proposals = torch.randn(3, 6), [proposals_of([0, 1, 3])]
-    one, three = (head.losses(head(features), proposals) for head in (plain, weighted))
-    torch.testing.assert_close(3 * one["loss_cls"], three["loss_cls"])
-    torch.testing.assert_close(one["loss_box_reg"], three["loss_box_reg"])
+    found, kept = head.inference(head(torch.zeros(0, 6)), [nothing])
+    assert len(found[0]) == 0 and len(kept[0]) == 0
 
 
 def test_one_weight_holds_for_every_key_of_the_classification_loss():
@@ -222,7 +185,7 @@ def test_recomputed_activations_count_once():
     assert head.loss_normalizer.average.item() == pytest.approx(0.9 * 100 + 0.1)
 
 
-def test_a_classifier_without_bias(caplog):
+def test_a_classifier_without_bias_is_warned_of_where_the_bias_matters(caplog):
     cosine = partial(NormalizedLinear, bias=False)
     head = predictor(SoftmaxCrossEntropyLoss(num_classes=3), classifier=cosine)
     assert head.cls_score.bias is None and not caplog.records
@@ -235,7 +198,7 @@ def test_a_classifier_of_several_layers():
         return torch.nn.Sequential(torch.nn.Linear(features, 2), torch.nn.Linear(2, logits))
 
     head = predictor(SoftmaxCrossEntropyLoss(num_classes=3), classifier=classifier)
-    assert head(torch.randn(4, 6))[0].shape == (4, 4)
+    assert isinstance(head.cls_score[1], torch.nn.Linear) and head(torch.randn(4, 6))[0].shape == (4, 4)
 
 
 def test_losses_are_divided_by_what_the_normalizer_says():
@@ -280,14 +243,6 @@ def test_inference_with_bounded_candidates_keeps_the_best():
     assert torch.equal(results[0].pred_boxes.tensor, results[1].pred_boxes.tensor)
 
 
-def test_inference_without_proposals():
-    head = predictor(SigmoidBCELoss(num_classes=3), test_pre_nms_topk=5)
-    nothing = Instances((64, 64))
-    nothing.proposal_boxes = Boxes(torch.zeros(0, 4))
-    found, kept = head.inference(head(torch.zeros(0, 6)), [nothing])
-    assert len(found[0]) == 0 and len(kept[0]) == 0
-
-
 def test_accuracy_is_logged_for_any_of_the_labels():
     head = predictor(SigmoidBCELoss(num_classes=3))
     logits = torch.tensor([[0.0, 5.0, 0.0], [5.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
@@ -295,65 +250,6 @@ def test_accuracy_is_logged_for_any_of_the_labels():
     with EventStorage(19) as storage:
         head.losses((logits, torch.zeros(3, 12)), [proposals])
         assert storage.latest()["fast_rcnn/fg_cls_accuracy"][0] == 0.5
-
-
-@pytest.mark.parametrize("loss", ["SoftmaxCrossEntropyLoss", "SigmoidBCELoss"])
-@pytest.mark.parametrize("agnostic", [True, False])
-def test_detector_trains_and_predicts(tiny_cfg, batch, loss, agnostic):
-    torch.manual_seed(0)
-    tiny_cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = loss
-    tiny_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = agnostic
-    model = build_model(tiny_cfg)
-    assert isinstance(model.roi_heads, MultiLabelROIHeads)
-    assert isinstance(model.backbone, TinyBackbone)
-    with EventStorage(0):
-        losses = model(batch)
-    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
-    sum(losses.values()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    model.eval()
-    with torch.no_grad():
-        found = model(batch)
-    assert len(found) == 2 and found[0]["instances"].scores.ndim == 1
-
-
-def test_detector_trains_on_images_without_objects_only(tiny_cfg, batch):
-    model = build_model(tiny_cfg)
-    with EventStorage(0):
-        losses = model([batch[1], batch[1]])
-    sum(losses.values()).backward()
-    assert losses["loss_box_reg"] == 0 and losses["loss_cls"] > 0
-
-
-def test_single_label_instances_work(tiny_cfg, batch):
-    """Data sets of Detectron2 have no gt_labels."""
-    for image in batch:
-        image["instances"].remove("gt_labels")
-    with EventStorage(0):
-        losses = build_model(tiny_cfg)(batch)
-    assert losses["loss_cls"] > 0
-
-
-def test_mask_branch_is_untouched(tiny_cfg, batch):
-    tiny_cfg.MODEL.MASK_ON = True
-    tiny_cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1
-    tiny_cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
-    tiny_cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 7
-    for image in batch:
-        count = len(image["instances"])
-        image["instances"].gt_masks = BitMasks(torch.ones(count, 64, 64, dtype=torch.bool))
-    model = build_model(tiny_cfg)
-    with EventStorage(0):
-        assert "loss_mask" in model(batch)
-    model.eval()
-    with torch.no_grad():
-        assert model(batch)[0]["instances"].has("pred_masks")
-
-
-def test_class_count_of_the_data_must_be_the_models(tiny_cfg, batch):
-    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
-    with EventStorage(0), pytest.raises(ValueError, match="NUM_CLASSES disagree"):
-        build_model(tiny_cfg)(batch)
 
 
 def test_tiny_backbone_shapes():
