@@ -144,6 +144,7 @@ def cfg(tmp_path):
     cfg = get_cfg()
     cfg.merge_from_file(model_zoo.get_config_file("own_data/faster_rcnn_effnet_lite0_FPN.yaml"))
     cfg.MODEL.DEVICE, cfg.MODEL.TIMM.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "cpu", "test_efficientnet", 4
+    cfg.MODEL.TIMM.FREEZE_STRIDE = 8
     cfg.MODEL.TIMM.WEIGHTS = str(tmp_path / "weights.pth")
     torch.save(whole_model("test_efficientnet").state_dict(), cfg.MODEL.TIMM.WEIGHTS)
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = map(list, timm_pixels("test_efficientnet"))

@@ -8,7 +8,7 @@ from .faster_rcnn_fpn import model
 model.backbone.bottom_up = L(TimmBackbone)(
     name="tf_efficientnet_lite0",
     levels=["stride8", "stride16", "stride32"],
-    freeze_stride=8,
+    freeze_stride=32,
     freeze_norm=True,
     weights="",  # a file, .pth or .safetensors
 )
