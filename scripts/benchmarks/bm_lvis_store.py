@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Builds an annotation store from a JSON file of the size of LVIS v1, and prints CPU seconds and memory.
 
-Makes annotations in LVIS's form (at --scale 1: 1,270,141 with polygons on 100,170 pictures, 1,203 classes,
-1.1 GB of JSON) and hard links to one picture in a temporary folder, and builds the store in a process of its
+Makes annotations in LVIS's form (at --scale 1: 1,270,141 with polygons on 100,170 images, 1,203 classes,
+1.1 GB of JSON) and hard links to one image in a temporary folder, and builds the store in a process of its
 own. Page cache warm; CPU seconds count the start of the interpreter too.
 
 Example:
@@ -12,15 +12,14 @@ Example:
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import bm_openimages_store
 import numpy as np
+from common import child, cpu_seconds, peak_gb, row
 from PIL import Image
 
 NUM_ANNOTATIONS = 1_270_141
@@ -35,11 +34,11 @@ def make_data(folder: Path, scale: float, seed: int = 0) -> int:
     generator = np.random.default_rng(seed)
     number, num_images = int(NUM_ANNOTATIONS * scale), int(NUM_IMAGES * scale)
     ids = np.sort(generator.choice(600_000, num_images, replace=False)) + 1
-    pictures = folder / "images" / "train2017"
-    pictures.mkdir(parents=True)
+    images = folder / "images" / "train2017"
+    images.mkdir(parents=True)
     Image.new("RGB", (WIDTH, HEIGHT), (120, 100, 80)).save(folder / "one.jpg")
     for key in ids.tolist():
-        os.link(folder / "one.jpg", pictures / f"{key:012d}.jpg")
+        os.link(folder / "one.jpg", images / f"{key:012d}.jpg")
     categories = [
         {"id": key, "name": f"class_{key}", "synset": "thing.n.01", "frequency": "fcr"[min(key // 400, 2)]}
         for key in range(1, NUM_CLASSES + 1)
@@ -96,30 +95,24 @@ def _annotations(generator: np.random.Generator, ids: np.ndarray, number: int) -
         }
 
 
-def build(folder: Path) -> None:
-    """Child: build the store and report CPU seconds and peak memory as JSON."""
+def build(folder: Path) -> dict[str, Any]:
+    """Child: build the store."""
     from longtail_det2.data.datasets.coco import prepare_coco
 
-    imports = bm_openimages_store._cpu_seconds()
+    imports = cpu_seconds()
     store = prepare_coco(folder / "lvis.json", folder / "images", folder / "store")
-    # Not ru_maxrss: that keeps the parent's size at the fork, and the parent has made the data.
-    peak = bm_openimages_store._proc_mb("status", "VmHWM:") / 1e3
-    report = {"cpu": bm_openimages_store._cpu_seconds(), "imports": imports, "peak": peak}
-    print(json.dumps({**report, "objects": store.num_objects}))
+    return {"cpu": cpu_seconds(), "imports": imports, "peak": peak_gb(), "objects": store.num_objects}
 
 
-def run(args: argparse.Namespace) -> int:
+def run(scale: float, directory: str | None) -> int:
     """Make the data, run the child and print the table; returns the exit status."""
-    with tempfile.TemporaryDirectory(prefix="bm_lvis_store_", dir=args.directory) as name:
+    with tempfile.TemporaryDirectory(prefix="bm_lvis_store_", dir=directory) as name:
         folder = Path(name)
-        number = make_data(folder, args.scale)
+        number = make_data(folder, scale)
         size = (folder / "lvis.json").stat().st_size
-        command = [sys.executable, os.path.abspath(__file__), "--step", "build", "--folder", name]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        built = json.loads(done.stdout.splitlines()[-1])
+        built = child(__file__, "--folder", folder)
         disk = sum(file.stat().st_size for file in (folder / "store").iterdir())
     print(f"{number:,} annotations, {size / 1e6:,.0f} MB of JSON; {built['objects']:,} objects\n")
-    row = bm_openimages_store._row
     row("build, all processes", built["cpu"], "CPU-s")
     row("  of it imports", built["imports"], "CPU-s")
     row("build, peak resident memory", built["peak"], "GB")
@@ -134,13 +127,12 @@ def main() -> int:
     )
     parser.add_argument("--scale", type=float, default=0.1, help="share of LVIS v1's size (default: 0.1)")
     parser.add_argument("--directory", help="where to make the temporary folder (about 2 GB at scale 1)")
-    parser.add_argument("--step", choices=("build",), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.step == "build":
-        build(args.folder)
+    if args.folder is not None:
+        print(json.dumps(build(args.folder)))
         return 0
-    return run(args)
+    return run(args.scale, args.directory)
 
 
 if __name__ == "__main__":
