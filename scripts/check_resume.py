@@ -23,8 +23,7 @@ from typing import Any
 
 import torch
 
-from longtail_det2.data.datasets.openimages import prepare_openimages
-from longtail_det2.shapes import ShapesOptions, generate_shapes
+from longtail_det2.cli import main as run_command
 
 SCRIPTS = Path(__file__).resolve().parent
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes"
@@ -49,7 +48,7 @@ class Form:
 
     def command(self, run: Path, workers: int, resume: bool) -> list[str]:
         """The command line of a training run."""
-        data = {split: self.root / "stores" / split for split in ("train", "validation")}
+        data = {split: self.root / "shapes/stores" / split for split in ("train", "validation")}
         flags = ["--resume"] if resume else []
         if self.name == "yaml":
             return [
@@ -81,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="scratch folder, made anew")
+    parser.add_argument("--output", type=Path, required=True, help="scratch folder, made again")
     parser.add_argument("--kills", type=int, default=20, help="runs to kill (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     args = parser.parse_args(arguments)
@@ -106,25 +105,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_data(root: Path) -> None:
-    """A few generated images as annotation stores below `root`."""
-    shutil.rmtree(root / "stores", ignore_errors=True)
+    """Generate a few images and their annotation stores below `root`."""
     for old in [*root.glob("killed-*"), *root.glob("whole-*")]:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
-    data = root / "shapes"
-    options = ShapesOptions(
-        train_images=16, validation_images=4, num_leaves=12, imbalance=4.0, min_objects=2, co_label_rate=0.0
-    )
-    generate_shapes(data, options, workers=1, force=True, progress=False)
-    for split in ("train", "validation"):
-        prepare_openimages(
-            [data / f"annotations/{split}-annotations-bbox.csv"],
-            [data / f"annotations/{split}-human-imagelabels.csv"],
-            data / "annotations/class-descriptions.csv",
-            data / "annotations/hierarchy.json",
-            data / f"images/{split}",
-            root / "stores" / split,
-            progress=False,
-        )
+    sizes = "--train-images 16 --validation-images 4 --num-leaves 12 --imbalance 4 --min-objects 2"
+    flags = "--co-label-rate 0 --formats openimages --stores --force --quiet"
+    run_command(["shapes", "--output", str(root / "shapes"), *sizes.split(), *flags.split()])
 
 
 def uninterrupted(form: Form, run: Path) -> float:
