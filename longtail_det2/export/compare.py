@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,7 @@ class Difference:
     Attributes:
         detections: in the first and in the second set.
         unmatched: detections without a counterpart of their class, over both sets.
-        boxes: largest difference of a coordinate in pixels, over matched detections.
-        boxes_relative: the same as a share of the image's longer side.
+        boxes: largest difference of a coordinate as a share of the image's longer side.
         scores: largest difference of scores.
         masks: largest difference of mask probabilities; 0 without masks.
         at_the_cut: detections without a counterpart that are not in `unmatched`, because their score is at a
@@ -31,7 +31,6 @@ class Difference:
     detections: tuple[int, int]
     unmatched: int
     boxes: float
-    boxes_relative: float
     scores: float
     masks: float
     at_the_cut: int = 0
@@ -40,17 +39,14 @@ class Difference:
     @property
     def largest(self) -> float:
         """The figure that is compared with a tolerance; infinite if a detection has no counterpart."""
-        return float("inf") if self.unmatched else max(self.boxes_relative, self.scores, self.masks)
+        return float("inf") if self.unmatched else max(self.boxes, self.scores, self.masks)
 
     def __str__(self) -> str:
         one, other = self.detections
         return (
-            f"{one} and {other} detections, {self.unmatched} without counterpart; largest differences: "
-            f"boxes {self.boxes:.1e} px ({self.boxes_relative:.1e} of the longer side), "
-            f"scores {self.scores:.1e}"
-            + (f", masks {self.masks:.1e}" if self.masks else "")
-            + (f"; {self.at_the_cut} more at a limit" if self.at_the_cut else "")
-            + (f"; {self.swapped} swapped near ties" if self.swapped else "")
+            f"{one} and {other} detections, {self.unmatched} without counterpart, {self.at_the_cut} at a limit, "
+            f"{self.swapped} swapped near ties; largest differences: boxes {self.boxes:.1e} of the longer "
+            f"side, scores {self.scores:.1e}, masks {self.masks:.1e}"
         )
 
 
@@ -59,15 +55,15 @@ def compare_detections(
     other: Mapping[str, np.ndarray],
     image_size: tuple[int, int],
     *,
-    cut: float | np.ndarray = 0.0,
+    cut: Any = 0.0,
     overlap: float = 1.0,
 ) -> Difference:
     """Match the detections of two models within a class and measure how far apart they are.
 
     Each detection of the first set, best first, takes the nearest one left in the second: nearest by the
-    larger of the score difference and the box difference relative to the image. Of two boxes of equal scores
-    that overlap, rounding decides which one suppresses the other: such a swap, and what overlaps it and was
-    suppressed by one of the two alone, does not count.
+    larger of the score difference and the box difference. Of two boxes of equal scores that overlap, rounding
+    decides which one suppresses the other: such a swap, and what overlaps it and was suppressed by one of the
+    two alone, does not count.
 
     Args:
         one: ``boxes`` (n, 4), ``scores`` (n,), ``classes`` (n,), perhaps ``masks`` (n, ...).
@@ -77,51 +73,49 @@ def compare_detections(
             it is just above a threshold, or just among the best hundred.
         overlap: IoU above which boxes of a class suppress each other.
     """
-    side = float(max(image_size))
-    limits = np.broadcast_to(cut, int(max([0, *one["classes"], *other["classes"]])) + 1)
     left = np.ones(len(other["scores"]), dtype=bool)
     worst = np.zeros(3)
-    alone: list[tuple[Mapping[str, np.ndarray], int]] = []
-    swapped: list[tuple[int, int]] = []
-    for index in np.argsort(-one["scores"], kind="stable"):
-        candidates = np.flatnonzero(left & (other["classes"] == one["classes"][index]))
+    alone: list[tuple[int, np.ndarray, float]] = []  # class, box and score
+    swapped: list[tuple[int, np.ndarray]] = []  # class and box, of both sets
+    for label, box, score, mask in _rows(one, np.argsort(-one["scores"], kind="stable")):
+        candidates = np.flatnonzero(left & (other["classes"] == label))
         if not len(candidates):
-            alone.append((one, index))
+            alone.append((label, box, score))
             continue
-        boxes = np.abs(other["boxes"][candidates] - one["boxes"][index]).max(axis=1)
-        scores = np.abs(other["scores"][candidates] - one["scores"][index])
-        nearest = np.argmin(np.maximum(boxes / side, scores))
+        boxes = np.abs(other["boxes"][candidates] - box).max(axis=1) / max(image_size)
+        scores = np.abs(other["scores"][candidates] - score)
+        nearest = np.argmin(np.maximum(boxes, scores))
         chosen = candidates[nearest]
         left[chosen] = False
-        near_tie = scores[nearest] <= TOLERANCE < boxes[nearest] / side
-        if near_tie and _iou(one["boxes"][index], other["boxes"][chosen]) > overlap:
-            swapped.append((index, chosen))
+        near_tie = scores[nearest] <= TOLERANCE < boxes[nearest]
+        if near_tie and _iou(box, other["boxes"][chosen]) > overlap:
+            swapped += [(label, box), (label, other["boxes"][chosen])]
             continue
-        mask = 0.0
-        if "masks" in one:
-            mask = float(
-                np.abs(one["masks"][index].astype(np.float64) - other["masks"][chosen]).max(initial=0)
-            )
-        worst = np.maximum(worst, [boxes[nearest], scores[nearest], mask])
-    alone += [(other, int(index)) for index in np.flatnonzero(left)]
-    rivals = [(one["classes"][i], box) for i, j in swapped for box in (one["boxes"][i], other["boxes"][j])]
+        masks = 0.0 if mask is None else np.abs(mask - other["masks"][chosen]).max(initial=0)
+        worst = np.maximum(worst, [boxes[nearest], scores[nearest], masks])
+    alone += [row[:3] for row in _rows(other, np.flatnonzero(left))]
     alone = [
-        (found, i)
-        for found, i in alone
-        if not any(c == found["classes"][i] and _iou(box, found["boxes"][i]) > overlap for c, box in rivals)
+        (label, box, score)
+        for label, box, score in alone
+        if not any(label == rival and _iou(box, near) > overlap for rival, near in swapped)
     ]
-    unmatched = sum(bool(found["scores"][i] > limits[found["classes"][i]]) for found, i in alone)
-    boxes, scores, masks = (float(value) for value in worst)
+    unmatched = sum(bool(score > (cut[label] if np.ndim(cut) else cut)) for label, _, score in alone)
     return Difference(
-        detections=(len(one["scores"]), len(other["scores"])),
-        unmatched=unmatched,
-        boxes=boxes,
-        boxes_relative=boxes / side,
-        scores=scores,
-        masks=masks,
+        (len(one["scores"]), len(other["scores"])),
+        unmatched,
+        *worst.tolist(),
         at_the_cut=len(alone) - unmatched,
-        swapped=len(swapped),
+        swapped=len(swapped) // 2,
     )
+
+
+def _rows(
+    found: Mapping[str, np.ndarray], indices: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, float, Any]]:
+    """Iterate over class, box, score and mask (None without) of some detections."""
+    for index in indices:
+        mask = found["masks"][index].astype(np.float64) if "masks" in found else None
+        yield int(found["classes"][index]), found["boxes"][index], found["scores"][index], mask
 
 
 def _iou(one: np.ndarray, other: np.ndarray) -> float:

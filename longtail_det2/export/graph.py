@@ -1,75 +1,114 @@
-"""Record a detector as ONNX."""
+"""A detector as a function from one image's pixels to plain tensors, recorded as ONNX."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes
 from torch import Tensor, nn
+from torch.export import Dim
 
 from longtail_det2.utils.errors import ConfigError
 
-from .adapter import detect, make_adapter, recordable
-from .nms import onnx_nms
+from .nms import translations
+from .one_image import recordable
 
-OPSET = 16
-"""ONNX operator set: the first with RoIAlign's half-pixel shift."""
+OPSET = 18
+"""ONNX operator set: that of PyTorch's exporter."""
 
 MODEL_FILE = "model.onnx"
 
+OUTPUT_FIELDS = {
+    "pred_boxes": "boxes",
+    "pred_classes": "classes",
+    "pred_masks": "masks",
+    "scores": "scores",
+}
+"""Fields of a detector's `Instances` and the outputs of an exported model that they become."""
 
-def record_onnx(model: nn.Module, image: Tensor, path: str | Path) -> list[str]:
-    """Trace a detector, turn the graph into ONNX and save it; height, width and detections are dynamic.
+_RECORDED_SIZE = (448, 640)
+"""So large that no feature map has one row or column: code could take that for a size that never varies."""
+
+
+def detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """Return the detections of one image before they are scaled to another size.
+
+    Args:
+        model: in evaluation mode.
+        image: (3, H, W).
+
+    Returns:
+        ``boxes`` (n, 4) XYXY in pixels of the image, ``classes`` (n,) int64, ``scores`` (n,), best first;
+        ``masks`` (n, 1, M, M), probabilities within the box, if the detector predicts masks.
+
+    Raises:
+        ConfigError: the model does not return detections.
+    """
+    inputs = [{"image": image}]
+    if isinstance(model, GeneralizedRCNN):
+        found: Any = model.inference(inputs, do_postprocess=False)[0]
+    elif isinstance(model, DenseDetector):
+        images = model.preprocess_image(inputs)
+        levels = model.backbone(images.tensor)
+        features = [levels[name] for name in model.head_in_features]
+        found = model.forward_inference(images, features, model.head(features))[0]
+    else:
+        raise ConfigError(f"{type(model).__name__} does not detect boxes and cannot be exported")
+    fields = {name: found.get(field) for field, name in OUTPUT_FIELDS.items() if found.has(field)}
+    return {name: value.tensor if isinstance(value, Boxes) else value for name, value in fields.items()}
+
+
+class _Detect(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return dict(sorted(detect(self.model, image).items()))
+
+
+def record_onnx(model: nn.Module, path: str | Path) -> list[str]:
+    """Record a detector as ONNX and save it; height, width and detections are dynamic.
 
     Args:
         model: stays as it is.
-        image: (3, H, W) float32 image to record with; its size does not matter later.
         path: of the file.
 
     Returns:
         Names of the outputs in their order.
 
     Raises:
-        ConfigError: the model does not return detections, or the package onnx is not installed.
+        ConfigError: the model does not return detections, or a package is not installed.
     """
     try:
         import onnx
+
+        table = translations()
     except ImportError:
-        raise ConfigError("writing ONNX needs two packages: pip install onnx onnxruntime") from None
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    with torch.no_grad():
-        names = sorted(detect(model, [{"image": image}]))  # the adapter sorts them too
-    axes = {"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in names}}
-    with _quiet(), recordable(onnx_nms), torch.no_grad():
-        torch.onnx.export(
-            make_adapter(model, image),
-            (image,),
-            os.fspath(path),
-            input_names=["image"],
-            output_names=names,
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            dynamo=False,
-        )
+        raise ConfigError("writing ONNX needs packages: pip install onnx onnxruntime onnxscript") from None
+    detector = _Detect(copy.deepcopy(model).eval().requires_grad_(False))
+    image, sizes = torch.zeros(3, *_RECORDED_SIZE), {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+    with recordable(), torch.no_grad():
+        program = torch.export.export(detector, (image,), dynamic_shapes=(sizes,))
+    outputs = program.graph_signature.user_outputs
+    names = list(program.call_spec.out_spec.unflatten(outputs))  # pyright: ignore[reportOptionalMemberAccess]
+    torch.onnx.export(
+        program,
+        (),
+        os.fspath(path),
+        input_names=["image"],
+        output_names=names,
+        opset_version=OPSET,
+        custom_translation_table=table,
+        external_data=False,
+        dynamo=True,
+        verbose=False,
+    )
     onnx.checker.check_model(os.fspath(path))
     return names
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the tracer's warnings about branches; :func:`recordable` replaces those that matter."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

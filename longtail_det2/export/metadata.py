@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from importlib import metadata as packages
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from longtail_det2 import __version__
 from longtail_det2.checkpoint.weights import sha256_of
 from longtail_det2.modeling.losses import ClassificationLoss
-from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.io import read_json
 
 from .graph import MODEL_FILE, OPSET
 from .source import TrainedDetector
@@ -22,18 +23,20 @@ METADATA_FILE = "metadata.json"
 FORMAT, VERSION = "longtail_det2.export", 1
 
 _OUTPUTS = {
-    "boxes": "(n, 4) float32: x0, y0, x1, y1 in pixels of the input picture",
+    "boxes": "(n, 4) float32: x0, y0, x1, y1 in pixels of the input image",
     "classes": "(n,) int64: class index; a box with several labels comes once for each",
     "masks": "(n, 1, M, M) float32: probability of the object within its box",
     "scores": "(n,) float32 in [0, 1], best first",
 }
 _THRESHOLDS = {
-    "score": ("test_score_thresh",),
-    "nms": ("test_nms_thresh",),
-    "detections_per_image": ("test_topk_per_image", "max_detections_per_image"),
-    "candidates": ("test_pre_nms_topk", "test_topk_candidates"),
+    "test_score_thresh": "score",
+    "test_nms_thresh": "nms",
+    "test_topk_per_image": "detections_per_image",
+    "max_detections_per_image": "detections_per_image",
+    "test_pre_nms_topk": "candidates",
+    "test_topk_candidates": "candidates",
 }
-"""Names of settings and of the attributes that hold them, in predictors and in dense detectors."""
+"""Attributes of predictors and of dense detectors, and the settings that they hold."""
 
 
 def describe(detector: TrainedDetector, outputs: Sequence[str]) -> dict[str, Any]:
@@ -43,7 +46,14 @@ def describe(detector: TrainedDetector, outputs: Sequence[str]) -> dict[str, Any
         detector: what was exported.
         outputs: names in their order.
     """
-    model = detector.model
+    model: Any = detector.model
+    losses = {type(part).__name__ for part in model.modules() if isinstance(part, ClassificationLoss)}
+    thresholds = {  # of the last part that has them; a cascade's stages share theirs
+        setting: _number(getattr(part, name))
+        for part in model.modules()
+        for name, setting in _THRESHOLDS.items()
+        if hasattr(part, name)
+    }
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -56,24 +66,24 @@ def describe(detector: TrainedDetector, outputs: Sequence[str]) -> dict[str, Any
             "channels": detector.image_format,
             "resize": {"shorter_side": detector.min_size, "longer_side_at_most": detector.max_size},
             "normalised_inside": {
-                "mean": _numbers(getattr(model, "pixel_mean", None)),
-                "std": _numbers(getattr(model, "pixel_std", None)),
+                "mean": model.pixel_mean.flatten().tolist(),
+                "std": model.pixel_std.flatten().tolist(),
             },
         },
         "outputs": [{"name": name, "content": _OUTPUTS[name]} for name in outputs],
         "classes": {
-            "count": _num_classes(model) or len(detector.class_ids) or None,
+            "count": getattr(model, "roi_heads", model).num_classes,
             "ids": list(detector.class_ids) or None,
             "names": list(detector.class_names) or None,
         },
-        "scores_by": _loss_names(model),
-        "thresholds": _thresholds(model),
+        "scores_by": sorted(losses),
+        "thresholds": thresholds,
         "trained": {
             "config": detector.config_name,
             "weights": detector.weights.name,
             "sha256": sha256_of(detector.weights),
         },
-        "versions": {"longtail_det2": __version__, **_versions("torch", "torchvision", "onnx")},
+        "versions": {"longtail_det2": __version__, "torch": torch.__version__, "onnx": version("onnx")},
     }
 
 
@@ -85,60 +95,18 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / METADATA_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder} is no exported model: {path.name} cannot be read ({error}). longtail-det2 export "
-            "makes such folders"
-        ) from error
+        content = read_json(path)
+    except DataError as error:
+        raise ConfigError(f"{folder} is no exported model ({error})") from None
     kind = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
     if kind != (FORMAT, VERSION):
         raise ConfigError(f"{path} is no metadata of format {FORMAT!r}, version {VERSION}")
     return content
 
 
-def _numbers(values: Tensor | None) -> list[float] | None:
-    return None if values is None else [float(value) for value in values.flatten()]
-
-
-def _thresholds(model: nn.Module) -> dict[str, float | int | list[float] | None]:
-    """Return the settings of the last stage that has them (a cascade's stages share theirs).
-
-    The score threshold is a number, or a list in the order of the classes where they differ.
-    """
-    found: dict[str, float | int | list[float] | None] = dict.fromkeys(_THRESHOLDS)
-    for module in model.modules():
-        for key, attributes in _THRESHOLDS.items():
-            for name in attributes:
-                value = getattr(module, name, None)
-                if isinstance(value, (int, float)):
-                    found[key] = value
-                elif isinstance(value, Tensor):
-                    rounded = [float(f"{one:.7g}") for one in value.tolist()]  # as float32 knows it
-                    found[key] = rounded[0] if len(set(rounded)) == 1 else rounded
-    return found
-
-
-def _loss_names(model: nn.Module) -> list[str]:
-    """Return the losses that make the scores, such as SigmoidBCELoss for independent classes."""
-    return sorted(
-        {type(module).__name__ for module in model.modules() if isinstance(module, ClassificationLoss)}
-    )
-
-
-def _num_classes(model: nn.Module) -> int | None:
-    for part in (getattr(model, "roi_heads", None), model):
-        count = getattr(part, "num_classes", None)
-        if isinstance(count, int):
-            return count
-    return None
-
-
-def _versions(*names: str) -> dict[str, str]:
-    found = {}
-    for name in names:
-        try:
-            found[name] = packages.version(name)
-        except packages.PackageNotFoundError:
-            continue
-    return found
+def _number(value: float | Tensor) -> float | int | list[float]:
+    """Return a threshold as a number, or where classes differ as a list in the order of the classes."""
+    if not isinstance(value, Tensor):
+        return value
+    numbers = [float(f"{one:.7g}") for one in value.tolist()]  # as float32 knows it
+    return numbers[0] if len(set(numbers)) == 1 else numbers

@@ -1,14 +1,13 @@
-"""Non-maximum suppression within classes, in a form that an ONNX graph can hold.
+"""Non-maximum suppression within classes, as one operator of an exported graph.
 
-Detectron2's ``batched_nms`` branches on the number of boxes. A tracer would record one branch: the one that
-shifts the boxes of each class away from those of others and then runs once. In float32 and with hundreds of
-classes that shift rounds coordinates to a sixteenth of a pixel, and other boxes survive than in eager mode,
-which shifts few boxes only. So the arithmetic here branches on the boxes it is run with.
+Detectron2's ``batched_nms`` branches on the number of boxes: few are shifted away from those of other classes
+and suppressed at once, many class by class. In float32 and with hundreds of classes that shift rounds
+coordinates to a sixteenth of a pixel, and other boxes survive. A graph must not hold one branch for all
+images, so the arithmetic here branches on the boxes it is run with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,14 +20,19 @@ SHIFTED_UP_TO = 1000
 _LOWEST = -3.0e38
 """Below every score. ONNX's operator leaves out scores that are not above a threshold, so it needs one."""
 
-NMS = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""(boxes (n, 4), scores (n,), classes (n,), IoU threshold) to indices of survivors, best score first."""
+
+@torch.library.custom_op("longtail_det2::batched_nms", mutates_args=())
+def _operator(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
+    return torchvision_batched_nms(boxes, scores, classes, iou_threshold)
 
 
-def onnx_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-    """One ``NonMaxSuppression`` with a row of scores for each class that occurs.
+@_operator.register_fake
+def _(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
-    Memory is (classes that occur) x (boxes); ``MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST`` bounds the second.
+
+def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
+    """Detectron2's function of this name, as an operator that :data:`TRANSLATIONS` turn into ONNX.
 
     Args:
         boxes: (n, 4) XYXY, n may be 0.
@@ -39,45 +43,42 @@ def onnx_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: floa
     Returns:
         Indices of the survivors, best score first.
     """
-    boxes = boxes.float()
-    # A maximum over no boxes would fail; coordinates are never below 0, so the extra 0 changes nothing.
-    reach = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-    few: Any = boxes.shape[0] <= SHIFTED_UP_TO
-    shifted = few.to(boxes) if isinstance(few, Tensor) else float(few)  # recorded, a size is a tensor
-    boxes = boxes + (classes.to(boxes) * (reach * shifted))[:, None]
-    survivors: Tensor = _PerClassNMS.apply(boxes, scores, classes, iou_threshold)
-    return survivors
+    return _operator(boxes.float(), scores, classes, iou_threshold)
 
 
-class _PerClassNMS(torch.autograd.Function):
-    """Suppression within classes that exports as standard ONNX operators."""
+def translations() -> dict[Any, Any]:
+    """Return the ONNX form of the operator, as ``torch.onnx.export`` takes it.
 
-    @staticmethod
-    def forward(ctx: Any, boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-        """Run while the graph is recorded; the result only has to have the right type and shape."""
-        return torchvision_batched_nms(boxes, scores, classes, iou_threshold)
+    It is one ``NonMaxSuppression`` with a row of scores for each class that occurs. Memory is (classes that
+    occur) x (boxes); ``MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST`` bounds the second.
 
-    @staticmethod
-    def symbolic(g: Any, boxes: Any, scores: Any, classes: Any, iou_threshold: float) -> Any:
-        """Return the operators that stand for :meth:`forward` in an ONNX graph of opset 13 or later."""
+    Raises:
+        ImportError: onnxscript is not installed.
+    """
+    from onnxscript import opset18 as op
 
-        def constant(value: Any, dtype: torch.dtype) -> Any:
-            return g.op("Constant", value_t=torch.tensor(value, dtype=dtype))
-
-        first, second = constant([0], torch.int64), constant([1], torch.int64)
-        occurring = g.op("Unique", classes, sorted_i=1, outputs=4)[0]
-        own = g.op("Equal", g.op("Unsqueeze", occurring, second), g.op("Unsqueeze", classes, first))
-        scores = g.op("Cast", scores, to_i=torch.onnx.TensorProtoDataType.FLOAT)
-        rows = g.op("Where", own, g.op("Unsqueeze", scores, first), constant(-float("inf"), torch.float32))
-        selected = g.op(
-            "NonMaxSuppression",
-            g.op("Unsqueeze", boxes, first),
-            g.op("Unsqueeze", rows, first),
-            constant([torch.iinfo(torch.int64).max], torch.int64),
-            constant([iou_threshold], torch.float32),
-            constant([_LOWEST], torch.float32),
+    def onnx_nms(boxes: Any, scores: Any, classes: Any, iou_threshold: float) -> Any:
+        first, second = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
+        # A maximum over no boxes would fail; coordinates are never below 0, so the extra 0 changes nothing.
+        coordinates = op.Reshape(boxes, op.Constant(value_ints=[-1]))
+        highest = op.ReduceMax(op.Concat(coordinates, op.Constant(value_floats=[0.0]), axis=0))
+        reach = op.Add(highest, op.Constant(value_float=1.0))
+        few = op.LessOrEqual(op.Shape(scores), op.Constant(value_ints=[SHIFTED_UP_TO]))
+        shifts = op.Mul(op.CastLike(classes, boxes), op.Mul(reach, op.CastLike(few, boxes)))
+        boxes = op.Add(boxes, op.Unsqueeze(shifts, second))
+        occurring, _, _, _ = op.Unique(classes, sorted=1)
+        own = op.Equal(op.Unsqueeze(occurring, second), op.Unsqueeze(classes, first))
+        rows = op.Where(own, op.Unsqueeze(scores, first), op.Constant(value_float=-float("inf")))
+        selected = op.NonMaxSuppression(
+            op.Unsqueeze(boxes, first),
+            op.Unsqueeze(rows, first),
+            op.Constant(value_ints=[torch.iinfo(torch.int64).max]),
+            op.Constant(value_floats=[iou_threshold]),
+            op.Constant(value_floats=[_LOWEST]),
         )
-        kept = g.op("Gather", selected, constant(2, torch.int64), axis_i=1)
-        kept_scores = g.op("Gather", scores, kept, axis_i=0)
-        order = g.op("TopK", kept_scores, g.op("Shape", kept_scores), largest_i=1, sorted_i=1, outputs=2)[1]
-        return g.op("Gather", kept, order, axis_i=0)
+        kept = op.Gather(selected, op.Constant(value_int=2), axis=1)
+        kept_scores = op.Gather(scores, kept, axis=0)
+        _, order = op.TopK(kept_scores, op.Shape(kept_scores), largest=1, sorted=1)
+        return op.Gather(kept, order, axis=0)
+
+    return {torch.ops.longtail_det2.batched_nms.default: onnx_nms}

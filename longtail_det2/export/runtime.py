@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from longtail_det2.utils.errors import ConfigError
 
-from .adapter import OUTPUT_FIELDS
+from .graph import OUTPUT_FIELDS
 from .metadata import read_metadata
 from .source import to_input
 
@@ -30,17 +29,22 @@ class ExportedDetector:
 
         Args:
             folder: with the model and its metadata.
-            threads: that onnxruntime uses; 0 lets it choose.
+            threads: that onnxruntime uses; 0 takes PyTorch's number.
 
         Raises:
             ConfigError: the folder is not such a folder, or onnxruntime is not installed.
         """
         self.metadata = read_metadata(folder)
-        self._names = [str(output["name"]) for output in self.metadata["outputs"]]
         path = Path(folder) / self.metadata["model"]["file"]
         if not path.is_file():
             raise ConfigError(f"{folder} has metadata, but no {path.name}")
-        self._run = _onnx_runner(path, threads)
+        try:
+            import onnxruntime
+        except ImportError:
+            raise ConfigError("running ONNX needs a package: pip install onnxruntime") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def detect(self, image: Tensor) -> dict[str, np.ndarray]:
         """Return the raw outputs by name.
@@ -48,7 +52,8 @@ class ExportedDetector:
         Args:
             image: (3, H, W) float32 as ``metadata.json`` says; any size.
         """
-        return dict(zip(self._names, self._run(image), strict=True))
+        names = [str(output["name"]) for output in self.metadata["outputs"]]
+        return dict(zip(names, self._session.run(names, {"image": image.numpy()}), strict=True))
 
     def __call__(self, picture: np.ndarray) -> Instances:
         """Return the detections of an image.
@@ -67,14 +72,3 @@ class ExportedDetector:
             if name in raw:
                 found.set(field, Boxes(raw[name]) if field == "pred_boxes" else raw[name])
         return detector_postprocess(found, *picture.shape[:2])
-
-
-def _onnx_runner(path: Path, threads: int) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ConfigError("running ONNX needs a package: pip install onnxruntime") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda image: session.run(None, {"image": image.numpy()})

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import transforms
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
@@ -24,7 +25,12 @@ from longtail_det2.data.datasets.builtin import register_datasets
 from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.engine.setup import lazy_dataset_names
 from longtail_det2.model_zoo.model_zoo import get_checkpoint, use_weights
-from longtail_det2.model_zoo.run_facts import class_names_beside, config_without_paths, read_plain_yaml
+from longtail_det2.model_zoo.run_facts import (
+    class_names_beside,
+    config_without_paths,
+    read_plain_yaml,
+    value_at,
+)
 from longtail_det2.modeling.losses import ClassificationLoss, LossNormalizer
 from longtail_det2.utils.errors import ConfigError
 
@@ -54,13 +60,11 @@ class TrainedDetector:
     image_format: str = "BGR"
     min_size: int = 800
     max_size: int = 1333
-    test_datasets: tuple[str, ...] = field(default_factory=tuple)
+    test_datasets: tuple[str, ...] = ()
 
     def config_text(self) -> str:
         """Return the config as YAML, without places of files on this machine."""
         if isinstance(self.cfg, CfgNode):
-            import yaml
-
             return config_without_paths(yaml.safe_load(self.cfg.dump()))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.yaml"
@@ -73,11 +77,9 @@ class TrainedDetector:
         Raises:
             ConfigError: an entry is malformed, or a name stands for other data already.
         """
-        if isinstance(self.cfg, CfgNode):
-            register_datasets(self.cfg.DATASETS.ROOT, self.cfg.DATASETS.STORES)
-        else:
-            keys = self.cfg.get("datasets", {})
-            register_datasets(keys.get("root", ""), keys.get("stores", ()))
+        node = "DATASETS.ROOT", "DATASETS.STORES"
+        root, stores = node if isinstance(self.cfg, CfgNode) else map(str.lower, node)
+        register_datasets(value_at(self.cfg, root) or "", value_at(self.cfg, stores) or ())
 
 
 def load_detector(
@@ -93,21 +95,22 @@ def load_detector(
     Raises:
         ConfigError: a file is missing or damaged, or the weights are not those of a detector of this config.
     """
-    lazy = str(config_file).endswith(".py")
-    found = find_config_file(config_file, ".py" if lazy else ".yaml")
+    found = find_config_file(config_file, ".py" if config_file.endswith(".py") else ".yaml")
     path = Path(weights or get_checkpoint(config_file))
-    _refuse_saved_lazy(config_file)
-    cfg: Any = load_lazy(config_file, options) if lazy else load_cfg(config_file, options)
+    _refuse_saved_lazy(found)
     class_ids = read_weights(path).class_ids
-    use_weights(cfg, "", len(class_ids))
-    if lazy:
+    if config_file.endswith(".py"):
+        cfg: Any = load_lazy(config_file, options)
         cfg.train.device = "cpu"
-        model = build_lazy_model(cfg)
+        test, (image_format, min_size, max_size) = lazy_dataset_names(cfg)[1], _lazy_input(cfg)
     else:
+        cfg = load_cfg(config_file, options)
         cfg.MODEL.DEVICE = "cpu"
-        model = build_model(cfg)
+        test, image_format = cfg.DATASETS.TEST, cfg.INPUT.FORMAT
+        min_size, max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    use_weights(cfg, "", len(class_ids))
+    model = build_model(cfg) if isinstance(cfg, CfgNode) else build_lazy_model(cfg)
     _load(model, path)
-    image_format, min_size, max_size = _lazy_input(cfg) if lazy else _yaml_input(cfg)
     return TrainedDetector(
         model=model.eval(),
         cfg=cfg,
@@ -118,7 +121,7 @@ def load_detector(
         image_format=image_format,
         min_size=min_size,
         max_size=max_size,
-        test_datasets=_test_datasets(cfg),
+        test_datasets=tuple(test),
     )
 
 
@@ -153,36 +156,21 @@ def _load(model: nn.Module, path: Path) -> None:
     ClassAwareCheckpointer(model).load(str(path))
 
 
-def _refuse_saved_lazy(config_file: str) -> None:
-    path = Path(config_file)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        content = read_plain_yaml(path)
-        if "model" in content and "MODEL" not in content:
-            raise ConfigError(
-                f"{config_file} is the saved form of a lazy config, which could name any code to run: give "
-                "the .py config that the run was started with"
-            )
-
-
-def _yaml_input(cfg: CfgNode) -> tuple[str, int, int]:
-    return cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+def _refuse_saved_lazy(path: Path) -> None:
+    content = read_plain_yaml(path) if path.suffix in (".yaml", ".yml") else {}
+    if "model" in content and "MODEL" not in content:
+        raise ConfigError(
+            f"{path} is the saved form of a lazy config, which could name any code to run: give the .py "
+            "config that the run was started with"
+        )
 
 
 def _lazy_input(cfg: DictConfig) -> tuple[str, int, int]:
-    mapper = OmegaConf.select(cfg, "dataloader.test.mapper")
-    scale = None
-    for node in (mapper or {}).get("augmentations", ()):
-        scale = instantiate(node)
+    mapper: Any = value_at(cfg, "dataloader.test.mapper") or {}
+    for node in mapper.get("augmentations", ()):
+        scale: Any = instantiate(node)
         if isinstance(scale, transforms.ResizeShortestEdge):
-            break
-    if not isinstance(scale, transforms.ResizeShortestEdge):
-        raise ConfigError(
-            "dataloader.test.mapper.augmentations has no ResizeShortestEdge: the size of test pictures is "
-            "unknown"
-        )
-    known: Any = scale
-    return mapper.get("image_format", "BGR"), int(known.short_edge_length[0]), int(known.max_size)
-
-
-def _test_datasets(cfg: Any) -> tuple[str, ...]:
-    return tuple(cfg.DATASETS.TEST if isinstance(cfg, CfgNode) else lazy_dataset_names(cfg)[1])
+            return mapper.get("image_format", "BGR"), int(scale.short_edge_length[0]), int(scale.max_size)
+    raise ConfigError(
+        "dataloader.test.mapper.augmentations has no ResizeShortestEdge: the size of test images is unknown"
+    )

@@ -85,7 +85,7 @@ def concurrent_softmax_scores(logits: Tensor, rates: Tensor) -> Tensor:
             others = (logits[rows] + log_weights[classes]).logsumexp(dim=1)
             return torch.sigmoid(logits[rows, classes] - others)
 
-        if torch.jit.is_tracing():  # a recorded graph must handle any number of them
+        if torch.compiler.is_exporting():  # a recorded graph must handle any number of them
             return scores.index_put((rows, classes), exact(rows, classes))
         step = max(1, len(logits) // 4)  # bounds memory
         parts = zip(rows.split(step), classes.split(step), strict=True)

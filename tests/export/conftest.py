@@ -5,13 +5,29 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.config_files import load_cfg
 from longtail_det2.engine.build import build_model
-from longtail_det2.export.exporting import drawn_picture
 from longtail_det2.export.source import to_input
+
+
+def drawn_picture(height=240, width=320):
+    """Draw rectangles and discs in colours on noise, (height, width, 3) uint8, always the same."""
+    generator = np.random.default_rng(0)
+    picture = generator.integers(90, 160, (height, width, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[:height, :width]
+    for index in range(12):
+        x, y = generator.integers(0, width), generator.integers(0, height)
+        side = int(generator.integers(20, 100))
+        inside = (columns >= x) & (columns < x + side) & (rows >= y) & (rows < y + side)
+        if index % 2:
+            inside = (columns - x) ** 2 + (rows - y) ** 2 < (side / 2) ** 2
+        picture[inside] = generator.integers(0, 255, 3)
+    return picture
+
 
 NUM_CLASSES = 9
 TINY = [
@@ -97,12 +113,16 @@ def picture():
     return drawn_picture()
 
 
-@pytest.fixture
-def picture_file(tmp_path, picture):
-    """The picture on disk, without loss."""
-    from PIL import Image
+@pytest.fixture(scope="session")
+def picture_maker():
+    """The function that draws an image of a size."""
+    return drawn_picture
 
-    path = tmp_path / "picture.png"
+
+@pytest.fixture(scope="session")
+def picture_file(tmp_path_factory, picture):
+    """The image on disk, without loss."""
+    path = tmp_path_factory.mktemp("images") / "picture.png"
     Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(path)
     return path
 

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from longtail_det2.export.adapter import detect
 
 from longtail_det2 import model_zoo
 from longtail_det2.checkpoint import ClassAwareCheckpointer
@@ -10,7 +11,6 @@ from longtail_det2.checkpoint.weights import read_weights, sha256_of
 from longtail_det2.cli import main
 from longtail_det2.config_files import load_cfg
 from longtail_det2.export import load_detector
-from longtail_det2.export.adapter import detect
 from longtail_det2.export.exporting import drawn_picture
 from longtail_det2.export.source import to_input
 from longtail_det2.model_zoo.publishing import find_checkpoint_file, publish

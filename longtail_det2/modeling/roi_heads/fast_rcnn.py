@@ -195,13 +195,9 @@ def keep_top_candidates(scores: Tensor, limit: int, thresholds: Tensor | float =
         return scores
     foreground = scores[:, :-1]
     flat = foreground.flatten()
-    size: Any = flat.shape[0]
-    if isinstance(size, Tensor):  # while a graph is recorded, where a branch would hold for one image only
-        size = torch.clamp(size, max=limit)
-    elif size <= limit:
+    size = torch.sym_min(flat.shape[0], limit)
+    if not torch.compiler.is_exporting() and size < limit:  # a recorded branch would hold for one image only
         return scores
-    else:
-        size = limit
     foreground = torch.where(foreground > thresholds, foreground, -1.0)
     values, places = torch.topk(foreground.flatten(), size, sorted=False)
     kept = torch.full_like(flat, -1.0).scatter_(0, places, values)
