@@ -44,9 +44,9 @@ class Difference:
     def __str__(self) -> str:
         one, other = self.detections
         return (
-            f"{one} and {other} detections, {self.unmatched} without counterpart, {self.at_the_cut} at a limit, "
-            f"{self.swapped} swapped near ties; largest differences: boxes {self.boxes:.1e} of the longer "
-            f"side, scores {self.scores:.1e}, masks {self.masks:.1e}"
+            f"{one} and {other} detections, {self.unmatched} without counterpart, {self.at_the_cut} at a "
+            f"limit, {self.swapped} swapped near ties; largest differences: boxes {self.boxes:.1e} of the "
+            f"longer side, scores {self.scores:.1e}, masks {self.masks:.1e}"
         )
 
 

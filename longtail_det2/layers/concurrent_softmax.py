@@ -86,6 +86,7 @@ def concurrent_softmax_scores(logits: Tensor, rates: Tensor) -> Tensor:
             return torch.sigmoid(logits[rows, classes] - others)
 
         if torch.compiler.is_exporting():  # a recorded graph must handle any number of them
+            torch._check(rows.shape[0] > 0)  # only chooses what is recorded; the operators accept none
             return scores.index_put((rows, classes), exact(rows, classes))
         step = max(1, len(logits) // 4)  # bounds memory
         parts = zip(rows.split(step), classes.split(step), strict=True)

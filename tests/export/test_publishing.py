@@ -3,7 +3,6 @@ import shutil
 
 import pytest
 import torch
-from longtail_det2.export.adapter import detect
 
 from longtail_det2 import model_zoo
 from longtail_det2.checkpoint import ClassAwareCheckpointer
@@ -11,7 +10,7 @@ from longtail_det2.checkpoint.weights import read_weights, sha256_of
 from longtail_det2.cli import main
 from longtail_det2.config_files import load_cfg
 from longtail_det2.export import load_detector
-from longtail_det2.export.exporting import drawn_picture
+from longtail_det2.export.graph import detect
 from longtail_det2.export.source import to_input
 from longtail_det2.model_zoo.publishing import find_checkpoint_file, publish
 from longtail_det2.utils.errors import ConfigError
@@ -26,13 +25,13 @@ def run(run_folder, tmp_path):
     return tmp_path / "run"
 
 
-def detections(weights, options):
+def detections(weights, options, picture):
     model = load_detector(CONFIG, weights, options).model
     with torch.no_grad():
-        return detect(model, [{"image": to_input(drawn_picture(), 96, 160)}])
+        return detect(model, to_input(picture, 96, 160))
 
 
-def test_published_weights_detect_the_same(run, tmp_path, tiny_options):
+def test_published_weights_detect_the_same(run, tmp_path, tiny_options, picture):
     done = publish(run, tmp_path / "out")
     sha256 = done.document["weights"]["sha256"]
     assert done.weights.name == f"model_final_{sha256[:8]}.safetensors" and sha256_of(done.weights) == sha256
@@ -41,7 +40,8 @@ def test_published_weights_detect_the_same(run, tmp_path, tiny_options):
     original = torch.load(run / "model_final.pth")["model"]
     assert set(content.tensors) == set(original) and content.iteration == 20
     assert all(torch.equal(content.tensors[name], original[name]) for name in original)
-    ours, theirs = detections(done.weights, tiny_options), detections(run / "model_final.pth", tiny_options)
+    ours = detections(done.weights, tiny_options, picture)
+    theirs = detections(run / "model_final.pth", tiny_options, picture)
     assert len(ours["scores"]) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
