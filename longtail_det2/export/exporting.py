@@ -13,7 +13,7 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from longtail_det2.data.images import read_image
-from longtail_det2.model_zoo.new_folder import check_vacant, folder_that_appears
+from longtail_det2.model_zoo.new_folder import new_folder
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import write_json
 
@@ -61,10 +61,9 @@ def export_detector(
         ConfigError: the folder exists, a package is missing, there are no images, or the outputs differ.
         DataError: an image cannot be read.
     """
-    check_vacant(Path(output))
-    files = [Path(picture) for picture in pictures] or _test_images(detector)
-    samples = {file.name: read_image(file, detector.image_format) for file in files}
-    with folder_that_appears(Path(output)) as folder:
+    with new_folder(output) as folder:
+        files = [Path(picture) for picture in pictures] or _test_images(detector)
+        samples = {file.name: read_image(file, detector.image_format) for file in files}
         metadata = describe(detector, record_onnx(detector.model, folder / MODEL_FILE))
         write_json(folder / METADATA_FILE, metadata, indent=1)
         differences = verify(detector, ExportedDetector(folder), samples)

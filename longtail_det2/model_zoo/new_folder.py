@@ -11,19 +11,17 @@ from longtail_det2.utils.errors import ConfigError
 from longtail_det2.utils.io import PartialFolder
 
 
-def check_vacant(target: Path) -> None:
-    """Raises ConfigError if there is something at a path already; an empty folder does not count."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists already: nothing is overwritten, choose another folder")
-
-
 @contextmanager
-def folder_that_appears(target: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when it is complete, and vanishes if it never is.
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """Give a folder to fill that gets its name when the block ends, and vanishes after an error.
 
     Raises:
-        OSError: it cannot be made, or something appeared under its name meanwhile.
+        ConfigError: there is something at `target` already; an empty folder does not count.
+        OSError: the folder cannot be made.
     """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists already: nothing is overwritten, choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with PartialFolder(target) as partial:
         yield partial.folder

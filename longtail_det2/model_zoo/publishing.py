@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,9 +12,10 @@ from longtail_det2 import __version__
 from longtail_det2.checkpoint.weights import HASH_DIGITS, Weights, read_weights, sha256_of, write_weights
 from longtail_det2.engine.run_record import read_run_record
 from longtail_det2.utils.errors import ConfigError
+from longtail_det2.utils.io import write_json
 
 from .model_zoo import zoo_key
-from .new_folder import check_vacant, folder_that_appears
+from .new_folder import new_folder
 from .run_facts import class_names_beside, config_without_paths, read_plain_yaml, results_at, value_at
 
 
@@ -38,8 +38,6 @@ def publish(
     *,
     zoo: str | Path = "",
     name: str = "",
-    config_file: str | Path = "",
-    class_file: str | Path = "",
 ) -> Published:
     """Publish a checkpoint of a run: all files appear, or none.
 
@@ -48,9 +46,6 @@ def publish(
         output: folder to create.
         zoo: instead, a zoo's folder: the checkpoint goes to the sub-folder named after its config.
         name: of the config in the model zoo; "" takes what run.json says.
-        config_file: the run's config; "" for config.yaml in its folder.
-        class_file: JSON with the class ids, for a checkpoint without them: a list, or the classes.json of an
-            annotation store.
 
     Raises:
         ConfigError: something is missing or damaged, or the target exists.
@@ -59,33 +54,27 @@ def publish(
     if bool(output) == bool(zoo):
         raise ConfigError("name either an output folder or a zoo's folder (--output or --zoo)")
     checkpoint = find_checkpoint_file(source)
-    weights = read_weights(checkpoint)
-    ids, names = _classes(weights, class_file)
-    names = names or class_names_beside(checkpoint.parent, ids)
-    record = read_run_record(checkpoint.parent)
+    run = checkpoint.parent
+    record = read_run_record(run)
     recorded = str(record.get("config") or "")
     in_zoo = name or (recorded if record.get("in_model_zoo") else "")
     if zoo and not in_zoo:
-        raise ConfigError(
-            f"{checkpoint.parent}/run.json names no config of the model zoo: give it with --name"
-        )
-    target = Path(output) if output else Path(zoo) / zoo_key(in_zoo)
-    check_vacant(target)
-    config = _read_config(checkpoint.parent, config_file)
-    document = _facts(checkpoint.parent, config, weights.iteration)
-    document |= {"config": name or recorded or None, "num_classes": len(ids)}
-    document["parameters"] = sum(value.numel() for value in weights.tensors.values())
-    about = {"longtail_det2": __version__, "config": str(document["config"] or "")}
-    with folder_that_appears(target) as folder:
-        file = _write_hashed(folder, checkpoint.stem, replace(weights, class_ids=tuple(ids), about=about))
+        raise ConfigError(f"{run}/run.json names no config of the model zoo: give it with --name")
+    with new_folder(output or Path(zoo) / zoo_key(in_zoo)) as folder:
+        weights = read_weights(checkpoint)
+        if not weights.class_ids:
+            raise ConfigError(f"{checkpoint} does not say which classes it is for: it is of another program")
+        config = read_plain_yaml(run / "config.yaml")
+        document = _facts(run, config, weights)
+        document |= {"config": name or recorded or None, "seed": record.get("seed")}
+        file = _write_hashed(folder, checkpoint.stem, weights, str(document["config"] or ""))
         document["weights"] = {"file": file.name, "sha256": sha256_of(file)}
-        classes = {"ids": ids, "names": names or None}
+        classes = {"ids": weights.class_ids, "names": class_names_beside(run, weights.class_ids) or None}
+        write_json(folder / "metrics.json", document, indent=1)
+        write_json(folder / "classes.json", classes, indent=1)
         (folder / "config.yaml").write_text(config_without_paths(config), encoding="utf-8")
-        (folder / "metrics.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        text = json.dumps(classes, indent=1, ensure_ascii=False)
-        (folder / "classes.json").write_text(text + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(document, in_zoo, "MODEL" not in config), encoding="utf-8")
-    return Published(target / file.name, document)
+    return Published(Path(output or Path(zoo) / zoo_key(in_zoo)) / file.name, document)
 
 
 def find_checkpoint_file(source: str | Path) -> Path:
@@ -107,56 +96,30 @@ def find_checkpoint_file(source: str | Path) -> Path:
     raise ConfigError(f"{path} has no checkpoint: neither model_final.pth nor one named by last_checkpoint")
 
 
-def _classes(weights: Weights, class_file: str | Path) -> tuple[list[str], list[str]]:
-    """Ids and, if the class file has them, names of the classes."""
-    if not class_file:
-        if not weights.class_ids:
-            raise ConfigError("the checkpoint does not say which classes it is for: give them with --classes")
-        return list(weights.class_ids), []
-    try:
-        content = json.loads(Path(class_file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{class_file} cannot be read as JSON: {error}") from error
-    content = content if isinstance(content, dict) else {"ids": content}
-    ids, names = content.get("ids"), content.get("names") or []
-    if not isinstance(ids, list) or not ids or not all(isinstance(one, str) for one in ids):
-        raise ConfigError(f"{class_file} holds no list of class ids")
-    if weights.class_ids and tuple(ids) != weights.class_ids:
-        raise ConfigError(f"{class_file} lists other classes than the checkpoint")
-    return ids, names
-
-
-def _read_config(folder: Path, config_file: str | Path) -> dict[str, Any]:
-    path = Path(config_file) if config_file else folder / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist: name the run's config with --config-file")
-    return read_plain_yaml(path)
-
-
-def _facts(folder: Path, config: Mapping[str, Any], iterations: int | None) -> dict[str, Any]:
-    """What the config and the run say; None for what they do not say."""
+def _facts(run: Path, config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """What the config and the run say; None or nothing for what they do not say."""
     lazy = "MODEL" not in config
-    seed = value_at(config, "train.seed" if lazy else "SEED")
-    batch_size = value_at(config, "dataloader.train.total_batch_size" if lazy else "SOLVER.IMS_PER_BATCH")
     sets = ("dataloader.train.dataset.names", "dataloader.test.dataset.names")
-    train, test = (
-        value_at(config, key) or [] for key in (sets if lazy else ("DATASETS.TRAIN", "DATASETS.TEST"))
-    )
+    keys = sets if lazy else ("DATASETS.TRAIN", "DATASETS.TEST")
+    train, test = (value_at(config, key) or [] for key in keys)
     train, test = ([one] if isinstance(one, str) else list(one) for one in (train, test))
     return {
         "train": train,
-        "iterations": iterations,
-        "batch_size": batch_size,
-        "seed": seed if isinstance(seed, int) and seed >= 0 else None,
-        "results": results_at(folder, iterations, test),
+        "iterations": weights.iteration,
+        "batch_size": value_at(
+            config, "dataloader.train.total_batch_size" if lazy else "SOLVER.IMS_PER_BATCH"
+        ),
+        "results": results_at(run, weights.iteration, test),
+        "num_classes": len(weights.class_ids),
+        "parameters": sum(value.numel() for value in weights.tensors.values()),
         "published_with": f"longtail_det2 {__version__}",
     }
 
 
-def _write_hashed(folder: Path, stem: str, weights: Weights) -> Path:
+def _write_hashed(folder: Path, stem: str, weights: Weights, config: str) -> Path:
     """Write the weights to a file whose name ends in the first digits of its SHA-256."""
     unnamed = folder / "weights.safetensors"
-    write_weights(unnamed, weights)
+    write_weights(unnamed, replace(weights, about={"longtail_det2": __version__, "config": config}))
     return unnamed.rename(folder / f"{stem}_{sha256_of(unnamed)[:HASH_DIGITS]}.safetensors")
 
 
@@ -171,7 +134,7 @@ def _card(document: Mapping[str, Any], in_zoo: str, lazy: bool) -> str:
         "trained on": ", ".join(document["train"]) or unknown,
         "iterations": document["iterations"] or unknown,
         "images per iteration": document["batch_size"] or unknown,
-        "seed": "none was fixed" if document["seed"] is None else document["seed"],
+        "seed": unknown if document["seed"] is None else document["seed"],
         "SHA-256": f"`{document['weights']['sha256']}`",
     }
     file = document["weights"]["file"]
