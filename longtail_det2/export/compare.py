@@ -115,7 +115,7 @@ def _rows(
     """Iterate over class, box, score and mask (None without) of some detections."""
     for index in indices:
         mask = found["masks"][index].astype(np.float64) if "masks" in found else None
-        yield int(found["classes"][index]), found["boxes"][index], found["scores"][index], mask
+        yield int(found["classes"][index]), found["boxes"][index], float(found["scores"][index]), mask
 
 
 def _iou(one: np.ndarray, other: np.ndarray) -> float:

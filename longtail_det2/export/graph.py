@@ -36,11 +36,11 @@ _RECORDED_SIZE = (448, 640)
 """So large that no feature map has one row or column: code could take that for a size that never varies."""
 
 
-def detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+def detect(model: Any, image: Tensor) -> dict[str, Tensor]:
     """Return the detections of one image before they are scaled to another size.
 
     Args:
-        model: in evaluation mode.
+        model: a detector in evaluation mode.
         image: (3, H, W).
 
     Returns:
@@ -52,12 +52,13 @@ def detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     """
     inputs = [{"image": image}]
     if isinstance(model, GeneralizedRCNN):
-        found: Any = model.inference(inputs, do_postprocess=False)[0]
+        found = model.inference(inputs, do_postprocess=False)[0]
     elif isinstance(model, DenseDetector):
-        images = model.preprocess_image(inputs)
-        levels = model.backbone(images.tensor)
-        features = [levels[name] for name in model.head_in_features]
-        found = model.forward_inference(images, features, model.head(features))[0]
+        dense: Any = model
+        images = dense.preprocess_image(inputs)
+        levels = dense.backbone(images.tensor)
+        features = [levels[name] for name in dense.head_in_features]
+        found = dense.forward_inference(images, features, dense.head(features))[0]
     else:
         raise ConfigError(f"{type(model).__name__} does not detect boxes and cannot be exported")
     fields = {name: found.get(field) for field, name in OUTPUT_FIELDS.items() if found.has(field)}

@@ -32,7 +32,7 @@ def _(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> T
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-    """Detectron2's function of this name, as an operator that :data:`TRANSLATIONS` turn into ONNX.
+    """Detectron2's function of this name, as an operator that :func:`translations` turn into ONNX.
 
     Args:
         boxes: (n, 4) XYXY, n may be 0.
@@ -55,7 +55,9 @@ def translations() -> dict[Any, Any]:
     Raises:
         ImportError: onnxscript is not installed.
     """
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def onnx_nms(boxes: Any, scores: Any, classes: Any, iou_threshold: float) -> Any:
         first, second = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
