@@ -25,21 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", default="", metavar="DIR", help="folder to make")
     add("--zoo", default="", metavar="DIR", help="instead: a zoo's folder, with a sub-folder per config")
     add("--name", default="", metavar="CONFIG", help="config's name, if run.json does not say")
-    add("--config-file", default="", metavar="FILE", help="the run's config (default: config.yaml beside it)")
-    add("--classes", default="", metavar="JSON", help="class identifiers, for checkpoints without them")
 
 
 def run(args: argparse.Namespace) -> None:
     """Publish, and print the file, its hash and the results."""
     from longtail_det2.model_zoo.publishing import publish, result_table
 
-    published = publish(
-        args.source,
-        args.output,
-        zoo=args.zoo,
-        name=args.name,
-        config_file=args.config_file,
-        class_file=args.classes,
-    )
+    published = publish(args.source, args.output, zoo=args.zoo, name=args.name)
     sha256 = published.document["weights"]["sha256"]
     tell(f"{published.weights}\nSHA-256 {sha256}\n{result_table(published.document)}")

@@ -97,7 +97,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except DataError as error:
-        raise ConfigError(f"{folder} is no exported model ({error})") from None
+        raise ConfigError(f"{folder} is no folder of longtail-det2 export ({error})") from None
     kind = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
     if kind != (FORMAT, VERSION):
         raise ConfigError(f"{path} is no metadata of format {FORMAT!r}, version {VERSION}")

@@ -139,10 +139,9 @@ def _card(document: Mapping[str, Any], in_zoo: str, lazy: bool) -> str:
     }
     file = document["weights"]["file"]
     if lazy:
-        script, shown = "lazyconfig_train_net.py", in_zoo or document["config"] or "CONFIG.py"
-        weights = f"train.init_checkpoint={file}"
+        shown, weights = in_zoo or document["config"] or "CONFIG.py", f"train.init_checkpoint={file}"
     else:
-        script, shown, weights = "train_net.py", in_zoo or "config.yaml", f"MODEL.WEIGHTS {file}"
+        shown, weights = in_zoo or "config.yaml", f"MODEL.WEIGHTS {file}"
     facts = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return f"""---
 library_name: longtail_det2
@@ -164,8 +163,7 @@ Weights of an object detector trained with longtail_det2.
 ## Use
 
 ```bash
-python scripts/{script} --eval-only \\
-    --config-file {shlex.quote(shown)} {weights}
+longtail-det2 eval --config-file {shlex.quote(shown)} {weights}
 ```
 """
 

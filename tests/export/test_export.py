@@ -155,8 +155,8 @@ def test_lazy_config_on_its_own_test_images(run_folder, picture_file, tmp_path, 
     assert "_target_" in (tmp_path / "lazy/config.yaml").read_text()
 
 
-def test_script(repository, run_folder, tmp_path, picture_file, tiny_options):
-    script = [sys.executable, repository / "scripts/export_model.py", "--sample-image", picture_file]
+def test_command(run_folder, tmp_path, picture_file, tiny_options):
+    script = [sys.executable, "-m", "longtail_det2.cli", "export", "--sample-image", picture_file]
     files = ["--weights", run_folder / "model_final.pth", "--output", tmp_path / "out"]
     command = [*script, "--config-file", CONFIG, *files, *tiny_options]
     done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=300)
@@ -197,7 +197,7 @@ def test_errors(trained, run_folder, tmp_path, tiny_options, monkeypatch):
     fails("no weights file", load_detector, CONFIG, tmp_path / "none.pth", tiny_options)
     fails(r"nope\.yaml is no file", load_detector, "nope.yaml")
     fails("no published weights", load_detector, CONFIG, "", tiny_options)
-    fails("is no exported model", ExportedDetector, tmp_path)
+    fails("is no folder of longtail-det2 export", ExportedDetector, tmp_path)
     (tmp_path / "metadata.json").write_text('{"format": "other"}')
     fails("no metadata of format", ExportedDetector, tmp_path)
     torch.save({"backbone.stem.weight": torch.zeros(1)}, tmp_path / "half.pth")
