@@ -1,10 +1,13 @@
-"""Two processes as torchrun starts them, which can be killed."""
+"""Two processes as torchrun starts them, which can be killed, and the comparison of finished runs."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+
+import torch
 
 SECONDS = 240
 """Nothing takes as long; a hang would take the half hour of a collective operation's timeout."""
@@ -44,3 +47,26 @@ def kill(processes):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def differences(whole, resumed):
+    """What differs, to the bit, between two finished runs."""
+    one, two = (torch.load(run / "model_final.pth", weights_only=True) for run in (whole, resumed))
+    found = [f"weights {name}" for name, value in one["model"].items() if not value.equal(two["model"][name])]
+    states = [checkpoint["trainer"]["optimizer"]["state"] for checkpoint in (one, two)]
+    for key, value in states[0].items():
+        found += [f"optimizer {key}.{name}" for name in value if not value[name].equal(states[1][key][name])]
+    hooks = [checkpoint["trainer"]["hooks"] for checkpoint in (one, two)]
+    found += ["schedule"] if hooks[0]["LRScheduler"] != hooks[1]["LRScheduler"] else []
+    for name, pairs in hooks[0]["MetricsLog"]["values"].items():
+        if ("loss" in name or name == "lr") and pairs != hooks[1]["MetricsLog"]["values"].get(name):
+            found.append(f"values {name}")
+    return found + (["metrics.json"] if logged(whole) != logged(resumed) else [])
+
+
+def logged(run):
+    """Lines of metrics.json without what clocks measured; no iteration is there twice."""
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    assert len({line["iteration"] for line in lines}) == len(lines)
+    clocks = ("time", "data_time", "eta_seconds", "rank_data_time")
+    return [{key: value for key, value in line.items() if key not in clocks} for line in lines]

@@ -1,14 +1,12 @@
 """Phases with two processes of two workers each: who draws what, and a kill inside the second phase."""
 
-import importlib.util
 import itertools
 import json
-import sys
 import time
 
 import numpy as np
 import pytest
-from rank_processes import SECONDS, finish, kill, start_ranks
+from rank_processes import SECONDS, differences, finish, kill, start_ranks
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.samplers import PhasedTrainingSampler
@@ -89,18 +87,7 @@ def test_two_ranks_with_two_workers(shaped_store, tmp_path):
     assert len(randoms) == 20 * BATCH  # no two draws share their random numbers
 
 
-@pytest.fixture
-def check_resume(repository):
-    """The script that kills runs, as a module."""
-    spec = importlib.util.spec_from_file_location("check_resume", repository / "scripts/check_resume.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_resume"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["check_resume"]
-
-
-def test_killed_inside_the_second_phase(check_resume, yaml_args, repository, tmp_path):
+def test_killed_inside_the_second_phase(yaml_args, repository, tmp_path):
     """Two processes of two workers, SIGKILL, resumed: all is equal to the bit, frequencies included."""
     phases = "(('UniformTrainingSampler', 8), ('SoftBalanceTrainingSampler', 20, {'lambda_': 0.5}))"
 
@@ -132,7 +119,7 @@ def test_killed_inside_the_second_phase(check_resume, yaml_args, repository, tmp
     kill(processes)
     assert not (killed / "model_final.pth").is_file()
     finish(start_ranks(command(killed, 2, "--resume"), log), log)
-    assert check_resume.compare(whole, killed) == []
+    assert differences(whole, killed) == []
     assert (whole / SAMPLED_CLASSES_FILE).read_text() == (killed / SAMPLED_CLASSES_FILE).read_text()
     phases = json.loads((whole / SAMPLED_CLASSES_FILE).read_text())["phases"]
     assert [phase["images_drawn"] for phase in phases] == [32, 80]  # over both processes
