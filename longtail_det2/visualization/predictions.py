@@ -1,23 +1,26 @@
-"""Predictions from disk, in the challenge's CSV form or in COCO's JSON form, against a data set."""
+"""Files of predictions, in the challenge's CSV form or in COCO's JSON form: read against a data set, written."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.store import AnnotationStore
-from longtail_det2.evaluation.openimages_io import Detections, read_detections
+from longtail_det2.evaluation.openimages_io import Detections, read_detections, write_detections
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import read_json
+from longtail_det2.utils.io import atomic_writer, read_json
 
-from .mask_drawing import read_mask
+from .multi_label_visualizer import read_mask
 
 logger = logging.getLogger(__name__)
 
@@ -69,19 +72,17 @@ class MaskedDetections(Detections):
     entry: np.ndarray
     source: str
 
-    def bitmaps(self) -> list[np.ndarray | None]:
-        """Decode the masks to (height, width) bool.
+    def mask_of(self, row: int) -> np.ndarray | None:
+        """Decode the mask of a row to (height, width) bool.
 
         Raises:
             DataError: a damaged mask, with file and entry.
         """
-        masks = []
-        for rle, entry in zip(self.rle.tolist(), self.entry.tolist(), strict=True):
-            try:
-                masks.append(None if rle is None else read_mask(rle, *rle["size"]))
-            except ValueError as error:
-                raise DataError(f"{self.source}: entry {entry} has a segmentation {error}") from None
-        return masks
+        rle = self.rle[row]
+        try:
+            return None if rle is None else read_mask(rle, *rle["size"])
+        except ValueError as error:
+            raise DataError(f"{self.source}: entry {self.entry[row]} has a segmentation {error}") from None
 
 
 class DetectionsByImage:
@@ -132,13 +133,14 @@ def read_predictions(path: str | Path, truth: AnnotationStore | TruthIndex) -> D
         detections, unknown = _read_json(path, index)
     else:
         detections, left_out = read_detections(path, index.class_ids, index.image_ids)
-        unknown = left_out.get("unknown_image", 0)
+        unknown = left_out["unknown_image"]
     if unknown:
         logger.warning("%s: %d predictions are of images that are not in %s", path, unknown, index.name)
     return detections
 
 
 def _read_json(path: Path, index: TruthIndex) -> tuple[Detections, int]:
+    """Return the detections, and how many are of other images."""
     rows = read_json(path)
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a list of results, got {type(rows).__name__}")
@@ -158,19 +160,76 @@ def _read_json(path: Path, index: TruthIndex) -> tuple[Detections, int]:
             ) from None
         if label not in class_of:
             raise DataError(f"{path}: entry {number}: category_id {label!r} is no class of {index.name}")
-        rle = row.get("segmentation")
-        if image is not None:
-            size = index.image_sizes[image].tolist()
-            if rle is not None and (not isinstance(rle, dict) or rle.get("size") != size):
-                raise DataError(
-                    f"{path}: entry {number} has a segmentation that is not RLE of its image's size {size}"
-                )
-            found.append((image, class_of[label], number, rle, *numbers))
+        if image is None:
+            continue
+        rle, size = row.get("segmentation"), index.image_sizes[image].tolist()
+        if rle is not None and (not isinstance(rle, dict) or rle.get("size") != size):
+            form = f"RLE of its image's size {size}"
+            raise DataError(f"{path}: entry {number} has a segmentation that is not {form}")
+        found.append((image, class_of[label], number, rle, *numbers))
     image, cls, entry, rle, *numbers = np.array(found, dtype=object).reshape(-1, 9).T
-    image, cls, entry = image.astype(np.int64), cls.astype(np.int32), entry.astype(np.int64)
-    score, x, y, width, height = np.array(numbers, dtype=np.float64)
-    sides = np.maximum(index.image_sizes[image].reshape(-1, 2), 1)[:, [1, 0, 1, 0]]
-    columns = image, cls, score, np.stack([x, y, x + width, y + height], axis=1) / sides
-    if any(one is not None for one in rle.tolist()):
+    score, *box = np.array(numbers, dtype=np.float64)
+    sizes = index.image_sizes[image.astype(np.int64)].reshape(-1, 2)
+    columns = image.astype(np.int64), cls.astype(np.int32), score, _normalized(np.stack(box, axis=1), sizes)
+    if any(one is not None for one in rle):
         return MaskedDetections(*columns, rle, entry, str(path)), len(rows) - len(found)
     return Detections(*columns), len(rows) - len(found)
+
+
+def _normalized(box: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Turn boxes (n, 4) XYWH in pixels of images of (n, 2) height, width into XYXY shares of the image."""
+    corners = np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1)
+    return corners / np.maximum(sizes, 1)[:, [1, 0, 1, 0]]
+
+
+def coco_results(
+    image_id: str, instances: Instances, class_ids: Sequence[str], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the predictions of one image as COCO results, with the name of the class beside its id.
+
+    Args:
+        image_id: of the image.
+        instances: n predictions on the CPU; masks become compressed RLE.
+        class_ids: K identifiers.
+        names: K display names.
+    """
+    rows = instances_to_coco_json(instances, image_id)
+    for row in rows:
+        index = row["category_id"]
+        class_id = str(class_ids[index])
+        row.update(category_id=int(class_id) if class_id.isdecimal() else class_id, category=names[index])
+    return rows
+
+
+def write_predictions(
+    path: Path, rows: Sequence[dict[str, Any]], sizes: Mapping[str, tuple[int, int]], class_ids: Sequence[str]
+) -> None:
+    """Write predictions of any number of images; the file appears when it is complete.
+
+    Args:
+        path: `.csv` for the form of the Open Images challenge (boxes as shares of the image, no masks),
+            `.json` for COCO results.
+        rows: as `coco_results` returns them.
+        sizes: (height, width) of each image by id.
+        class_ids: K identifiers.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() == ".csv":
+            images, classes = ({str(one): k for k, one in enumerate(names)} for names in (sizes, class_ids))
+            image = np.array([images[row["image_id"]] for row in rows], dtype=np.int64)
+            cls = np.array([classes[str(row["category_id"])] for row in rows], dtype=np.int32)
+            score = np.array([row["score"] for row in rows], dtype=np.float64)
+            box = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+            box = _normalized(box, np.array(list(sizes.values())).reshape(-1, 2)[image]).clip(0, 1)
+            found = Detections(image, cls, score, box.astype(np.float32))
+            write_detections(path, found, class_ids, list(sizes))
+        else:
+            with atomic_writer(path) as stream:
+                lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+                stream.write(f"[\n{lines}\n]\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -8,7 +8,7 @@ from matplotlib.patches import PathPatch
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.utils.errors import DataError
-from longtail_det2.visualization.mask_drawing import read_mask
+from longtail_det2.visualization.multi_label_visualizer import read_mask
 from longtail_det2.visualization.multi_label_visualizer import (
     DrawnObject,
     MultiLabelVisualizer,
