@@ -29,7 +29,7 @@ examples:
 
 Predictions of several classes on one box are drawn as one object with several labels, and with the mask of
 the most certain one if the detector has masks. The predictions file has all of them, whatever their score:
-.csv in the form of the Open Images challenge (boxes only), .json as COCO results (with the masks).
+COCO results, with masks if the detector has them.
 """
 
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="PATH", help="image files and folders of images")
     add("--output", type=Path, metavar="DIR", help="folder for the drawings (default: none are made)")
-    add("--predictions", type=Path, metavar="FILE", help="write all predictions: .csv or .json")
+    add("--predictions", type=Path, metavar="FILE", help="write all predictions: COCO results (.json)")
     store = "annotation store with the names (and hierarchy) of classes"
     add("--store", type=Path, metavar="DIR", help=store)
     threshold = "draw scores from T on (default: 0.5)"
@@ -51,13 +51,8 @@ def run(args: argparse.Namespace) -> None:
     """Predict all images, draw them, then write the predictions."""
     import torch
 
-    from longtail_det2.visualization.predictor import (
-        Predictor,
-        coco_results,
-        draw_predictions,
-        find_images,
-        write_predictions,
-    )
+    from longtail_det2.visualization.predictions import coco_results, write_predictions
+    from longtail_det2.visualization.predictor import Predictor, draw_predictions, find_images
 
     check_targets(args)
     images = find_images(args.input, leave_out=args.output)
@@ -83,8 +78,6 @@ def run(args: argparse.Namespace) -> None:
             (args.output / target).parent.mkdir(parents=True, exist_ok=True)
             drawing.save(args.output / target, quality=92)
         if args.predictions is not None:
-            if args.predictions.suffix.lower() == ".csv" and instances.has("pred_masks"):
-                instances.remove("pred_masks")
             rows += coco_results(image_id, instances, class_ids, names)
     if not sizes:
         raise DataError(f"{', '.join(args.input)}: none of {len(images)} files is an image that can be read")
@@ -96,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         if not drawn:
             tell(f"the highest score is {best:.3f}: a lower --score-threshold draws something")
     if args.predictions is not None:
-        write_predictions(args.predictions, rows, sizes, class_ids)
+        write_predictions(args.predictions, rows)
         tell(
             f"{pluralize(len(rows), 'prediction')} of {pluralize(len(sizes), 'image')} in {args.predictions}"
         )
@@ -106,8 +99,8 @@ def check_targets(args: argparse.Namespace) -> None:
     """Raise ConfigError where nothing is to be written, or predictions in no known form."""
     if args.output is None and args.predictions is None:
         raise ConfigError("nothing to do: give --output for drawings, --predictions for a file, or both")
-    if args.predictions is not None and args.predictions.suffix.lower() not in (".csv", ".json"):
-        raise ConfigError(f"--predictions {args.predictions}: the file must end in .csv or .json")
+    if args.predictions is not None and args.predictions.suffix.lower() != ".json":
+        raise ConfigError(f"--predictions {args.predictions}: the file must end in .json")
 
 
 def describe_classes(

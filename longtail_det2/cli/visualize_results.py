@@ -1,4 +1,4 @@
-"""Draw truth and predictions of an annotation store or of any registered data set, side by side."""
+"""Draw truth and predictions of an annotation store or of a data set registered from one, side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longtail_det2.utils.wording import pluralize
 from .inputs import add_data_arguments, add_drawing_arguments, image_names, open_data
 
 if TYPE_CHECKING:
-    from longtail_det2.visualization.predictions import TruthIndex
+    from longtail_det2.data.store import AnnotationStore
 
 EPILOG = """\
 examples:
@@ -54,32 +54,31 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
     from PIL import Image
 
-    from longtail_det2.visualization.predictions import (
-        DetectionsByImage,
-        TruthIndex,
-        default_threshold,
-        read_predictions,
-    )
+    from longtail_det2.data.datasets.dataset import MultiLabelDataset
+    from longtail_det2.visualization.predictions import default_threshold, read_predictions
     from longtail_det2.visualization.report_images import draw_pair
 
     dataset, metadata, _ = open_data(args)
-    truth = TruthIndex.of_dataset(str(args.dataset or args.store), dataset, metadata)
-    detections = read_predictions(args.predictions, truth)
+    if not isinstance(dataset, MultiLabelDataset):
+        raise DataError(f"--dataset {args.dataset}: not made of a store; list its file in DATASETS.STORES")
+    store = dataset.store
+    predictions = read_predictions(args.predictions, store)
     threshold = args.score_threshold
     if threshold is None:
-        threshold = default_threshold(truth.num_labels, detections)
-    by_image = DetectionsByImage(detections, threshold)
+        threshold = default_threshold(len(store.labels), predictions)
+    predictions = predictions.above(threshold)
     args.output.mkdir(parents=True, exist_ok=True)
-    chosen = choose(truth, args)
-    for index, name in zip(chosen, image_names([truth.image_ids[index] for index in chosen]), strict=True):
-        pair = draw_pair(dataset, index, by_image[index], metadata, largest_side=LARGEST_SIDE)
+    chosen = choose(store, args)
+    names = image_names([store.image_ids[index].decode() for index in chosen])
+    for index, name in zip(chosen, names, strict=True):
+        pair = draw_pair(store, index, predictions.of_image(index), metadata, largest_side=LARGEST_SIDE)
         gap = np.full((pair["truth"].shape[0], 8, 3), 255, dtype=np.uint8)
         Image.fromarray(np.hstack([pair["truth"], gap, pair["predictions"]])).save(args.output / name)
     images = pluralize(len(chosen), "image")
     tell(f"{images} in {args.output}, predictions with a score of at least {threshold:.2f}")
 
 
-def choose(truth: TruthIndex, args: argparse.Namespace) -> list[int]:
+def choose(store: AnnotationStore, args: argparse.Namespace) -> list[int]:
     """Return the positions of the images to draw, ascending.
 
     Raises:
@@ -88,10 +87,10 @@ def choose(truth: TruthIndex, args: argparse.Namespace) -> list[int]:
     import numpy as np
 
     if not args.image_id:
-        order = np.random.default_rng(args.seed).permutation(len(truth.image_ids))
+        order = np.random.default_rng(args.seed).permutation(len(store))
         return sorted(order[: args.number].tolist())
-    place = {name: index for index, name in enumerate(truth.image_ids)}
+    place = {name: index for index, name in enumerate(store.image_ids.astype(str).tolist())}
     unknown = [name for name in args.image_id if name not in place]
     if unknown:
-        raise DataError(f"--image-id {unknown[0]}: {truth.name} has no such image")
+        raise DataError(f"--image-id {unknown[0]}: {store.path} has no such image")
     return [place[name] for name in args.image_id]

@@ -2,7 +2,7 @@
 
 Lines, text and the canvas are Detectron2's. Added are one text block for all labels of a box, most specific
 first; a colour per class; dashed group-of and dotted ignored objects; masks under all boxes, each pixel
-tinted once; and room for the text: small images are enlarged, blocks moved inside the image and off each other.
+tinted once; and room for text: small images are enlarged, blocks moved inside the image and off each other.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks, pairw
 from detectron2.structures.boxes import pairwise_intersection
 from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.colors import to_hex
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Outline
 from PIL import Image
 
 from longtail_det2.data.hierarchy import LabelHierarchy
@@ -51,7 +49,7 @@ class DrawnObject:
         box: (x0, y0, x1, y1) in pixels of the given image.
         classes: class indices, most certain first; the most specific one gives the colour.
         scores: one value in [0, 1] per class, or empty (truth has no scores).
-        line_style: of box and mask, as Matplotlib names it.
+        line_style: of the box, as Matplotlib names it.
         note: further line of text.
         mask: (H, W) bool in pixels of the given image, or None.
     """
@@ -141,32 +139,32 @@ def merge_predictions(
     rows = np.argsort(-np.asarray(scores), kind="stable")[:MOST_BOXES].tolist()
     tensor = Boxes(torch.as_tensor(np.asarray(boxes, dtype=np.float32).reshape(-1, 4)[rows]))
     near = pairwise_iou(tensor, tensor).numpy() >= iou
-    groups: list[list[int]] = []
-    best: list[int] = []  # place among `rows` of the first row of each group
+    groups: dict[
+        int, dict[int, int]
+    ] = {}  # rows by class, by the place among `rows` of the group's first one
     for place, row in enumerate(rows):
-        for number in np.flatnonzero(near[place, best]).tolist():
-            if classes[row] not in classes[groups[number]]:
-                groups[number].append(row)
-                break
-        else:
-            best.append(place)
-            groups.append([row])
+        label = int(classes[row])
+        joined = (groups[first] for first in np.flatnonzero(near[place]).tolist() if first in groups)
+        group = next((group for group in joined if label not in group), None)
+        if group is None:
+            group = groups[place] = {}
+        group[label] = row
     return [
         DrawnObject(
-            [float(value) for value in boxes[group[0]]],
-            [int(classes[row]) for row in group],
-            [float(scores[row]) for row in group],
-            mask=mask_of(group[0]),
+            [float(value) for value in boxes[rows[first]]],
+            list(group),
+            [float(scores[row]) for row in group.values()],
+            mask=mask_of(rows[first]),
         )
-        for group in groups
+        for first, group in groups.items()
     ]
 
 
 class MultiLabelVisualizer(Visualizer):
     """Detectron2's `Visualizer` for boxes with several labels, and for masks.
 
-    Coordinates are those of the given image. At most `MOST_BOXES` objects are drawn and `MOST_TEXTS` get text;
-    a warning in the log tells of others.
+    Coordinates are those of the given image. Of more than `MOST_TEXTS` objects not all get text, of more than
+    `MOST_BOXES` not all are drawn; a warning in the log says so.
 
     Attributes:
         zoom: pixels of the output per pixel of the given image.
@@ -271,7 +269,8 @@ class MultiLabelVisualizer(Visualizer):
                 *(len(objects), len(shown), MOST_TEXTS),
             )
         order = sorted(range(len(shown)), key=lambda place: -shown[place].area)
-        self._draw_masks([shown[place] for place in order if shown[place].mask is not None])
+        if masked := [shown[place] for place in order if shown[place].mask is not None]:
+            self._draw_masks(masked)
         boxes = torch.tensor([one.box for one in shown]).reshape(-1, 4) * self.zoom
         for place in order:
             style: dict[str, Any] = {
@@ -288,7 +287,8 @@ class MultiLabelVisualizer(Visualizer):
     def text_of(self, one: DrawnObject) -> str:
         """Return the text block of an object: its labels (with their scores), then its note.
 
-        Each label has a line; labels that follow from others by the hierarchy share one.
+        Each label has a line; labels that follow from others by the hierarchy share
+        one per depth.
         """
         scores = one.scores if len(one.scores) else [None] * len(one.classes)
         words = {
@@ -296,12 +296,15 @@ class MultiLabelVisualizer(Visualizer):
             for label, score in zip(one.classes, scores, strict=True)
         }
         shown = list(words)[:_MOST_LABELS]
-        implied: set[int] = set()
-        if self._hierarchy is not None:
-            implied = {int(above) for label in shown for above in self._hierarchy.ancestors_of(label)}
+        hierarchy, implied = self._hierarchy, set()
+        if hierarchy is not None:
+            implied = {int(above) for label in shown for above in hierarchy.ancestors_of(label)}
         lines = [words[label] for label in shown if label not in implied]
-        if above := [words[label] for label in shown if label in implied]:
-            lines.append(", ".join(above))
+        for _, same in itertools.groupby(
+            [label for label in shown if label in implied],
+            key=lambda label: 0 if hierarchy is None else hierarchy.depth[label],
+        ):
+            lines.append(", ".join(words[label] for label in same))
         if not len(one.scores):  # the labels of a true object belong together: they read as a sum
             lines = lines[:1] + [f"+ {line}" for line in lines[1:]]
         if len(words) > len(shown):
@@ -333,31 +336,27 @@ class MultiLabelVisualizer(Visualizer):
 
     def _draw_masks(self, objects: Sequence[DrawnObject]) -> None:
         """Tint masks in the colours of the classes and outline them; later ones lie above earlier ones."""
-        size = self.output.width, self.output.height
-        owner = np.full(size[::-1], -1)
-        for place, one in enumerate(objects):
+        size, pixels = (self.output.width, self.output.height), self.img.copy()
+        for one in objects:
             mask = np.asarray(one.mask)
             if mask.shape != self._given:
                 form = f"a mask of {mask.shape} pixels (height, width) does not fit an image of {self._given}"
                 raise DataError(form)
             # Interpolation gives enlarged masks the smooth edge that the enlarged image has.
             method = cv2.INTER_LINEAR if self.zoom >= 1 else cv2.INTER_AREA
-            mask = cv2.resize(mask.astype(np.float32), size, interpolation=method) >= 0.5
-            owner[mask] = place
-            contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-            rings = [np.concatenate([ring[:, 0], ring[:1, 0]]) + 0.5 for ring in contours]
-            if rings:
-                path = Outline.make_compound_path(*(Outline(ring, closed=True) for ring in rings))
-                style: dict[str, Any] = {"edgecolor": one.color, "linestyle": one.line_style, "alpha": 0.9}
-                width = max(self._default_font_size / 10, 1) * self.output.scale
-                self.output.ax.add_artist(PathPatch(path, fill=False, linewidth=width, **style))
-        tinted = owner >= 0
-        if tinted.any():
-            tint = 255 * np.array([one.color for one in objects])[owner[tinted]]
-            self.img[tinted] = ((1 - _TINT) * self.img[tinted] + _TINT * tint).round()
-            for image in list(self.output.ax.images):  # it would be drawn beneath the new one
-                image.remove()
-            self.output.reset_image(self.img)
+            if self.zoom != 1:
+                mask = cv2.resize(mask.astype(np.float32), size, interpolation=method) >= 0.5
+            if not mask.any():
+                continue
+            x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+            part = np.s_[y : y + height, x : x + width]
+            mask, color = mask[part], 255 * np.array(one.color)
+            inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3)), borderValue=0).astype(bool)
+            self.img[part][mask] = ((1 - _TINT) * pixels[part][mask] + _TINT * color).round()
+            self.img[part][mask & ~inner] = color
+        for image in list(self.output.ax.images):  # it would be drawn beneath the new one
+            image.remove()
+        self.output.reset_image(self.img)
 
     def _write(
         self,

@@ -27,11 +27,10 @@ from .style import duration
 
 logger = logging.getLogger(__name__)
 
-_FREQUENCY = ("head", "medium", "tail")
 _CARDS = {
-    "AP": {"mAP{0:g}": "all", "mAP{0:g}_leaves": "leaf", **{f"mAP{{0:g}}_{one}": one for one in _FREQUENCY}},
+    "AP": {"": "all", "_leaves": "leaf", "_head": "head", "_medium": "medium", "_tail": "tail"},
     "lvis": {"AP": "all", "APf": "frequent", "APc": "common", "APr": "rare"},
-    "coco": {"AP": "all", "AP50": "all", **{f"AP_{one}": one for one in _FREQUENCY}},
+    "coco": {"AP": "all", "AP50": "all", "AP_head": "head", "AP_medium": "medium", "AP_tail": "tail"},
 }
 """Means to show first, with the classes that they are over, by metric."""
 _SETTINGS = {
@@ -85,16 +84,6 @@ def build_report(
         for store in (train_store, val_store)
     )
     log, config, evaluation = read_log(run / "metrics.json"), _read_config(run), read_evaluation(run, dataset)
-    content: dict[str, Any] = {
-        "title": title or (f"Results on {evaluation.folder.name}" if evaluation else "Training run"),
-        "dataset": dataset or "<data set>",
-        "version": longtail_det2.__version__,
-        "iterations": int(log["iteration"][-1]) + 1 if log else 0,
-        "config": config_without_paths(config) if config else "",
-        "training": training_plots(log),
-        "evaluation": evaluation,
-        "colors": COLOR_OF,
-    }
     facts = [("Training data", _describe(train)), ("Validation data", _describe(validation))]
     facts += _facts(read_run_record(run), config)
     if "time" in log:
@@ -103,7 +92,17 @@ def build_report(
     if steps:
         steps = [*steps, ("together", sum(seconds for _, seconds in steps))]
         facts.append(("Steps", ", ".join(f"{name} {duration(seconds)}" for name, seconds in steps)))
-    content["facts"] = [(name, value) for name, value in facts if value not in ("", None)]
+    content: dict[str, Any] = {
+        "title": title or (f"Results on {evaluation.folder.name}" if evaluation else "Training run"),
+        "dataset": dataset or "<data set>",
+        "version": longtail_det2.__version__,
+        "iterations": int(log["iteration"][-1]) + 1 if log else 0,
+        "facts": [(name, value) for name, value in facts if value not in ("", None)],
+        "config": config_without_paths(config) if config else "",
+        "training": training_plots(log),
+        "evaluation": evaluation,
+        "colors": COLOR_OF,
+    }
     if evaluation is not None:
         content.update(_results(evaluation))
     if validation is not None:
@@ -112,10 +111,9 @@ def build_report(
     environment = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
     environment.filters["commas"] = lambda value: "–" if value is None else f"{value:,.10g}"
-    page = environment.get_template("report.html.j2").render(content)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(output) as stream:
-        stream.write(page)
+        stream.write(environment.get_template("report.html.j2").render(content))
     logger.info("report: %s (%.1f MB)", output, os.path.getsize(output) / 1e6)
     return output
 
@@ -141,16 +139,15 @@ def _describe(store: AnnotationStore | None) -> str:
 def _facts(record: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what run.json and config.yaml say: no defaults that were not used, no host name, no folders."""
     words = [str(word) for word in record.get("options", ())]
-    lazy = all("=" in word for word in words)
-    options = words if lazy else [" ".join(words[k : k + 2]) for k in range(0, len(words), 2)]
+    if not all("=" in word for word in words):  # KEY VALUE ..., not key=value ...
+        words = [" ".join(words[k : k + 2]) for k in range(0, len(words), 2)]
     yield "Config", record.get("config")
-    yield "Options", " ".join(one for one in options if "/" not in one or "://" in one)
-    for name, key in _SETTINGS.items():
-        yield name, value_at(config, key)
-    if str(value_at(config, "MODEL.META_ARCHITECTURE")).startswith("MultiLabel"):
-        yield "Classification loss", value_at(config, "MODEL.DENSE_HEAD.CLASSIFICATION_LOSS")
-    elif str(value_at(config, "MODEL.ROI_HEADS.NAME")).startswith("MultiLabel"):
-        yield "Classification loss", value_at(config, "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS")
+    yield "Options", " ".join(one for one in words if "/" not in one or "://" in one)
+    yield from ((name, value_at(config, key)) for name, key in _SETTINGS.items())
+    for key, head in (("META_ARCHITECTURE", "DENSE_HEAD"), ("ROI_HEADS.NAME", "ROI_BOX_HEAD")):
+        if str(value_at(config, f"MODEL.{key}")).startswith("MultiLabel"):
+            yield "Classification loss", value_at(config, f"MODEL.{head}.CLASSIFICATION_LOSS")
+            break
     yield "Seed", record.get("seed")
     yield "Started", record.get("started")
     yield "Software", ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
@@ -168,18 +165,19 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
     iou = options.get("open_images", {}).get("iou_threshold", 0.5)
     key, summary = evaluation.ap_key, evaluation.summary
     means = summary.get("bbox" if key == "AP" else key, {})
-    cards = [(name.format(100 * iou), group) for name, group in _CARDS[key.partition("_")[0]].items()]
+    prefix = f"mAP{100 * iou:g}" if key == "AP" else ""
+    cards = [(prefix + name, group) for name, group in _CARDS[key.partition("_")[0]].items()]
     keys = {name for one in evaluation.classes for name in one}
     columns = [key, *(name for name in ("AP_expanded", *summary) if name != key and name in keys)]
+    tables: dict[str, dict[str, Any]] = {"coco": {}, "lvis": {}}
+    for task in summary:
+        if (metric := task.partition("_")[0]) in tables:
+            tables[metric][_name(task, iou).partition(", ")[2]] = summary[task]
     return {
         "options": options,
         "metric": metrics.get("open_images", {}).get("metric", ""),
         "cards": [(name, group, means[name]) for name, group in cards if means.get(name) is not None],
-        "tables": {
-            metric: {_name(task, iou): means for task, means in summary.items() if task.startswith(metric)}
-            for metric in ("coco", "lvis")
-            if any(task.startswith(metric) for task in summary)
-        },
+        "tables": {metric: tasks for metric, tasks in tables.items() if tasks},
         "ap_plot": ap_plot(evaluation, f"{_name(key, iou)}, %"),
         "long_tail_plot": long_tail_plot(evaluation),
         "ap_columns": {name: _name(name, iou) for name in columns},

@@ -18,17 +18,15 @@ from PIL import Image
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.images import read_image
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
-from longtail_det2.evaluation.openimages_io import Detections
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.wording import pluralize
 
 from .multi_label_visualizer import MultiLabelVisualizer, labels_metadata, merge_predictions, room_for
-from .predictions import DetectionsByImage, MaskedDetections
+from .predictions import Predictions
 
 logger = logging.getLogger(__name__)
 
 _MOST_CANDIDATES = 2000  # larger data sets are sampled evenly
-_OVERLAP = 0.5
 _SMALLEST_SIDE, _LARGEST_SIDE = 480, 640  # in pixels: room for the text, and a report that stays small
 
 
@@ -40,13 +38,8 @@ class ImageScore(NamedTuple):
     missed: list[int]  # those of the other labels
     wrong: int  # predictions that say something untrue about all objects they overlap, or overlap none
 
-    @property
-    def quality(self) -> float:
-        """F-measure in [0, 1]."""
-        return 2 * len(self.found) / max(2 * len(self.found) + len(self.missed) + self.wrong, 1)
 
-
-def score_image(store: AnnotationStore, index: int, predictions: Detections | None) -> ImageScore:
+def score_image(store: AnnotationStore, index: int, predictions: Predictions | None) -> ImageScore:
     """Compare the predictions of an image (already cut at a score) with its truth.
 
     The rule is simpler than the metric's: a label is found if a prediction of its class overlaps its box by
@@ -64,7 +57,7 @@ def score_image(store: AnnotationStore, index: int, predictions: Detections | No
     )
     group = (store.flags[first:last] & int(ObjectFlag.GROUP_OF)) != 0
     overlap = np.where(group[:, None], pairwise_ioa(truth, boxes).numpy(), pairwise_iou(truth, boxes).numpy())
-    near = overlap[owner] >= _OVERLAP
+    near = overlap[owner] >= 0.5
     found = (near & (predictions.cls[None] == labels[:, None])).any(axis=1)
     related = store.hierarchy.encode([[label] for label in labels.tolist()]) != 0
     wrong = int((~(near & related[:, predictions.cls]).any(axis=0)).sum())
@@ -82,12 +75,19 @@ def choose_images(scores: Sequence[ImageScore], rare: set[int], count: int) -> l
     Returns:
         Pairs (image, why it is shown), by reason.
     """
+
+    def quality(one: ImageScore) -> float:  # F-measure
+        return 2 * len(one.found) / (2 * len(one.found) + len(one.missed) + one.wrong)
+
+    def rare_missed(one: ImageScore) -> int:
+        return sum(label in rare for label in one.missed)
+
     candidates = [one for one in scores if one.found or one.missed]
-    best = sorted(candidates, key=lambda one: (-one.quality, -len(one.found), one.index))
-    worst = sorted(candidates, key=lambda one: (one.quality, -len(one.missed), one.index))
-    missed = {one.index: sum(label in rare for label in one.missed) for one in candidates}
-    without = sorted((one for one in candidates if missed[one.index]), key=lambda one: -missed[one.index])
-    orders = {"rare classes missed": without, "among the best": best, "among the worst": worst}
+    orders = {
+        "rare classes missed": sorted(filter(rare_missed, candidates), key=rare_missed, reverse=True),
+        "among the best": sorted(candidates, key=quality, reverse=True),
+        "among the worst": sorted(candidates, key=quality),
+    }
     chosen: dict[int, tuple[ImageScore, str]] = {}
     for number, (reason, order) in enumerate(orders.items(), 1):
         for one in order:
@@ -97,13 +97,13 @@ def choose_images(scores: Sequence[ImageScore], rare: set[int], count: int) -> l
 
 
 def draw_images(
-    store: AnnotationStore, detections: Detections | None, rare: set[int], *, count: int, threshold: float
+    store: AnnotationStore, predictions: Predictions | None, rare: set[int], *, count: int, threshold: float
 ) -> list[dict[str, Any]]:
     """Choose and draw validation images.
 
     Args:
         store: validation truth. Images that cannot be read are left out with a warning.
-        detections: predictions with image indices of the store and normalised boxes; None draws truth alone.
+        predictions: for images of the store; None draws truth alone.
         rare: class indices.
         count: most images.
         threshold: predictions with lower scores are not drawn.
@@ -112,32 +112,33 @@ def draw_images(
         Of each image "id", "reason" and "caption" (empty without predictions), and "drawings": JPEG of the
         truth and perhaps of the predictions as data URI by name.
     """
-    by_image = None if detections is None else DetectionsByImage(detections, threshold)
-
-    def find(index: int) -> Detections | None:
-        return None if by_image is None else by_image[index]
-
-    indices = range(0, len(store), max(len(store) // _MOST_CANDIDATES, 1))
-    chosen = choose_images([score_image(store, index, find(index)) for index in indices], rare, count)
+    above = None if predictions is None else predictions.above(threshold)
+    scores = [
+        score_image(store, index, None if above is None else above.of_image(index))
+        for index in range(0, len(store), max(len(store) // _MOST_CANDIDATES, 1))
+    ]
     metadata = labels_metadata(store.class_names, store.hierarchy)
     images: list[dict[str, Any]] = []
-    for one, reason in chosen:
+    for one, reason in choose_images(scores, rare, count):
         try:
-            pair = draw_pair(MultiLabelDataset(store), one.index, find(one.index), metadata)
+            pair = draw_pair(store, one.index, None if above is None else above.of_image(one.index), metadata)
         except DataError as error:
             logger.warning("image left out: %s", error)
             continue
-        image = {"id": store.image_ids[one.index].decode(), "reason": "", "caption": ""}
-        if by_image is not None:
+        image = {
+            "id": store.image_ids[one.index].decode(),
+            "drawings": {k: _data_uri(v) for k, v in pair.items()},
+        }
+        if above is not None:
             image.update(reason=reason, caption=_caption(store, one))
-        images.append({**image, "drawings": {name: _data_uri(drawing) for name, drawing in pair.items()}})
+        images.append(image)
     return images
 
 
 def draw_pair(
-    dataset: Any,
+    store: AnnotationStore,
     index: int,
-    predictions: Detections | None,
+    predictions: Predictions | None,
     metadata: Metadata,
     *,
     largest_side: int = _LARGEST_SIDE,
@@ -145,11 +146,11 @@ def draw_pair(
     """Draw the truth and, if given, the predictions (normalised boxes, perhaps masks) of an image.
 
     Args:
-        dataset: records by index.
-        index: of the record.
+        store: gives the truth.
+        index: of the image.
         predictions: for this image.
         metadata: for the visualizer.
-        largest_side: larger images are shrunk to so many pixels.
+        largest_side: larger images are shrunk to this many pixels.
 
     Returns:
         "truth" and perhaps "predictions", (H, W, 3) uint8 RGB.
@@ -157,13 +158,12 @@ def draw_pair(
     Raises:
         DataError: the image cannot be read, or a mask is malformed or does not fit it.
     """
-    record = dataset[index]
+    record = MultiLabelDataset(store)[index]
     pixels = read_image(record["file_name"], "RGB", image_id=record["image_id"])
     objects = []
     if predictions is not None:
-        masks = predictions.bitmaps() if isinstance(predictions, MaskedDetections) else None
         boxes = predictions.box * np.tile(pixels.shape[1::-1], 2)
-        objects = merge_predictions(boxes, predictions.cls, predictions.score, masks=masks)
+        objects = merge_predictions(boxes, predictions.cls, predictions.score, mask_of=predictions.mask_of)
     room = room_for(max(len(record.get("annotations", ())), len(objects)), _SMALLEST_SIDE)
     size = {"min_size": room, "max_size": largest_side}
     pair = {"truth": MultiLabelVisualizer(pixels, metadata, **size).draw_dataset_dict(record).get_image()}
@@ -179,11 +179,10 @@ def draw_pair(
 def _caption(store: AnnotationStore, one: ImageScore) -> str:
     text = f"{len(one.found)} of {pluralize(len(one.found) + len(one.missed), 'label')} found"
     text += f", {pluralize(one.wrong, 'wrong prediction')}." if one.wrong else "."
-    names = [
-        store.class_names[label] + (f" × {n}" if n > 1 else "") for label, n in Counter(one.missed).items()
-    ]
+    missed = Counter(store.class_names[label] for label in one.missed)
+    names = [f"{name} × {n}" if n > 1 else name for name, n in missed.items()]
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return text + (f" Missed: {', '.join(names[:6])}{more}." if names else "")
+    return f"{text} Missed: {', '.join(names[:6])}{more}." if names else text
 
 
 def _data_uri(pixels: np.ndarray) -> str:

@@ -17,7 +17,6 @@ from longtail_det2.utils.io import read_json
 
 logger = logging.getLogger(__name__)
 
-_RESULTS = "results.json"
 _MAIN_TASKS = ("lvis_segm", "lvis_bbox", "coco_segm", "coco_bbox")
 _LVIS_GROUPS = {"f": "frequent", "c": "common", "r": "rare"}
 
@@ -47,9 +46,8 @@ class Evaluation:
     @property
     def ap_key(self) -> str:
         """Whose AP of single classes is shown: "AP" of the Open Images metric, else a task of another."""
-        return next(
-            (task for task in _MAIN_TASKS if task in self.summary and "bbox" not in self.summary), "AP"
-        )
+        tasks = () if "bbox" in self.summary else _MAIN_TASKS
+        return next((task for task in tasks if task in self.summary), "AP")
 
     @property
     def predictions(self) -> Path | None:
@@ -71,29 +69,21 @@ class Evaluation:
         kind = mean.partition("_")[2]
         if kind in ("", "expanded"):
             return self.classes
-        return [
-            one
-            for one in self.classes
-            if kind == one["frequency_bin"] or (kind == "leaves" and one["is_leaf"])
-        ]
+        return [one for one in self.classes if one["is_leaf"] and kind in ("leaves", one["frequency_bin"])]
 
 
 def read_evaluation(run: Path, dataset: str | None = None) -> Evaluation | None:
     """Read an evaluation of a run, without `dataset` the first one; None where there is none to be read."""
-    paths = sorted(run.glob(f"inference/*/{_RESULTS}"))
-    path = next((path for path in paths if dataset in (None, path.parent.name)), None)
-    if path is None:
-        return None
-    try:
-        document = read_json(path)
-        if not all(isinstance(one, dict) for one in (*document["summary"].values(), *document["classes"])):
-            raise TypeError("not what an evaluation writes")
-        return Evaluation(path.parent, document)
-    except (DataError, KeyError, TypeError, AttributeError) as error:
-        logger.warning(
-            "%s cannot be read (%s: %s): the report goes without it", path, type(error).__name__, error
-        )
-        return None
+    for path in sorted(run.glob(f"inference/{dataset or '*'}/results.json"))[:1]:
+        try:
+            document = read_json(path)
+            if all(isinstance(one, dict) for one in (*document["summary"].values(), *document["classes"])):
+                return Evaluation(path.parent, document)
+            reason: object = "not what an evaluation writes"
+        except (DataError, KeyError, TypeError, AttributeError) as error:
+            reason = error
+        logger.warning("%s cannot be read (%s): the report goes without it", path, reason)
+    return None
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
@@ -111,13 +101,10 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
         except ValueError:  # a run that was killed, or still writes, leaves half a line
             logger.warning("%s:%d: not JSON, left out", path, number)
             continue
-        if not isinstance(row, dict) or not isinstance(row.get("iteration"), int) or "total_loss" not in row:
-            continue
-        # A resumed run repeats iterations: what it writes replaces what came after its checkpoint.
-        while rows and rows[-1]["iteration"] >= row["iteration"]:
-            rows.pop()
-        rows.append(row)
-    names = {name for row in rows for name, value in row.items() if isinstance(value, (int, float))}
-    return {
-        name: np.array([row.get(name, math.nan) for row in rows], dtype=np.float64) for name in sorted(names)
-    }
+        if isinstance(row, dict) and isinstance(row.get("iteration"), int) and "total_loss" in row:
+            # A resumed run repeats iterations: what it writes replaces what came after its checkpoint.
+            while rows and rows[-1]["iteration"] >= row["iteration"]:
+                rows.pop()
+            rows.append(row)
+    names = sorted({name for row in rows for name, value in row.items() if isinstance(value, (int, float))})
+    return {name: np.array([row.get(name, math.nan) for row in rows], dtype=np.float64) for name in names}

@@ -1,6 +1,5 @@
 """longtail-det2 demo: pictures and folders through a trained detector."""
 
-import csv
 import json
 import shutil
 
@@ -19,8 +18,8 @@ from longtail_det2.engine.build import build_model
 from longtail_det2.export.source import load_detector
 from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer
-from longtail_det2.visualization.predictions import MaskedDetections, read_predictions
-from longtail_det2.visualization.predictor import Predictor, write_predictions
+from longtail_det2.visualization.predictions import read_predictions, write_predictions
+from longtail_det2.visualization.predictor import Predictor
 
 OPTIONS = ["MODEL.ROI_HEADS.NUM_CLASSES", "5", "INPUT.MIN_SIZE_TEST", "48", "MODEL.DEVICE", "cpu"]
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
@@ -64,15 +63,14 @@ def test_folder_and_files(demo, store, tmp_path, capsys):
     (store.image_root / "notes.txt").write_text("no picture")
     out = tmp_path / "out"
     command = ["--input", store.image_root, "--store", store.path, "--score-threshold", 0.3]
-    assert demo(*command, "--predictions", out / "predictions.csv") == 0
+    assert demo(*command, "--predictions", out / "predictions.json") == 0
     drawn = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.jpg"))
     assert drawn == ["deeper/still/im9.jpg", *(f"im{index}.jpg" for index in range(4))]
     assert "5 images in" in capsys.readouterr().out
-    with open(out / "predictions.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["ImageID"] for row in rows} <= {"im0", "im1", "im2", "im3", "im9"}
-    assert {row["LabelName"] for row in rows} <= set(store.class_ids)
-    same = [[row["Score"] for row in rows if row["ImageID"] == name] for name in ("im0", "im9")]
+    rows = json.loads((out / "predictions.json").read_text())
+    assert {row["image_id"] for row in rows} <= {"im0", "im1", "im2", "im3", "im9"}
+    assert {row["category_id"] for row in rows} <= set(store.class_ids)
+    same = [[row["score"] for row in rows if row["image_id"] == name] for name in ("im0", "im9")]
     assert same[0] == same[1] and same[0]
 
 
@@ -130,7 +128,7 @@ def test_what_is_no_picture(demo, store, tmp_path, capsys):
     (folder / "good.png").unlink()
     assert "none of 1 files is an image" in error("--input", folder)
     shutil.copy(store.image_root / "im0.png", folder / "good.png")
-    assert "must end in .csv or .json" in error("--input", folder, "--predictions", "p.txt")
+    assert "must end in .json" in error("--input", folder, "--predictions", "p.txt")
     assert "no annotation store" in error("--input", folder, "--store", tmp_path / "nowhere")
 
 
@@ -163,21 +161,18 @@ def test_names_are_those_of_the_config_s_test_data(weights, store, tmp_path, cap
 
 
 def test_no_predictions_at_all(tmp_path):
-    write_predictions(tmp_path / "p.csv", [], {"a": (4, 6)}, ["x"])
-    assert (tmp_path / "p.csv").read_text() == "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n"
-    write_predictions(tmp_path / "p.json", [], {"a": (4, 6)}, ["x"])
+    write_predictions(tmp_path / "p.json", [])
     assert json.loads((tmp_path / "p.json").read_text()) == []
     with pytest.raises(DataError, match="cannot be written"):
-        write_predictions(tmp_path / "p.csv" / "q.csv", [], {}, ["x"])
+        write_predictions(tmp_path / "p.json" / "q.json", [])
 
 
 def test_predictions_without_drawings(demo, store, tmp_path, capsys):
     command = ["--input", store.image_root / "im2.png"]
-    assert demo(*command, "--predictions", tmp_path / "drawn.csv") == 0
-    assert demo(*command, "--predictions", tmp_path / "p.csv", output=None) == 0
-    assert (tmp_path / "p.csv").read_text() == (tmp_path / "drawn.csv").read_text()
-    assert " predictions of 1 image in" in capsys.readouterr().out
+    assert demo(*command, "--predictions", tmp_path / "drawn.json") == 0
     assert demo(*command, "--predictions", tmp_path / "p.json", output=None) == 0
+    assert (tmp_path / "p.json").read_text() == (tmp_path / "drawn.json").read_text()
+    assert " predictions of 1 image in" in capsys.readouterr().out
     assert "segmentation" not in json.loads((tmp_path / "p.json").read_text())[0]
     assert demo(*command, output=None) == 2
     assert "nothing to do" in capsys.readouterr().err
@@ -208,16 +203,14 @@ def test_masks_are_drawn_and_written(demo, store, weights, tmp_path, monkeypatch
         assert row["segmentation"]["size"] == [48, 64] and type(row["segmentation"]["counts"]) is str
         assert (coco_mask.decode(row["segmentation"]).astype(bool) == mask).all()
     found = read_predictions(out / "p.json", store)
-    assert isinstance(found, MaskedDetections)
-    for bitmap, mask in zip(found.bitmaps(), masks, strict=True):
+    for row, mask in enumerate(masks):
+        bitmap = found.mask_of(row)
         assert not mask.any() if bitmap is None else (bitmap == mask).all()
     with Image.open(out / "im2.jpg") as drawn:
         with_masks = np.asarray(drawn).astype(int)
 
-    # Without its masks the same detector's drawing differs, and the CSV file has as many predictions.
+    # Without its masks the same detector's drawing differs.
     monkeypatch.setattr(MultiLabelVisualizer, "_draw_masks", lambda self, objects: None)
-    assert demo(*command, "--predictions", out / "p.csv") == 0
+    assert demo(*command, "--predictions", out / "q.json") == 0
     with Image.open(out / "im2.jpg") as drawn:
         assert (np.abs(np.asarray(drawn) - with_masks) > 20).any(axis=2).mean() > 0.01
-    with open(out / "p.csv") as file:
-        assert len(list(csv.DictReader(file))) == len(rows)

@@ -121,13 +121,15 @@ def test_long_label_lists_are_cut(metadata):
     assert text.split("\n") == ["0", *(f"+ {i}" for i in range(1, 8)), "… 12 more"]
 
 
-def test_texts_are_limited(metadata, drawn, caplog):
-    corner = np.random.default_rng(0).random((1000, 2)) * 500
-    objects = [DrawnObject([x, y, x + 9, y + 9], [0], [1e-3 * k]) for k, (x, y) in enumerate(corner)]
-    MultiLabelVisualizer(blank(520, 520), metadata, max_texts=200).draw_objects(objects)
-    assert len(drawn[0]) == 200 and len(drawn[1]) == 1000
-    assert min(float(text.split()[-1][:-1]) for text, _ in drawn[0]) == 80
-    assert "200 most certain of 1000 boxes" in caplog.text
+def test_boxes_and_texts_are_limited(metadata, drawn, caplog):
+    corner = np.random.default_rng(0).random((1200, 2)) * 500
+    boxes, scores = np.hstack([corner, corner + 9]), 1e-3 * np.arange(1200) / 1.2
+    objects = merge_predictions(boxes, np.zeros(1200, int), scores)
+    assert len(objects) == 1000 and "1000 most certain of 1200" in caplog.text
+    MultiLabelVisualizer(blank(520, 520), metadata).draw_objects(objects)
+    assert len(drawn[0]) == 300 and len(drawn[1]) == 1000
+    assert min(float(text.split()[-1][:-1]) for text, _ in drawn[0]) == 75
+    assert "1000 are drawn, 300 with text" in caplog.text
 
 
 def test_text_stays_inside_the_picture(metadata, drawn):

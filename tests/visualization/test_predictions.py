@@ -5,7 +5,7 @@ import pycocotools.mask as coco_mask
 import pytest
 
 from longtail_det2.utils.errors import DataError
-from longtail_det2.visualization.predictions import DetectionsByImage, MaskedDetections, read_predictions
+from longtail_det2.visualization.predictions import read_predictions
 
 
 def write_json(path, rows):
@@ -26,9 +26,9 @@ def test_coco_results_and_csv_agree(store, tmp_path, caplog):
     )
     for path in (write_json(tmp_path / "results.json", rows), csv):
         found = read_predictions(path, store)
-        assert found.image.tolist() == [1, 0] and found.cls.tolist() == [1, 4]
-        np.testing.assert_allclose(found.score, [0.5, 0.25])
-        np.testing.assert_allclose(found.box, [[0.25, 0.25, 0.75, 0.75], [0, 0, 1, 1]])
+        assert found.image.tolist() == [0, 1] and found.cls.tolist() == [4, 1]
+        np.testing.assert_allclose(found.score, [0.25, 0.5])
+        np.testing.assert_allclose(found.box, [[0, 0, 1, 1], [0.25, 0.25, 0.75, 0.75]])
     assert caplog.text.count("1 predictions are of images") == 2
 
 
@@ -67,17 +67,12 @@ def test_masks_stay_with_their_detections(store, tmp_path):
         result("im1", segmentation=None, score=0.6),
     ]
     found = read_predictions(write_json(tmp_path / "results.json", rows), store)
-    assert isinstance(found, MaskedDetections) and len(found) == 5
-    by_image = DetectionsByImage(found, 0.2)
-    one = by_image[1]
+    assert len(found) == 5
+    one = found.above(0.2).of_image(1)
     assert one.score.tolist() == [0.9, 0.7, 0.6]
-    bitmaps = one.bitmaps()
-    assert (bitmaps[0] == masks[0]).all() and bitmaps[1:] == [None, None]
-    assert (by_image[0].bitmaps()[0] == masks[1]).all()
-    assert by_image[3].bitmaps() == []
-    plain = read_predictions(write_json(tmp_path / "results.json", rows[4:]), store)
-    assert not isinstance(plain, MaskedDetections)
-    assert not isinstance(DetectionsByImage(plain)[1], MaskedDetections)
+    assert (one.mask_of(0) == masks[0]).all() and one.mask_of(1) is None and one.mask_of(2) is None
+    assert (found.of_image(0).mask_of(0) == masks[1]).all()
+    assert len(found.of_image(3)) == 0
 
 
 @pytest.mark.parametrize("mask", [[[1, 2, 3, 4, 5, 6]], {"size": [64, 48], "counts": "0"}, {"size": {}}])
@@ -95,4 +90,4 @@ def test_damaged_counts_name_the_entry_when_they_are_drawn(store, tmp_path, coun
     )
     found = read_predictions(path, store)
     with pytest.raises(DataError, match=r"results\.json: entry 2 has a segmentation"):
-        DetectionsByImage(found)[0].bitmaps()
+        found.of_image(0).mask_of(1)

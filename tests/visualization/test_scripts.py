@@ -23,7 +23,7 @@ def test_make_report(run, store, tmp_path, capsys):
     stores = ["--train-store", store.path, "--val-store", store.path]
     output = tmp_path / "report.html"
     assert call("report", "--run", run, *stores, "--output", output, "--number", 1) == 0
-    assert output.read_text().count("<img") == 2
+    assert output.read_text().count("data:image/jpeg") == 2
     assert call("report", "--run", tmp_path / "absent", "--output", output) == 2
     assert "no such folder" in capsys.readouterr().err
 
@@ -52,20 +52,17 @@ def test_visualize_results(run, store, tmp_path, capsys):
     assert "no such image" in capsys.readouterr().err
 
 
-def test_results_on_a_registered_list_of_records(store, tmp_path):
-    """A data set in Detectron2's own form, with COCO results."""
+def test_registered_list_of_records(store, tmp_path, capsys):
+    """A data set in Detectron2's own form is drawn; predictions belong to stores."""
     records = [{**record, "image_id": number} for number, record in enumerate(MultiLabelDataset(store))]
     name = f"list_{tmp_path.name}"
     DatasetCatalog.register(name, lambda: records)
-    ids = {10 * index: index for index in range(5)}
-    metadata = MetadataCatalog.get(name)
-    metadata.set(thing_classes=list(store.class_names), thing_dataset_id_to_contiguous_id=ids)
-    results = [{"image_id": 1, "category_id": 30, "bbox": [8, 8, 30, 30], "score": 0.9}]
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    MetadataCatalog.get(name).set(thing_classes=list(store.class_names))
     command = ["--dataset", name, "--output", tmp_path / "out"]
-    assert call("visualize results", *command, "--predictions", tmp_path / "results.json") == 0
-    assert names(tmp_path / "out") == [f"{i}.png" for i in range(4)]
     assert call("visualize data", *command) == 0
+    assert names(tmp_path / "out") == [f"{i}.png" for i in range(4)]
+    assert call("visualize results", *command, "--predictions", tmp_path / "results.json") == 2
+    assert "DATASETS.STORES" in capsys.readouterr().err
 
 
 def test_masks_of_the_mapper(masked_store, tmp_path):
