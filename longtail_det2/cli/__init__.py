@@ -38,7 +38,8 @@ COMMANDS = {
 
 # PyTorch warns of what Detectron2 uses, which the user cannot change. On import: in spawned processes, too.
 warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
-warnings.filterwarnings("ignore", message="torch.meshgrid")
+for begin in ("torch.meshgrid", "TypedStorage is deprecated", "`broadcast_buffers` is deprecated"):
+    warnings.filterwarnings("ignore", message=begin)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
