@@ -103,14 +103,12 @@ def get_config(
         train: training data sets; () leaves the config's.
         test: test data sets; () leaves the config's.
         loss: classification loss of the box head, such as "SeesawLoss", of dense detectors that of their
-            head. Seesaw's labels follow the training data: the most specific label where no object has
-            several and there is no hierarchy (the published loss), else all labels.
+            head.
         sampler: such as "RepeatFactorTrainingSampler" (docs/sampling.md).
         options: KEY VALUE KEY VALUE ..., as on the command line.
 
     Raises:
         ConfigError: there is no such config or key.
-        DataError: a training set is unknown or absent.
     """
     from longtail_det2.config_files import load_cfg, merge_options
 
@@ -121,20 +119,10 @@ def get_config(
     if loss:
         dense = cfg.MODEL.META_ARCHITECTURE in ("MultiLabelRetinaNet", "MultiLabelFCOS")
         (cfg.MODEL.DENSE_HEAD if dense else cfg.MODEL.ROI_BOX_HEAD).CLASSIFICATION_LOSS = loss
-        if "Seesaw" in loss and not _has_several_labels(cfg.DATASETS.TRAIN):
-            cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS = "most_specific"
     if sampler:
         cfg.DATALOADER.SAMPLER_TRAIN = sampler
     merge_options(cfg, options)
     return cfg
-
-
-def _has_several_labels(names: Sequence[str]) -> bool:
-    from longtail_det2.data.build import get_dataset
-
-    dataset: Any = get_dataset(names)
-    stores = [part.store for part in getattr(dataset, "parts", [dataset]) if hasattr(part, "store")]
-    return any(store.has_hierarchy or len(store.labels) > store.num_objects for store in stores)
 
 
 def train(

@@ -30,6 +30,8 @@ _BASE_KEY = "_BASE_"
 def load_cfg(config_file: str | os.PathLike[str] = "", options: Sequence[str] = ()) -> CfgNode:
     """Merge a YAML config, and options from the command line, into this project's defaults.
 
+    OUTPUT_DIR is ./output/NAME OF THE FILE unless one of the files sets it.
+
     Args:
         config_file: path, or the name of a config of the model zoo; "" for the defaults alone.
         options: KEY VALUE KEY VALUE ...; a key that holds several values also takes them separated by commas.
@@ -40,11 +42,17 @@ def load_cfg(config_file: str | os.PathLike[str] = "", options: Sequence[str] = 
     """
     cfg = get_cfg()
     if config_file:
-        for file, content in _yaml_chain(find_config_file(config_file, ".yaml")):
+        path = find_config_file(config_file, ".yaml")
+        cfg.OUTPUT_DIR = _folder_of_run(path)
+        for file, content in _yaml_chain(path):
             _merge(cfg, content, str(file))
     merge_options(cfg, options)
     vars(cfg)["_CONFIG_FILE"] = str(config_file)  # for the record of a run that is started with it
     return cfg
+
+
+def _folder_of_run(config_file: Path) -> str:
+    return f"./output/{config_file.stem}"
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
@@ -69,6 +77,8 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
 def load_lazy(config_file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
     """Load a lazy (Python) config, which runs it, and apply overrides from the command line.
 
+    ``train.output_dir`` is ./output/NAME OF THE FILE unless the file sets it.
+
     Args:
         config_file: path, or the name of a config of the model zoo.
         overrides: "path.to.key=value", Hydra's syntax.
@@ -79,6 +89,8 @@ def load_lazy(config_file: str | os.PathLike[str], overrides: Sequence[str] = ()
     """
     path = find_config_file(config_file, ".py")
     cfg = _execute(path)
+    if OmegaConf.select(cfg, "train.output_dir") == "":
+        cfg.train.output_dir = _folder_of_run(path)
     _refuse_flags(overrides)
     for override in overrides:
         key, equals, _ = override.lstrip("~").partition("=")

@@ -28,7 +28,7 @@ def config_root() -> Path:
     """
     # A checkout may also hold a copy that a build left behind; its own folder is never out of date.
     for root in (_CHECKOUT, _PACKAGED):
-        if (root / "Base-RCNN-FPN-OpenImages.yaml").is_file():
+        if (root / "Base-RCNN-FPN.yaml").is_file():
             return root
     raise ConfigError(
         f"the configs are neither at {_CHECKOUT} nor at {_PACKAGED}: the installation is incomplete, install "

@@ -1,10 +1,11 @@
-"""Every config has a lazy twin that builds the same model and says the same of training and testing."""
+"""Every config builds; YAML and lazy twins build, train and evaluate the same model."""
 
 import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import detection_utils
 from omegaconf import OmegaConf
+from torch import nn
 
 from longtail_det2 import model_zoo
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
@@ -18,46 +19,78 @@ from longtail_det2.engine.solver import (
 )
 from longtail_det2.engine.trainer import evaluator_options
 
-REALLY_BUILT = ("shapes", "faster_rcnn_R_50_FPN_OpenImages", "R_50_FPN_OpenImages_sigmoid")
+REALLY_BUILT = ("shapes", "openimages/faster_rcnn_R_50_FPN_OpenImages")
 """Names that end like this get weights; of the others, which are larger or similar, only shapes are made."""
-NAMES = [name.removesuffix(".yaml") for name in model_zoo.list_configs() if name.endswith(".yaml")]
+LAZY = {name.removesuffix(".py") for name in model_zoo.list_configs() if name.endswith(".py")}
+YAML = {name.removesuffix(".yaml") for name in model_zoo.list_configs() if name.endswith(".yaml")}
 
 
-def pair(name):
-    cfg, lazy = (model_zoo.get_config(f"{name}.{suffix}") for suffix in ("yaml", "py"))
-    cfg.MODEL.DEVICE = lazy.train.device = "cpu"
-    node = lazy.model.get("roi_heads") or lazy.model
-    assert node.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+def read(name, device):
+    cfg = model_zoo.get_config(f"{name}.yaml")
+    cfg.MODEL.DEVICE = device
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 0:
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = node.num_classes = 7
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
+    return cfg
+
+
+@pytest.fixture(params=sorted(LAZY))
+def twins(request):
+    """Name of the twins, YAML config, lazy config."""
+    device = "cpu" if request.param.endswith(REALLY_BUILT) else "meta"
+    cfg, lazy = read(request.param, device), model_zoo.get_config(f"{request.param}.py")
+    node = lazy.model.get("roi_heads") or lazy.model
+    node.num_classes = 7 if node.num_classes < 0 else node.num_classes
+    assert node.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    assert lazy.train.output_dir == cfg.OUTPUT_DIR == f"./output/{request.param.rpartition('/')[2]}"
+    lazy.train.device = device
     return cfg, lazy
 
 
-def test_every_yaml_config_has_a_lazy_twin():
-    lazy = {name.removesuffix(".py") for name in model_zoo.list_configs() if name.endswith(".py")}
-    assert lazy == set(NAMES)
+def test_each_family_and_method_has_lazy_configs():
+    assert LAZY < YAML
+    for part in (
+        "faster_rcnn",
+        "mask_rcnn",
+        "cascade_rcnn",
+        "retinanet",
+        "fcos",
+        "own_data/",
+        "_seesaw",
+        "_concurrent",
+    ):
+        assert any(part in name for name in LAZY), part
 
 
-def numbers(tensor):
-    return tuple(tensor.shape) if tensor.is_meta else tensor.tolist()
+@pytest.mark.parametrize("name", sorted(name for name in YAML - LAZY if "tiny" not in name))
+def test_builds(name):
+    """The tiny ones are built where they are exported and trained."""
+    assert sum(p.numel() for p in build_model(read(name, "meta")).parameters()) > 10**6
 
 
-MATCHER = ["thresholds", "labels", "allow_low_quality_matches"]
-TEST = ["test_score_thresh", "test_nms_thresh"]
+def plain(value):
+    """A setting as plain lists and dicts, of tensors without values (on the meta device) their shapes."""
+    if isinstance(value, torch.Tensor):
+        return list(value.shape) if value.is_meta else value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    inside = {} if isinstance(value, nn.Module) or callable(value) else vars(value)
+    return [getattr(value, "__name__", type(value).__name__), plain(inside)]
 
 
 def settings(model):
-    """Everything a detector computes with that is no parameter, by name."""
-    found = two_stage_settings(model) if hasattr(model, "roi_heads") else dense_settings(model)
-    found["pixels"] = [numbers(model.pixel_mean), numbers(model.pixel_std)]
-    found["divisibility"] = model.backbone.size_divisibility
-    found["frozen"] = [name for name, p in model.named_parameters() if not p.requires_grad]
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
-
-
-def values(parts):
-    found = {f"{part}.{key}": getattr(obj, key) for part, (obj, keys) in parts.items() for key in keys}
-    return {key: numbers(one) if isinstance(one, torch.Tensor) else one for key, one in found.items()}
+    """Everything a detector computes with that is no parameter: public attributes of all its modules."""
+    found = {
+        f"{name}.{key}": plain(value)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if not key.startswith("_")
+    }
+    buffers = {name: plain(value) for name, value in model.named_buffers()}
+    return found, buffers, [name for name, p in model.named_parameters() if not p.requires_grad]
 
 
 def score_thresholds(cfg, lazy):
@@ -70,97 +103,34 @@ def score_thresholds(cfg, lazy):
     return {cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST}, {one.test_score_thresh for one in predictors}
 
 
-def dense_settings(model):
-    names = ["num_classes", "head_in_features", "test_topk_candidates", "max_detections_per_image"]
-    parts = {
-        "model": (model, [*names, *TEST]),
-        "head": (model.head, ["num_logits"]),
-        "anchors": (model.anchor_generator, ["strides", "offset", "num_anchors"]),
-    }
-    if hasattr(model, "anchor_matcher"):
-        parts["retinanet"] = (model, ["smooth_l1_beta", "box_reg_loss_type", "input_format", "vis_period"])
-        parts["matcher"] = (model.anchor_matcher, MATCHER)
-        parts["transform"] = (model.box2box_transform, ["weights"])
-    else:
-        parts["fcos"] = (model, ["center_sampling_radius"])
-        parts["transform"] = (model.box2box_transform, ["normalize_by_size"])
-    found = {key: list(v) if isinstance(v, tuple) else v for key, v in values(parts).items()}
-    found["anchor cells"] = [numbers(cell) for cell in model.anchor_generator.cell_anchors]
-    found["loss"] = repr(model.head.classification_loss)
-    return found
-
-
-def two_stage_settings(model):
-    heads, rpn = model.roi_heads, model.proposal_generator
-    cascade = isinstance(heads.box_predictor, torch.nn.ModuleList)
-    predictors = list(heads.box_predictor) if cascade else [heads.box_predictor]
-    matchers = heads.proposal_matchers if cascade else [heads.proposal_matcher]
-    parts = {
-        "heads": (heads, ["num_classes", "batch_size_per_image", "positive_fraction", "proposal_append_gt"]),
-        "features": (heads, ["box_in_features", "train_on_pred_boxes"]),
-        "pooler": (heads.box_pooler, ["output_size", "min_level", "max_level"]),
-        "rpn": (rpn, ["in_features", "batch_size_per_image", "positive_fraction", "nms_thresh"]),
-        "rpn2": (
-            rpn,
-            ["pre_nms_topk", "post_nms_topk", "min_box_size", "loss_weight", "anchor_boundary_thresh"],
-        ),
-        "rpn3": (rpn, ["box_reg_loss_type", "smooth_l1_beta"]),
-        "rpn matcher": (rpn.anchor_matcher, ["thresholds", "labels", "allow_low_quality_matches"]),
-        "anchors": (rpn.anchor_generator, ["strides", "offset", "num_anchors"]),
-        "model": (model, ["input_format", "vis_period"]),
-    }
-    for stage, (predictor, matcher) in enumerate(zip(predictors, matchers, strict=True)):
-        names = [*TEST, "test_topk_per_image", "test_pre_nms_topk"]
-        names += ["smooth_l1_beta", "box_reg_loss_type", "num_classes"]
-        parts |= {f"predictor{stage}": (predictor, names), f"matcher{stage}": (matcher, MATCHER)}
-    found = values(parts)
-    found["sampling_ratios"] = [level.sampling_ratio for level in heads.box_pooler.level_poolers]
-    found["poolers"] = [level.aligned for level in heads.box_pooler.level_poolers]
-    found["anchors"] = [numbers(cell) for cell in rpn.anchor_generator.cell_anchors]
-    found["box transforms"] = [list(part.box2box_transform.weights) for part in (rpn, *predictors)]
-    keys = ("loss_cls", "loss_box_reg")
-    found["loss weights"] = [predictor.loss_weight.get(key, 1.0) for predictor in predictors for key in keys]
-    found["losses"] = [repr(predictor.classification_loss) for predictor in predictors]
-    found["masks"] = heads.mask_on
-    if heads.mask_on:
-        pooler, head = heads.mask_pooler, heads.mask_head
-        found["mask head"] = [heads.mask_in_features, head.loss_weight, head.vis_period]
-        found["mask pooler"] = [list(pooler.output_size), pooler.min_level, pooler.max_level]
-        found["mask sampling"] = [
-            [level.sampling_ratio, level.aligned, level.spatial_scale] for level in pooler.level_poolers
-        ]
-    return found
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_twins_build_the_same_model(name):
-    cfg, lazy = pair(name)
-    device = "cpu" if name.endswith(REALLY_BUILT) else "meta"
-    cfg.MODEL.DEVICE = lazy.train.device = device
-    with torch.device(device):
-        torch.manual_seed(0)
-        ours = build_model(cfg)
-        torch.manual_seed(0)
-        theirs = build_lazy_model(lazy)
+def test_twins_build_the_same_model(twins):
+    cfg, lazy = twins
+    models = []
+    for build, config in ((build_model, cfg), (build_lazy_model, lazy)):
+        with torch.device(cfg.MODEL.DEVICE):
+            torch.manual_seed(0)
+            models.append(build(config))
+    ours, theirs = models
     assert str(ours) == str(theirs)
     assert settings(ours) == settings(theirs)
     yaml_thresholds, lazy_thresholds = score_thresholds(cfg, lazy)
     assert yaml_thresholds == lazy_thresholds
     weights, twin = ours.state_dict(), theirs.state_dict()
-    assert list(weights) == list(twin)
-    assert [w.shape for w in weights.values()] == [w.shape for w in twin.values()]
-    if device == "cpu":  # the same seed makes the same weights
+    assert {key: value.shape for key, value in weights.items()} == {
+        key: value.shape for key, value in twin.items()
+    }
+    if cfg.MODEL.DEVICE == "cpu":  # the same seed makes the same weights
         assert all(torch.equal(weights[key], twin[key]) for key in weights)
     assert [p.stride() for p in ours.parameters()] == [p.stride() for p in theirs.parameters()]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_twins_train_alike(name):
-    cfg, lazy = pair(name)
+def test_twins_train_alike(twins):
+    cfg, lazy = twins
     assert lazy.train.max_iter == cfg.SOLVER.MAX_ITER
     assert lazy.train.checkpointer.period == cfg.SOLVER.CHECKPOINT_PERIOD
     assert lazy.train.checkpointer.max_to_keep == cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP
     assert lazy.train.init_checkpoint == cfg.MODEL.WEIGHTS
+    assert tuple(lazy.train.reset_weights) == tuple(cfg.MODEL.RESET_WEIGHTS)
     assert lazy.train.eval_period == cfg.TEST.EVAL_PERIOD
     assert lazy.train.seed == cfg.SEED
     assert lazy.train.amp.enabled == cfg.SOLVER.AMP.ENABLED
@@ -183,9 +153,8 @@ def test_twins_train_alike(name):
     assert found == ((clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else ("", 0.0))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_twins_read_the_same_data(name):
-    cfg, lazy = pair(name)
+def test_twins_read_the_same_data(twins):
+    cfg, lazy = twins
     train, test = lazy.dataloader.train, lazy.dataloader.test
     assert (train.dataset.names,) == tuple(cfg.DATASETS.TRAIN)
     assert (test.dataset.names,) == tuple(cfg.DATASETS.TEST) == (lazy.dataloader.evaluator.dataset,)
@@ -228,9 +197,8 @@ def attributes(augmentation):
     return type(augmentation).__name__, found
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_twins_are_evaluated_alike(name):
-    cfg, lazy = pair(name)
+def test_twins_are_evaluated_alike(twins):
+    cfg, lazy = twins
     options, lazy_options = evaluator_options(cfg), lazy.dataloader.evaluator
     for name, value in options.items():
         other = lazy_options[name]

@@ -3,7 +3,7 @@
 datasets = dict(stores=[], root="")
 
 train = dict(
-    output_dir="./output",
+    output_dir="",  # ./output/NAME OF THE CONFIG
     init_checkpoint="",
     reset_weights=[],  # beginnings of parameter names that are not loaded from init_checkpoint
     max_iter=90000,

@@ -5,4 +5,3 @@ dataloader.train.dataset.names = "shapes_coco_train"
 dataloader.train.mapper.mask_format = "polygon"
 dataloader.test.dataset.names = "shapes_coco_validation"
 dataloader.evaluator.tasks = ["bbox", "segm"]
-train.output_dir = "./output/mask_rcnn_tiny_softmax_shapes"

@@ -115,6 +115,13 @@ class ClassStatistics:
             rates[self.hierarchy.ancestors] = 1.0
         return rates
 
+    @property
+    def seesaw_labels(self) -> str:
+        """SEESAW.LABELS that fit: "most_specific" where no object has several labels, else "all"."""
+        pairs = self.cooccurrence
+        single = self.hierarchy is None and pairs is not None and pairs.sum() == pairs.trace()
+        return "most_specific" if single else "all"
+
 
 def frequency_bins(counts: np.ndarray, thresholds: Sequence[float] | None = None) -> np.ndarray:
     """Head, medium and tail: classes binned by their number of training images.
@@ -185,6 +192,12 @@ def cooccurrence_rates_of(names: str | Sequence[str]) -> np.ndarray | None:
     """P(j | i) (K, K) of registered data sets; None, logged, where one is absent."""
     statistics = _statistics_if_there(names)
     return statistics and statistics.rates()
+
+
+def seesaw_labels_of(names: str | Sequence[str]) -> str:
+    """`ClassStatistics.seesaw_labels` of registered data sets; "all" where one is absent."""
+    statistics = _statistics_if_there(names)
+    return statistics.seesaw_labels if statistics else "all"
 
 
 def image_counts_of(names: str | Sequence[str]) -> np.ndarray | None:

@@ -49,7 +49,8 @@ def setup(
 
     Registers the data sets, takes the number of classes from them, falls back to the CPU where there is no
     CUDA, draws a seed if there is none, and begins the run's folder: config.yaml, log.txt, run.json and, of a
-    YAML config that names no class statistics, statistics.json.
+    YAML config that names no class statistics, statistics.json. Replaces SEESAW.LABELS "auto" of a YAML
+    config by what fits the data.
 
     Args:
         cfg: YAML config (`CfgNode`) or lazy config (`DictConfig`); not changed.
@@ -86,8 +87,11 @@ def setup(
     if fell_back:
         logger.warning("no CUDA device is available: using the CPU")
     if not form.lazy:  # lazy configs name functions of longtail_det2.data.statistics
-        path = _statistics_file(form.get("statistics"), train, class_ids, output_dir, eval_only)
+        path = _statistics_file(form.get("statistics"), train, output_dir, eval_only)
         form.set("statistics", path)
+        statistics = read_statistics(path, class_ids) if path else None
+        if statistics and form.get("seesaw_labels") == "auto":
+            form.set("seesaw_labels", statistics.seesaw_labels)
         form.cfg.freeze()
         vars(form.cfg)[_MARK] = output_dir
     default_setup(form.cfg, argparse.Namespace(config_file="", eval_only=eval_only, opts=list(options)))
@@ -145,6 +149,7 @@ _KEYS = {
     "device": ("MODEL.DEVICE", "train.device"),
     "seed": ("SEED", "train.seed"),
     "statistics": ("DATASETS.STATISTICS", ""),
+    "seesaw_labels": ("MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS", ""),
 }
 """What :func:`setup` reads and sets: (YAML key, lazy key)."""
 
@@ -209,13 +214,10 @@ def resolve_num_classes(train: Sequence[str], test: Sequence[str], num_classes: 
     return class_ids
 
 
-def _statistics_file(
-    path: str, names: Sequence[str], class_ids: Sequence[str], output_dir: str, eval_only: bool
-) -> str:
+def _statistics_file(path: str, names: Sequence[str], output_dir: str, eval_only: bool) -> str:
     """Path of the run's class statistics, which the main process computes where no file is named.
 
-    Raises:
-        DataError: statistics cannot be computed or read, or are of other classes.
+    Raises DataError where they cannot be computed.
     """
     if not path:
         path, problem = os.path.join(output_dir, "statistics.json"), ""
@@ -230,7 +232,6 @@ def _statistics_file(
         if problem and not os.path.isfile(path):
             logger.warning("no class statistics, so no head, medium and tail results: %s", problem)
             return ""
-    read_statistics(path, class_ids)
     return path
 
 

@@ -11,25 +11,19 @@ model.backbone = L(TinyBackbone)(
 model.pixel_mean = [127.0, 127.0, 127.0]
 model.pixel_std = [60.0, 60.0, 60.0]
 
-rpn = model.proposal_generator
-rpn.in_features = ["p3"]
-rpn.head.in_channels = 64
-rpn.anchor_generator.sizes = [[16, 32, 64]]
-rpn.anchor_generator.aspect_ratios = [1.0]
-rpn.anchor_generator.strides = [8]
-rpn.batch_size_per_image = 128
-rpn.pre_nms_topk = (400, 400)
-rpn.post_nms_topk = (100, 100)
+_rpn = model.proposal_generator
+_rpn.in_features = ["p3"]
+_rpn.head.in_channels = 64
+_rpn.anchor_generator.update(sizes=[[16, 32, 64]], aspect_ratios=[1.0], strides=[8])
+_rpn.batch_size_per_image = 128
+_rpn.pre_nms_topk = (400, 400)
+_rpn.post_nms_topk = (100, 100)
 
-heads = model.roi_heads
-heads.num_classes = -1  # as many as the training data have
-heads.batch_size_per_image = 32
-heads.box_in_features = ["p3"]
-heads.box_pooler.output_size = 5
-heads.box_pooler.scales = (1.0 / 8,)
-heads.box_pooler.sampling_ratio = 2
-heads.box_head.input_shape = L(ShapeSpec)(channels=64, height=5, width=5)
-heads.box_head.fc_dims = [256, 256]
-heads.box_predictor.input_shape.channels = 256
-heads.box_predictor.cls_agnostic_bbox_reg = True
-heads.box_predictor.test_pre_nms_topk = 0
+_heads = model.roi_heads
+_heads.batch_size_per_image = 32
+_heads.box_in_features = ["p3"]
+_heads.box_pooler.update(output_size=5, scales=(1.0 / 8,), sampling_ratio=2)
+_heads.box_head.update(input_shape=L(ShapeSpec)(channels=64, height=5, width=5), fc_dims=[256, 256])
+_heads.box_predictor.update(
+    input_shape=L(ShapeSpec)(channels=256), cls_agnostic_bbox_reg=True, test_pre_nms_topk=0
+)

@@ -17,7 +17,7 @@ from longtail_det2.utils.errors import ConfigError
 from .base import ClassificationLoss, class_priors
 from .build import CLASSIFICATION_LOSS_REGISTRY
 
-LABELS = ("all", "most_specific")
+LABELS = ("auto", "all", "most_specific")
 
 
 @CLASSIFICATION_LOSS_REGISTRY.register()
@@ -66,7 +66,8 @@ class SeesawLoss(ClassificationLoss):
             q: strength of the compensation, not negative; 0 turns it off.
             eps: lower bound of the true class' score in the compensation, in (0, 1].
             objectness: foreground and background have logits of their own.
-            labels: "all" or "most_specific".
+            labels: "all", "most_specific", or "auto", which setup replaces by what fits the training data and
+                which means "all" without it.
 
         Raises:
             ConfigError: a value is outside its range.

@@ -1,3 +1,8 @@
+from detectron2.config import LazyCall as L
+
+from longtail_det2.data.statistics import cooccurrence_rates_of
+from longtail_det2.modeling.losses import ConcurrentSoftmaxLoss
+
 from .....configs.shapes.faster_rcnn_tiny_softmax_shapes import (
     dataloader,
     datasets,
@@ -6,7 +11,8 @@ from .....configs.shapes.faster_rcnn_tiny_softmax_shapes import (
     optimizer,
     train,
 )
-from ..common.concurrent_softmax import concurrent_softmax as _loss  # without "_" it would be a key
 
-model.roi_heads.box_predictor.classification_loss = _loss
-train.output_dir = "./output/faster_rcnn_tiny_concurrent_shapes"
+model.roi_heads.box_predictor.classification_loss = L(ConcurrentSoftmaxLoss)(
+    num_classes="${..num_classes}",
+    rates=L(cooccurrence_rates_of)(names="${dataloader.train.dataset.names}"),
+)

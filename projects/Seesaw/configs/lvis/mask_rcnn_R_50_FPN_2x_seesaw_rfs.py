@@ -1,5 +1,17 @@
-from .mask_rcnn_R_50_FPN_2x_seesaw import dataloader, datasets, lr_multiplier, model, optimizer, train
+from detectron2.config import LazyCall as L
 
+from longtail_det2.data.statistics import seesaw_labels_of
+from longtail_det2.modeling.losses import SeesawLoss
+from longtail_det2.modeling.roi_heads import build_classifier
+
+from .....configs.lvis.mask_rcnn_R_50_FPN_2x_LVIS import dataloader, datasets, lr_multiplier, model, optimizer, train
+
+model.roi_heads.box_predictor.update(
+    classification_loss=L(SeesawLoss)(
+        num_classes="${..num_classes}",
+        labels=L(seesaw_labels_of)(names="${dataloader.train.dataset.names}"),
+    ),
+    classifier=L(build_classifier)(name="NormalizedLinear", temperature=20.0),
+)
 dataloader.train.sampler = "RepeatFactorTrainingSampler"
 dataloader.train.sampler_options = {"threshold": 0.001}
-train.output_dir = "./output/mask_rcnn_R_50_FPN_2x_seesaw_rfs"

@@ -10,12 +10,15 @@ from longtail_det2.evaluation.evaluator import build_evaluators
 
 dataloader = OmegaConf.create(flags={"allow_objects": True})
 
+# Images as in Detectron2's COCO configs; the data sets' names are the config's.
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_dataset)(names="openimages_challenge_2019_train", filter_empty=True),
+    dataset=L(get_dataset)(names="", filter_empty=True),
     mapper=L(MultiLabelDatasetMapper)(
         is_train=True,
         augmentations=[
-            L(T.ResizeShortestEdge)(short_edge_length=(800,), max_size=1024, sample_style="choice"),
+            L(T.ResizeShortestEdge)(
+                short_edge_length=(640, 672, 704, 736, 768, 800), max_size=1333, sample_style="choice"
+            ),
             L(T.RandomFlip)(horizontal=True),
         ],
         image_format="BGR",
@@ -27,17 +30,17 @@ dataloader.train = L(build_train_loader)(
     ),
     sampler="UniformTrainingSampler",
     phases=[],  # of "PhasedTrainingSampler": [sampler, iterations] or [sampler, iterations, {option: value}]
-    total_batch_size=64,
+    total_batch_size=16,
     aspect_ratio_grouping=True,
     num_workers=4,
     seed=None,
 )
 
 dataloader.test = L(build_test_loader)(
-    dataset=L(get_dataset)(names="openimages_challenge_2019_validation"),
+    dataset=L(get_dataset)(names=""),
     mapper=L(MultiLabelDatasetMapper)(
         is_train=False,
-        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1024)],
+        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
         image_format="${...train.mapper.image_format}",
     ),
     num_workers=4,

@@ -1,4 +1,0 @@
-from .faster_rcnn_R_50_FPN_OpenImages import dataloader, datasets, lr_multiplier, model, optimizer, train
-
-model.backbone.bottom_up.stages.depth = 101
-train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-101.pkl"

@@ -1,8 +1,0 @@
-from detectron2.config import LazyCall as L
-
-from longtail_det2.modeling.losses import SigmoidBCELoss
-
-from .faster_rcnn_R_50_FPN_OpenImages import dataloader, datasets, lr_multiplier, model, optimizer, train
-
-model.roi_heads.box_predictor.classification_loss = L(SigmoidBCELoss)(num_classes="${..num_classes}")
-model.roi_heads.box_predictor.cls_agnostic_bbox_reg = True

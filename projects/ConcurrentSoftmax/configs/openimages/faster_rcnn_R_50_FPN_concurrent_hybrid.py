@@ -1,8 +1,0 @@
-from .faster_rcnn_R_50_FPN_concurrent import dataloader, datasets, lr_multiplier, model, optimizer, train
-
-dataloader.train.sampler = "PhasedTrainingSampler"
-dataloader.train.phases = [
-    ["UniformTrainingSampler", 217880],
-    ["SoftBalanceTrainingSampler", 108940, {"lambda_": 0.7}],
-]
-train.output_dir = "./output/faster_rcnn_R_50_FPN_concurrent_hybrid"

@@ -1,5 +1,0 @@
-from ..common.seesaw import normalized_mask as _predictor
-from .mask_rcnn_R_50_FPN_2x_seesaw import dataloader, datasets, lr_multiplier, model, optimizer, train
-
-model.roi_heads.mask_head.predictor = _predictor
-train.output_dir = "./output/mask_rcnn_R_50_FPN_2x_seesaw_normed_mask"
