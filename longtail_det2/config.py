@@ -145,7 +145,7 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Foreground and background have logits of their own, and classes compete among themselves only.
     cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.OBJECTNESS = True
     # Labels of a region that are learned: "all", or "most_specific", the one that the published loss knows.
-    # "auto": the most specific where no object of the training data has several, ancestors included, else all.
+    # "auto": the most specific where no training object has several labels, ancestors included, else all.
     cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS = "auto"
     # "FocalSeesawLoss" and "ConcurrentFocalSeesawLoss", for dense heads: SEESAW and a focal loss
     cfg.MODEL.CLASSIFICATION_LOSS.FOCAL_SEESAW = CN()

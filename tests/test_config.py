@@ -144,7 +144,22 @@ def test_missing_file_lists_the_model_zoo(tmp_path):
 
 
 def test_empty_file_is_the_defaults(tmp_path):
-    assert load_cfg(write(tmp_path / "empty.yaml", "")) == get_cfg()
+    cfg = load_cfg(write(tmp_path / "empty.yaml", ""))
+    assert cfg.OUTPUT_DIR == "./output/empty"
+    cfg.OUTPUT_DIR = get_cfg().OUTPUT_DIR
+    assert cfg == get_cfg()
+
+
+def test_the_folder_of_a_run_is_named_by_the_config(tmp_path):
+    base = write(tmp_path / "base.yaml", "SEED: 3\n")
+    child = write(tmp_path / "child.yaml", f"_BASE_: {base}\n")
+    assert load_cfg(child).OUTPUT_DIR == "./output/child"
+    write(base, "OUTPUT_DIR: elsewhere\n")
+    assert load_cfg(child).OUTPUT_DIR == "elsewhere"
+    assert (
+        load_lazy(write(tmp_path / "own.py", "train = dict(output_dir='')\n")).train.output_dir
+        == "./output/own"
+    )
 
 
 def test_options():

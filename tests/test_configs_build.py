@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import detection_utils
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from torch import nn
 
 from longtail_det2 import model_zoo
@@ -28,6 +28,7 @@ YAML = {name.removesuffix(".yaml") for name in model_zoo.list_configs() if name.
 def read(name, device):
     cfg = model_zoo.get_config(f"{name}.yaml")
     cfg.MODEL.DEVICE = device
+    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS = "all"  # as "auto" without data, which lazy configs ask for
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 0:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
     return cfg
@@ -71,14 +72,16 @@ def plain(value):
     """A setting as plain lists and dicts, of tensors without values (on the meta device) their shapes."""
     if isinstance(value, torch.Tensor):
         return list(value.shape) if value.is_meta else value.tolist()
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, ListConfig)):
         return [plain(one) for one in value]
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    inside = {} if isinstance(value, nn.Module) or callable(value) else vars(value)
-    return [getattr(value, "__name__", type(value).__name__), plain(inside)]
+    matcher_or_such = type(value).__module__.startswith("detectron2.modeling") and not isinstance(
+        value, nn.Module
+    )
+    return [getattr(value, "__name__", type(value).__name__), plain(vars(value)) if matcher_or_such else ""]
 
 
 def settings(model):
@@ -89,6 +92,9 @@ def settings(model):
         for key, value in vars(module).items()
         if not key.startswith("_")
     }
+    for name, value in found.items():
+        if isinstance(value, dict) and name.endswith("loss_weight"):
+            value.setdefault("loss_cls", 1.0)
     buffers = {name: plain(value) for name, value in model.named_buffers()}
     return found, buffers, [name for name, p in model.named_parameters() if not p.requires_grad]
 

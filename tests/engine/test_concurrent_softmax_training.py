@@ -71,7 +71,7 @@ def test_every_stage_of_a_cascade_has_the_rates(yaml_args, tmp_path, counted):
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
 def test_dense_detectors(yaml_args, tmp_path, counted, detector):
     options = ("MODEL.DENSE_HEAD.CLASSIFICATION_LOSS", "ConcurrentSoftmaxLoss")
-    config = f"shapes/{detector}_tiny_softmax_shapes.yaml"
+    config = f"shapes/{detector}_tiny_focal_shapes.yaml"
     assert run(trainer.main, yaml_args(*options, config=config)) == 0
     found = saved(tmp_path / "run/model_final.pth")["head.classification_loss.rates"]
     assert torch.equal(found, counted)

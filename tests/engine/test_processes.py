@@ -116,12 +116,13 @@ def test_two_ranks_with_half_batches_follow_one_with_the_whole(yaml_args, reposi
         assert together["AP"] == pytest.approx(alone["AP"], abs=1e-3, nan_ok=True)
 
 
-@pytest.mark.parametrize("loss", ["focal", "softmax"])
+@pytest.mark.parametrize("loss", ["SigmoidFocalLoss", "SoftmaxCrossEntropyLoss"])
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
 def test_two_ranks_of_a_dense_detector_follow_one(yaml_args, repository, tmp_path, detector, loss):
     """Each rank divides by what it counted of the positive anchors of all ranks."""
-    config = f"shapes/{detector}_tiny_{loss}_shapes.yaml"
-    one, two = one_and_two(yaml_args, repository, tmp_path, DENSE, config=config)
+    config = f"shapes/{detector}_tiny_focal_shapes.yaml"
+    options = [*DENSE, "MODEL.DENSE_HEAD.CLASSIFICATION_LOSS", loss]
+    one, two = one_and_two(yaml_args, repository, tmp_path, options, config=config)
     assert_same_training(one, two)
     averages = [run_state(run)[0]["loss_normalizer.average"] for run in (one, two)]
     assert averages[0] == averages[1] != (100.0 if detector == "retinanet" else 300.0)

@@ -74,7 +74,7 @@ def test_every_stage_of_a_cascade_counts_for_itself(yaml_args, tmp_path):
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
 def test_dense_detectors(yaml_args, tmp_path, detector):
     options = ("MODEL.DENSE_HEAD.CLASSIFICATION_LOSS", "FocalSeesawLoss")
-    config = f"shapes/{detector}_tiny_softmax_shapes.yaml"
+    config = f"shapes/{detector}_tiny_focal_shapes.yaml"
     assert run(trainer.main, yaml_args(*options, config=config)) == 0
     counts = saved(tmp_path)[f"head.{COUNTS}"]
     assert counts[:4].sum() > 0 and counts[-1] == 0

@@ -17,16 +17,19 @@ from longtail_det2.export.source import to_input
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-SAMPLING = ("class_aware", "soft_balance", "hybrid", "rfs")  # which models do not differ by
+SAMPLING = ("hybrid", "rfs")  # which models do not differ by
 YAML = [
     name
     for name in model_zoo.list_configs()
     if name.endswith(".yaml") and not any(one in name for one in SAMPLING)
 ]
 MASKS = "shapes/mask_rcnn_tiny_sigmoid_shapes.yaml"
-TINY = [name for name in YAML if "tiny" in name and "focal" not in name and name != MASKS]
-LARGE = [name for name in YAML if "R_50" in name and "_v6" not in name and "_2x_" not in name]
-"""Those of LVIS are own_data's Mask R-CNN with 1203 classes; their layers are among the tiny ones'."""
+TINY = [name for name in YAML if "tiny" in name and "softmax_shapes_lvis" not in name and name != MASKS]
+LARGE = [
+    name for name in YAML if name.startswith("openimages/") and "101" not in name and "sigmoid" not in name
+]
+LARGE += ["own_data/mask_rcnn_R_50_FPN.yaml"]
+"""One of each family; the layers of LVIS's and of the methods' are among the tiny ones."""
 
 
 def statistics_file(path, num_classes):

@@ -87,9 +87,15 @@ class Doubled(BoxBranch):
         return {name: 2 * value for name, value in super().losses(predictions, proposals).items()}
 
 
-@pytest.mark.parametrize(("name", "stages"), [("faster_rcnn", 1), ("cascade_rcnn", 3)])
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("shapes/faster_rcnn_tiny_softmax_shapes.py", 1),
+        ("openimages/cascade_rcnn_R_50_FPN_OpenImages.py", 3),
+    ],
+)
 def test_lazy_configs_hand_branches_in(batch, name, stages):
-    cfg = model_zoo.get_config(f"shapes/{name}_tiny_softmax_shapes.py")
+    cfg = model_zoo.get_config(name)
     cfg.train.device, cfg.model.roi_heads.num_classes = "cpu", 4
     torch.manual_seed(0)
     before = run(build_lazy_model(cfg), batch)

@@ -163,7 +163,7 @@ def test_bad_keys_are_named(tiny_cfg, name, key, value, named):
     ],
 )
 def test_lazy_configs_of_a_cascade_are_checked_alike(change, named):
-    cfg = model_zoo.get_config("shapes/cascade_rcnn_tiny_softmax_shapes.py")
+    cfg = model_zoo.get_config("openimages/cascade_rcnn_R_50_FPN_OpenImages.py")
     cfg.train.device, cfg.model.roi_heads.num_classes = "cpu", 4
     change(cfg.model.roi_heads)
     with pytest.raises(ConfigError, match=named):

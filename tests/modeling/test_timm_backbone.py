@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyCall, instantiate
 from detectron2.utils.events import EventStorage
 from safetensors.torch import save_file
 
@@ -185,7 +185,10 @@ def test_other_pixels_are_named(cfg, key, value, caplog):
 
 
 def test_weights_of_a_lazy_config(cfg):
-    lazy = model_zoo.get_config("own_data/faster_rcnn_effnet_lite0_FPN.py").model.backbone
-    lazy.bottom_up.name, lazy.bottom_up.weights = "test_efficientnet", cfg.MODEL.TIMM.WEIGHTS
+    lazy = model_zoo.get_config("own_data/faster_rcnn_R_50_FPN.py").model.backbone
+    levels = list(cfg.MODEL.FPN.IN_FEATURES)
+    lazy.bottom_up = LazyCall(TimmBackbone)(
+        name="test_efficientnet", levels=levels, freeze_stride=32, weights=cfg.MODEL.TIMM.WEIGHTS
+    )
     ours, theirs = state(instantiate(lazy).bottom_up), state(build_model(cfg).backbone.bottom_up)
     assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)

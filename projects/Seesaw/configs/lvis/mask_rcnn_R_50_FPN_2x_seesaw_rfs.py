@@ -4,7 +4,14 @@ from longtail_det2.data.statistics import seesaw_labels_of
 from longtail_det2.modeling.losses import SeesawLoss
 from longtail_det2.modeling.roi_heads import build_classifier
 
-from .....configs.lvis.mask_rcnn_R_50_FPN_2x_LVIS import dataloader, datasets, lr_multiplier, model, optimizer, train
+from .....configs.lvis.mask_rcnn_R_50_FPN_2x_LVIS import (
+    dataloader,
+    datasets,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
 
 model.roi_heads.box_predictor.update(
     classification_loss=L(SeesawLoss)(
