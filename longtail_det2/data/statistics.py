@@ -210,7 +210,7 @@ def _statistics_if_there(names: str | Sequence[str]) -> ClassStatistics | None:
     # Lazy configs build models also where there are no data: for published weights, for export.
     try:
         return compute_statistics(names)
-    except DataError as error:
+    except (DataError, OSError) as error:
         logger.warning("no class statistics: %s", error)
         return None
 
