@@ -186,7 +186,7 @@ def test_other_pixels_are_named(cfg, key, value, caplog):
 
 def test_weights_of_a_lazy_config(cfg):
     lazy = model_zoo.get_config("own_data/faster_rcnn_R_50_FPN.py").model.backbone
-    levels = list(cfg.MODEL.FPN.IN_FEATURES)
+    lazy.in_features = levels = list(cfg.MODEL.FPN.IN_FEATURES)
     lazy.bottom_up = LazyCall(TimmBackbone)(
         name="test_efficientnet", levels=levels, freeze_stride=32, weights=cfg.MODEL.TIMM.WEIGHTS
     )
