@@ -99,7 +99,7 @@ class TestCheckpoints:
 def test_get_model(suffix):
     with torch.device("meta"):
         model = model_zoo.get(f"openimages/faster_rcnn_R_50_FPN_OpenImages.{suffix}", device="meta")
-    assert model.roi_heads.box_predictor.cls_score.out_features == 500
+    assert model.roi_heads.box_predictor.cls_score.out_features == 501  # with background
     assert model.training
 
 
