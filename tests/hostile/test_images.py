@@ -89,41 +89,27 @@ def test_16_bits_and_exif_at_once(tmp_path):
     assert pixels.shape == (64, 48, 3) and pixels.max() == 255 and 120 < pixels.mean() < 135
 
 
-def damage(path, kind):
-    """Spoils an image file; returns words of the message."""
+def cut(path):
     content = path.read_bytes()
-    if kind == "missing":
-        path.unlink()
-        return "image not found; check the image folder"
-    if kind == "empty":
-        path.write_bytes(b"")
-        return r"cannot read the image \(the file is empty, 0 bytes\); replace the file"
-    if kind == "truncated":
-        path.write_bytes(content[: len(content) * 2 // 3])
-        return r"cannot read the image \(.*truncated"
-    if kind == "text":
-        path.write_text("<html>404</html>")
-        return r"cannot read the image \(not an image of a known format\)"
-    if kind == "eps":
-        path.write_bytes(EPS)
-        return r"cannot read the image \(not an image of a known format\)"
-    if kind == "folder":
-        path.unlink()
-        path.mkdir()
-        return r"cannot read the image \(not a regular file\)"
-    if kind == "pipe":
-        path.unlink()
-        os.mkfifo(path)
-        return r"cannot read the image \(not a regular file\)"
-    if kind == "float":
-        Image.fromarray(RAMP.astype(np.float32)).save(path, format="TIFF")
-        return r"cannot read the image \(32-bit numbers of unknown range; convert the image to 8 or 16"
-    assert kind == "enormous"
-    enormous_png(path)
-    return r"cannot read the image \(too large: "
+    path.write_bytes(content[: len(content) * 2 // 3])
 
 
-DAMAGES = ["missing", "empty", "truncated", "text", "eps", "folder", "pipe", "float", "enormous"]
+def replace(path, make):
+    path.unlink()
+    make(path)
+
+
+DAMAGES = {  # what spoils an image file, words of the message
+    "missing": (lambda path: path.unlink(), "image not found"),
+    "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "truncated": (cut, "truncated"),
+    "text": (lambda path: path.write_text("<html>404</html>"), "not an image of a known format"),
+    "eps": (lambda path: path.write_bytes(EPS), "not an image of a known format"),
+    "folder": (lambda path: replace(path, os.mkdir), "not a regular file"),
+    "pipe": (lambda path: replace(path, os.mkfifo), "not a regular file"),
+    "float": (lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path, format="TIFF"), "32-bit"),
+    "enormous": (enormous_png, "too large"),
+}
 
 
 @pytest.mark.parametrize(
@@ -131,19 +117,20 @@ DAMAGES = ["missing", "empty", "truncated", "text", "eps", "folder", "pipe", "fl
 )
 def test_training_names_file_and_image(data, kind, workers):
     store = data.prepare_coco()
-    words = damage(data.images / "b.jpg", kind)
+    damage, words = DAMAGES[kind]
+    damage(data.images / "b.jpg")
     mapper = MultiLabelDatasetMapper(True, augmentations=[], hierarchy=store.hierarchy)
     loader = build_train_loader(
         MultiLabelDataset(store), mapper=mapper, total_batch_size=2, num_workers=workers, seed=0
     )
-    with pytest.raises(DataError, match=rf"b\.jpg \(image '2'\): {words}"):
+    with pytest.raises(DataError, match=rf"b\.jpg \(image '2'\): .*{words}"):
         for _, _ in zip(range(10), loader, strict=False):
             pass
 
 
-@pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind not in ("float", "truncated")])
+@pytest.mark.parametrize("kind", sorted(DAMAGES.keys() - {"float", "truncated"}))
 def test_preparation_names_the_file(data, kind):
-    damage(data.images / "b.jpg", kind)
+    DAMAGES[kind][0](data.images / "b.jpg")
     with pytest.raises(DataError, match=r"b\.jpg: cannot read the image \(.*--skip-bad"):
         data.prepare_coco()
     with pytest.raises(DataError, match=r"^image b .*--skip-bad"):
@@ -185,5 +172,5 @@ def test_image_that_changed_after_preparation(data):
     store = data.prepare_coco()
     Image.new("RGB", (32, 24)).save(data.images / "a.jpg")
     mapper = MultiLabelDatasetMapper(True, augmentations=[], hierarchy=store.hierarchy)
-    with pytest.raises(DataError, match=r"a\.jpg \(image '1'\): annotated as 64 x 48 .* has 32 x 24; was it"):
+    with pytest.raises(DataError, match=r"a\.jpg \(image '1'\): annotated as 64 x 48 .* has 32 x 24"):
         mapper(MultiLabelDataset(store)[0])

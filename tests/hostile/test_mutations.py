@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hostile_data import HEADER, Data
+from hostile_data import Data
 from PIL import Image
 
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
@@ -24,55 +24,16 @@ from longtail_det2.visualization.predictions import read_predictions
 
 TOKENS = [
     *(b'"', b",", b"\n", b"\r\n", b"\0", b"\xff", b"\xc3\x28", b"-1", b"1e400", b"NaN", b"Infinity", b"null"),
-    *(
-        b"true",
-        b"[]",
-        b"{}",
-        b"{",
-        b"]",
-        b"9" * 30,
-        b"9" * 5000,
-        b"\\ud800",
-        b"\\u0000",
-        b"\\",
-        b":",
-        b" ",
-        b"'",
-    ),
-    *(b"/m/cat", b"../", b"\xef\xbb\xbf", b"-", b".", b"0", b"e", b"[" * 3000),
+    *(b"true", b"[]", b"{}", b"{", b"]", b"9" * 30, b"9" * 5000, b"\\ud800", b"\\u0000", b"\\", b":", b" "),
+    *(b"'", b"/m/cat", b"../", b"\xef\xbb\xbf", b"-", b".", b"0", b"e", b"[" * 3000),
 ]
 VALUES = [
     *(None, True, False, 0, 1, -1, 7, 2**31, 2**63, 10**400, 0.5, 1e308, -1e308, float("nan"), float("inf")),
-    *(
-        "",
-        "a",
-        "1",
-        "a.jpg",
-        "\0",
-        "\ud800",
-        "../a.jpg",
-        "cat",
-        "dog",
-        "/m/cat",
-        "x" * 5000,
-        "é",
-        "\n",
-        [],
-        {},
-    ),
-    *([1], [[]], [None], {"a": 1}, {"LabelName": "a"}, [0, 0, 1, 1], [1, 2, 2]),
+    *("", "a", "1", "a.jpg", "\0", "\ud800", "../a.jpg", "cat", "dog", "/m/cat", "x" * 5000, "é", "\n", []),
+    *({}, [1], [[]], [None], {"a": 1}, {"LabelName": "a"}, [0, 0, 1, 1], [1, 2, 2]),
 ]
-TARGETS = [
-    "boxes",
-    "labels",
-    "classes",
-    "hierarchy",
-    "coco",
-    "coco_hierarchy",
-    "image",
-    "predictions",
-    "results",
-]
+TARGETS = ["boxes", "labels", "classes", "hierarchy", "image", "predictions", "results"]
+TARGETS += ["coco", "coco_hierarchy"]
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
@@ -245,7 +206,3 @@ def test_thousand_mutations(tmp_path):
     outcomes = run_many(tmp_path / "data", range(1000, 2000))
     assert {one.split(":")[0] for one in outcomes} == set(TARGETS)
     assert sum(count for outcome, count in outcomes.items() if outcome.endswith(": ok")) > 100
-
-
-def test_header_is_what_the_mutations_start_from(tmp_path):
-    assert Attempts(tmp_path / "data").sound["boxes"].decode().startswith(HEADER)

@@ -9,11 +9,12 @@ import random
 import shutil
 import subprocess
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
+from factories import store_columns
 from test_mutations import mutate, mutate_json
 
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
@@ -29,35 +30,17 @@ from longtail_det2.utils.io import describe_file
 
 
 @pytest.fixture
-def name(request):
-    name = f"hostile_{request.node.name}"
-    yield name
-    if name in DatasetCatalog.list():
-        DatasetCatalog.remove(name)
-    MetadataCatalog.pop(name, None)
-
-
-@pytest.fixture
 def rich_store(data):
     """A store that has every column."""
     masks = [[np.array([8.0, 4, 24, 4, 24, 12])], to_rle([np.array([0.0, 0, 64, 0, 64, 48])], 48, 64), None]
+    objects = [(0, [0.125, 0.1, 0.375, 0.25], [1, 2], 0), (0, [0, 0, 1, 1], [1], 4)]
+    objects.append((2, [0.5, 0.5, 0.75, 0.75], [2], 1))
+    more = {"area": np.array([64.0, np.nan, 9]), "file_name": np.array(["a.jpg", "b.jpg", "c.jpg"])}
+    more |= encode_masks(masks)
+    columns = store_columns(["a", "b", "cé"], (48, 64), objects, [(0, 1, 1), (1, 2, 2), (1, 0, 0)], **more)
     return write_store(
         data.root / "rich",
-        {
-            "image_id": np.array(["a", "b", "cé"]),
-            "file_name": np.array(["a.jpg", "b.jpg", "c.jpg"]),
-            "image_size": np.tile([48, 64], (3, 1)),
-            "object_offsets": np.array([0, 2, 2, 3]),
-            "box": np.array([[0.125, 0.1, 0.375, 0.25], [0, 0, 1, 1], [0.5, 0.5, 0.75, 0.75]]),
-            "flags": np.array([0, 4, 1]),
-            "label_offsets": np.array([0, 2, 3, 4]),
-            "label": np.array([1, 2, 1, 2]),
-            "image_label_offsets": np.array([0, 1, 3, 3]),
-            "image_label": np.array([1, 2, 0]),
-            "image_label_status": np.array([1, 2, 0]),
-            "area": np.array([64.0, np.nan, 9]),
-            **encode_masks(masks),
-        },
+        columns,
         ["animal", "cat", "dog"],
         parents={"cat": ["animal"], "dog": ["animal"]},
         frequency=["r", "c", "f"],
@@ -66,141 +49,110 @@ def rich_store(data):
     )
 
 
-def edit_header(store, **values):
-    path = store.path / "header.json"
+def edit(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_store_of_another_version(data):
+@pytest.mark.parametrize(
+    ("file", "values", "key"),
+    [
+        ("header", {"version": 1}, "version 1"),
+        ("header", {"format": "other"}, "format"),
+        ("header", {"form": "voc"}, "form 'voc'"),
+        ("header", {"form": None}, "'form'"),
+        ("header", {"counts": []}, "'counts'"),
+        ("header", {"counts": {}}, "'ids'"),
+        ("header", {"sources": [3]}, "'sources'"),
+        ("header", {"image_root": 5}, "'image_root'"),
+        ("classes", {"names": ["animal"]}, r"classes\.json.*'names'"),
+        ("classes", {"ids": ["1", "2", 3]}, r"classes\.json.*'ids'"),
+        ("classes", {"ids": ["1", "2", "2"]}, r"classes\.json.*an id"),
+        ("classes", {"hierarchy": ["1"]}, r"classes\.json.*'hierarchy'"),
+        ("classes", {"hierarchy": {"1": "2"}}, r"classes\.json.*'hierarchy'"),
+        ("classes", {"frequency": ["r", "c", "x"]}, r"classes\.json.*'frequency'"),
+        ("classes", {"frequency": ["r"]}, r"classes\.json.*'frequency'"),
+        ("classes", {"frequency": "rcf"}, r"classes\.json.*'frequency'"),
+    ],
+)
+def test_damaged_header_or_classes(data, file, values, key):
     store = data.prepare_coco()
-    edit_header(store, version=1)
-    with pytest.raises(
-        DataError,
-        match=r"store: store version 1, this package reads 2; make the store again with",
-    ):
+    edit(store.path / f"{file}.json", **values)
+    with pytest.raises(DataError, match=key):
         AnnotationStore(store.path)
     assert data.prepare_coco().num_objects == 3  # which replaces it
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"format": "other"}, "format 'other' is not 'longtail_det2.annotations'"),
-        ({"form": "voc"}, "form 'voc' is none of open_images, coco, lvis; prepare the store again"),
-        ({"form": None}, "'form' must not be None"),
-        ({"counts": []}, r"'counts' must not be \[\]; prepare the store again"),
-        ({"counts": {}}, "'ids' has 3 entries for None classes; prepare the store again"),
-        ({"sources": [3]}, r"'sources' must not be \[3\]; prepare"),
-        ({"image_root": 5}, "'image_root' must not be 5"),
-    ],
-)
-def test_damaged_header(data, values, message):
-    store = data.prepare_coco()
-    edit_header(store, **values)
-    with pytest.raises(DataError, match=message):
-        AnnotationStore(store.path)
-
-
 def test_damaged_counts(data):
     store = data.prepare_coco()
-    edit_header(store, counts={**store.header["counts"], "images": 9})
-    with pytest.raises(
-        DataError, match=r"image_id\.npy is damaged: it has shape \(3,\), not \(9,\); prepare the store again"
-    ):
+    edit(store.path / "header.json", counts={**store.header["counts"], "images": 9})
+    with pytest.raises(DataError, match=r"image_id\.npy.*shape"):
         AnnotationStore(store.path)
 
 
 @pytest.mark.parametrize(
-    ("classes", "message"),
+    ("name", "change"),
     [
-        ({"names": ["animal"]}, "'names' has 1 entries for 3 classes"),
-        ({"ids": ["1", "2", 3]}, r"'ids' must not be \['1', '2', 3\]"),
-        ({"ids": ["1", "2", "2"]}, "an id occurs twice"),
-        ({"hierarchy": ["1"]}, "'hierarchy' must not be .*"),
-        ({"hierarchy": {"1": "2"}}, "'hierarchy' must not be .*"),
+        ("box", lambda v: v.astype(np.float64)),
+        ("object_offsets", lambda v: v.astype(np.int32)),
+        ("label_offsets", lambda v: v + 1),
+        ("vertex_offsets", lambda v: v + 3),
     ],
 )
-def test_damaged_classes(data, classes, message):
-    path = data.prepare_coco().path / "classes.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **classes}))
-    with pytest.raises(DataError, match=rf"classes\.json is damaged: {message}; prepare the store again"):
-        AnnotationStore(path.parent)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("box", lambda v: v.astype(np.float64), "has type float64, not <f4"),
-        ("object_offsets", lambda v: v.astype(np.int32), "has type int32"),
-        ("label_offsets", lambda v: v + 1, "goes from 1 to"),
-    ],
-)
-def test_columns_that_are_refused_when_the_store_is_opened(rich_store, name, change, message):
+def test_columns_that_are_refused_when_the_store_is_opened(rich_store, name, change):
     path = rich_store.path / f"{name}.npy"
     np.save(path, change(np.load(path)))
-    with pytest.raises(DataError, match=rf"{name}\.npy is damaged: it {message}.*; prepare the store again"):
+    with pytest.raises(DataError, match=rf"{name}\.npy is damaged.*prepare the store again"):
         AnnotationStore(rich_store.path)
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value", "message"),
+    ("name", "place", "value"),
     [
-        ("object_offsets", 1, 9, "must ascend"),
-        ("object_offsets", 1, -1, "must ascend"),
-        ("label_offsets", 1, 0, "must ascend"),
-        ("vertex_offsets", 0, 3, None),
-        ("label", 0, 3, "has values from 1 to 3"),
-        ("label", 0, -1, "has values from -1 to 2"),
-        ("image_label", 0, 77, "has values from 0 to 77"),
-        ("image_label_status", 0, 3, "has values from 0 to 3"),
-        ("box", 1, np.nan, "is not finite"),
-        ("box", 0, 1.5, "has values from 0 to 1.5"),
-        ("box", 0, 0.5, "has inverted boxes"),
-        ("image_size", 0, -1, "has values from -1 to 64"),
-        ("image_size", 0, 900_000_000, "has values from 48 to 9e"),
-        ("vertex", 3, 1e30, "has values from 4 to 1e\\+30"),
-        ("vertex", 3, np.inf, "is not finite"),
-        ("area", 0, -1.0, "has areas that are neither"),
-        ("image_id", 0, b"\xff\xfe", "must ascend"),
-        ("image_id", 2, b"c\xff", "is not UTF-8"),
-        ("file_name", 0, b"\xff.jpg", "is not UTF-8"),
+        ("object_offsets", 1, 9),
+        ("object_offsets", 1, -1),
+        ("label_offsets", 1, 0),
+        ("label", 0, 3),
+        ("label", 0, -1),
+        ("image_label", 0, 77),
+        ("image_label_status", 0, 3),
+        ("box", 1, np.nan),
+        ("box", 0, 1.5),
+        ("box", 0, 0.5),
+        ("image_size", 0, -1),
+        ("image_size", 0, 900_000_000),
+        ("vertex", 3, 1e30),
+        ("vertex", 3, np.inf),
+        ("area", 0, -1.0),
+        ("image_id", 0, b"\xff\xfe"),
+        ("image_id", 2, b"c\xff"),
+        ("file_name", 0, b"\xff.jpg"),
     ],
 )
-def test_values_are_checked_before_they_are_used(rich_store, name, place, value, message):
+def test_values_are_checked_before_they_are_used(rich_store, name, place, value):
     path = rich_store.path / f"{name}.npy"
     values = np.load(path)
     values.reshape(-1)[place] = value
     np.save(path, values)
-    if message is None:
-        with pytest.raises(DataError, match="goes from 3 to"):
-            AnnotationStore(rich_store.path)
-        return
     store = AnnotationStore(rich_store.path)
     for use in (lambda: getattr(store, COLUMNS[name].attribute), lambda: MultiLabelDataset(store)[0]):
-        with pytest.raises(
-            DataError, match=rf"{name}\.npy is damaged: it .*{message}.*; prepare the store again"
-        ):
+        with pytest.raises(DataError, match=rf"{name}\.npy is damaged.*prepare the store again"):
             use()
 
 
 def test_damaged_files(data):
     store = data.prepare_coco()
-    for file, content, message in (
-        ("box.npy", b"", r"box\.npy is damaged: .*prepare the store again"),
-        ("box.npy", None, r"box\.npy is missing: the store is incomplete"),
-        ("classes.json", b"{", r"classes\.json: not a JSON file.*prepare the store again"),
-        ("header.json", None, r"an incomplete annotation store \(header\.json is missing\)"),
-    ):
+    for file, content in (("box.npy", b""), ("box.npy", None), ("classes.json", b"{"), ("header.json", None)):
         path = store.path / file
         whole = path.read_bytes()
         path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=file.replace(".", r"\.")):
             AnnotationStore(store.path)
         path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("form", ["coco", "open_images"])
-def test_source_that_changed(data, form, name, caplog):
+def test_source_that_changed(data, form, caplog):
+    name = "changing"
     store = data.prepare_coco() if form == "coco" else data.open_images()
     register_store(name, store.path)
     with caplog.at_level(logging.WARNING):
@@ -220,22 +172,16 @@ def test_source_that_changed(data, form, name, caplog):
     assert not caplog.records
 
 
-@contextmanager
-def file_system(folder, options):
-    """A file system of its own, as long as the context lasts."""
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    with file_system(tmp_path / "disk", "size=256k") as folder:
-        yield folder
 
 
 @pytest.mark.parametrize("form", ["coco", "open_images"])
@@ -247,9 +193,7 @@ def test_full_disk(data, small_disk, form):
     filler = small_disk / "filler"
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(b"\0" * (free - 24 * 1024))  # room for some columns, not for all
-    with pytest.raises(
-        DataError, match=r"cannot write the store: the disk is full \(0\.0 MB free .*old|stays as"
-    ):
+    with pytest.raises(DataError, match="the disk is full"):
         prepare(output)
     assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "store"]
     assert AnnotationStore(output).num_objects == 3
@@ -277,7 +221,7 @@ def test_disk_that_is_full_at_every_write(data, monkeypatch):
             data.prepare_coco()
         except DataError as error:
             last = failing
-            assert "the disk is full" in str(error) and "make room" in str(error)
+            assert "the disk is full" in str(error)
         assert AnnotationStore(data.root / "store").num_objects == 3 and not data.left_over()
         if last != failing:
             break
@@ -295,36 +239,19 @@ def test_publication_that_fails(data, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(DataError, match="Input/output error; the store that is there stays as it was"):
+    with pytest.raises(DataError, match="Input/output error"):
         data.prepare_coco()
     assert AnnotationStore(data.root / "store").num_objects == 3 and not data.left_over()
 
 
-@pytest.fixture
-def read_only(tmp_path):
-    """A folder of a read-only file system."""
-    with file_system(tmp_path / "read_only", "size=256k,ro") as folder:
-        yield folder
-
-
-def test_no_write_permission(data, read_only):
-    with pytest.raises(
-        DataError, match=r"Read-only file system \(.*\); make the folder writable, or choose another"
-    ):
-        data.prepare_coco(read_only / "stores" / "train")
-    with pytest.raises(DataError, match=r"cannot write the store: Read-only file system"):
-        data.open_images(read_only / "train")
-
-
-def test_no_write_permission_without_a_mount(data, monkeypatch):
+def test_no_write_permission(data, monkeypatch):
     def refuse(path, *arguments, **options):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(os, "mkdir", refuse)
-    with pytest.raises(
-        DataError, match=r"cannot write the store: Permission denied \(.*partial.*make the folder"
-    ):
-        data.prepare_coco()
+    for prepare in (data.prepare_coco, data.open_images):
+        with pytest.raises(DataError, match=r"cannot write the store: Permission denied \(.*partial"):
+            prepare()
 
 
 def test_no_read_permission(data, monkeypatch):
@@ -342,23 +269,11 @@ def test_no_read_permission(data, monkeypatch):
         data.prepare_coco()
 
 
-def test_json_in_a_folder_that_cannot_be_written(data, read_only, name):
-    register_coco(name, data.coco, data.images)
+def test_json_in_a_folder_that_cannot_be_written(data):
+    register_coco("unwritable", data.coco, data.images)
     (data.root / ".longtail_det2").write_text("in the way")
-    with pytest.raises(
-        DataError, match=r"its store cannot be made in .*; make it elsewhere and name its folder"
-    ):
-        DatasetCatalog.get(name)
-
-
-def test_folder_that_is_no_store(data):
-    (data.root / "store").mkdir()
-    (data.root / "store" / "thesis.txt").write_text("years of work")
-    with pytest.raises(
-        DataError, match=r"store exists and is no annotation store: remove it or choose another"
-    ):
-        data.prepare_coco()
-    assert (data.root / "store" / "thesis.txt").exists()
+    with pytest.raises(DataError, match="its store cannot be made"):
+        DatasetCatalog.get("unwritable")
 
 
 TYPES = ["<i2", "<i8", "<f4", "<f8", "|u1", ">i4", "<U4"]
