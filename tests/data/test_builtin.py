@@ -68,9 +68,7 @@ def test_builtin_names(tmp_path, monkeypatch):
         DatasetCatalog.get("openimages_v6_train")
     with pytest.raises(DataError, match=r"longtail-det2 prepare openimages"):
         get_metadata("shapes_validation")
-    with pytest.raises(
-        DataError, match=r"lvis_v1_val\.json.* annotation store with longtail-det2 prepare coco"
-    ):
+    with pytest.raises(DataError, match=r"lvis_v1_val\.json.* longtail-det2 prepare coco"):
         get_dataset("lvis_v1_val")  # Detectron2's own data set, whose files are not there
     with pytest.raises(DataError, match=rf"{tmp_path}/shapes_lvis/.* with longtail-det2 prepare coco"):
         DatasetCatalog.get("shapes_lvis_train")
@@ -126,10 +124,8 @@ def test_built_in_names_leave_own_data_alone(tmp_path, store):
 def test_hierarchy_of_training_sets(store, make_store):
     register_store("one", store.path)
     register_store("two", make_store(name="two").path)
-    register_store(
-        "other",
-        make_store(name="other", class_ids=["animal", "dog", "x", "pet", "fish", "car"], parents=None).path,
-    )
+    ids = ["animal", "dog", "x", "pet", "fish", "car"]
+    register_store("other", make_store(name="other", class_ids=ids, parents=None).path)
     assert hierarchy_of(["one", "two"]) == store.hierarchy
     with pytest.raises(DataError, match="class 2 is 'puppy' in one but 'x' in other"):
         hierarchy_of(["one", "other"])

@@ -1,7 +1,6 @@
 import csv
 import json
 import pickle
-import time
 
 import numpy as np
 import pytest
@@ -68,56 +67,46 @@ def test_root_is_a_class_where_it_is_listed():
     assert hierarchy.ancestors[:6, 6].all() and hierarchy.depth[PUPPY] == 3
 
 
+def below(child):
+    return {"LabelName": "r", "Subcategory": child}
+
+
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("source", "ids", "named"),
     [
-        (lambda: LabelHierarchy.from_json(TREE, IDS[:-1]), "1 labels are not in the class list.*'car'"),
+        (TREE, IDS[:-1], "1 labels .*'car'"),
+        (TREE, [*IDS, "tail"], "1 of 7 classes .*'tail'"),
+        ({"dog": ["wolf"]}, IDS, "'wolf'"),
+        ({"dog": 3}, IDS, "parents of 'dog'"),
+        (below([{"Name": "x"}]), IDS, "below 'r'"),
+        (below("x"), IDS, "'Subcategory' of 'r'"),
+        (below([{"LabelName": "x", "Subcategory": [{"LabelName": "r"}]}]), ["x"], "cycle"),
+        ({}, ["a", "b", "a"], "'a' occurs"),
+        ([1], IDS, "JSON object"),
         (
-            lambda: LabelHierarchy.from_json(TREE, [*IDS, "tail"]),
-            "1 of 7 classes are not in the tree.*'tail'",
+            {"car": ["puppy"], "puppy": ["dog"], "dog": ["puppy"]},
+            IDS,
+            "cycle.*(dog|puppy) -> ",
         ),
-        (lambda: LabelHierarchy.from_json({"dog": ["wolf"]}, IDS), "'wolf'"),
-        (lambda: LabelHierarchy.from_json({"dog": 3}, IDS), "parents of 'dog' must be a list"),
-        (
-            lambda: LabelHierarchy.from_json({"LabelName": "r", "Subcategory": [{"Name": "x"}]}, IDS),
-            "below 'r'",
-        ),
-        (
-            lambda: LabelHierarchy.from_json({"LabelName": "r", "Subcategory": "x"}, IDS),
-            "'Subcategory' of 'r'",
-        ),
-        (lambda: LabelHierarchy.from_json("/nowhere/tree.json", IDS), "/nowhere/tree.json: no such file"),
-        (lambda: LabelHierarchy.flat(["a", "b", "a"]), "'a' occurs more than once"),
+        ({"dog": ["dog"]}, IDS, "dog -> dog"),
     ],
 )
-def test_errors(build, message):
-    with pytest.raises(HierarchyError, match=message):
-        build()
-
-
-def test_files_with_errors_are_named(tmp_path):
+def test_errors_name_file_and_label(tmp_path, source, ids, named):
     path = tmp_path / "broken.json"
-    path.write_text("{")
-    with pytest.raises(HierarchyError, match=r"broken\.json: not a JSON file"):
-        LabelHierarchy.from_json(path, IDS)
-    path.write_text("[1]")
-    with pytest.raises(HierarchyError, match=r"broken\.json: expected a JSON object"):
-        LabelHierarchy.from_json(path, IDS)
-    path.write_text(json.dumps({"dog": ["puppy"], "puppy": ["dog"]}))
-    with pytest.raises(HierarchyError, match=r"broken\.json: cycle.*(dog -> puppy -> dog|puppy -> dog -> p)"):
-        LabelHierarchy.from_json(path, IDS)
+    path.write_text(json.dumps(source))
+    with pytest.raises(HierarchyError, match=rf"broken\.json: .*{named}"):
+        LabelHierarchy.from_json(path, ids)
 
 
-def test_cycles_print_their_path():
-    with pytest.raises(HierarchyError, match=r"(?=.*puppy -> dog)(?=.*dog -> animal)(?=.*animal -> puppy)"):
-        LabelHierarchy.from_json(
-            {"car": ["puppy"], "puppy": ["dog"], "dog": ["animal"], "animal": ["puppy"]}, IDS
-        )
-    with pytest.raises(HierarchyError, match="dog -> dog"):
-        LabelHierarchy(IDS, [[], [1], [], [], [], []])
-    nested = {"LabelName": "r", "Subcategory": [{"LabelName": "x", "Subcategory": [{"LabelName": "r"}]}]}
-    with pytest.raises(HierarchyError, match="cycle"):
-        LabelHierarchy.from_json(nested, ["x"])
+def test_files_that_are_none(tmp_path):
+    for content in (None, "{"):
+        if content:
+            (tmp_path / "broken.json").write_text(content)
+        with pytest.raises(HierarchyError, match=r"broken\.json"):
+            LabelHierarchy.from_json(tmp_path / "broken.json", IDS)
+
+
+def test_a_cycle_of_unlisted_labels():
     hidden = {"dog": ["u"], "u": ["v"], "v": ["u"]}
     with pytest.raises(HierarchyError, match=r"u -> v -> u|v -> u -> v"):
         LabelHierarchy.from_json(hidden, IDS, unlisted="contract")
@@ -178,11 +167,6 @@ def test_encode_states_positive_ignored_negative(hierarchy):
     assert strict.tolist() == [[1, 1, 0, 1, 0, 0]]
 
 
-def test_encode_labels_of_two_branches(hierarchy):
-    assert hierarchy.encode([[FISH, CAR]]).tolist() == [[0, 0, 0, 1, 1, 1]]
-    assert hierarchy.encode([[DOG, CAR]]).tolist() == [[1, 1, -1, 1, 0, 1]]
-
-
 def test_encode_equals_the_definition_on_random_dags():
     generator = np.random.default_rng(1)
     for _ in range(20):
@@ -236,17 +220,6 @@ def test_real_open_images_hierarchies(shared_dir):
         pending.extend(node.get("Subcategory", []))
     full = LabelHierarchy.from_json(full_path, sorted(all_ids - {"/m/0bl9f"}))
     assert full.num_classes == 601
-
-
-def test_expanding_a_million_pairs_is_quick(shared_dir):
-    folder = shared_dir / "data" / "openimages"
-    ids = read_class_ids(folder / "challenge-2019-classes-500.csv")
-    hierarchy = LabelHierarchy.from_json(folder / "derived-500-hierarchy.json", ids)
-    classes = np.random.default_rng(0).integers(0, 500, 1_000_000).astype(np.int16)
-    start = time.process_time()
-    rows, _ = hierarchy.expand(np.arange(1_000_000, dtype=np.int32), classes)
-    assert len(rows) > 1_500_000
-    assert time.process_time() - start < 1.0
 
 
 def test_deep_chains(tmp_path):

@@ -84,12 +84,6 @@ def test_small_chunks_change_nothing(monkeypatch):
         np.testing.assert_array_equal(getattr(objects, name), getattr(expected, name))
 
 
-def test_objects_of_an_image_stand_from_left_to_right():
-    objects = group_rows(*random_rows(1), np.arange(NUM_CLASSES))
-    keys = list(zip(objects.image.tolist(), objects.box.tolist(), strict=True))
-    assert keys == sorted(keys)
-
-
 def test_no_rows_and_empty_boxes():
     none = np.empty(0, np.int32)
     rank = np.arange(NUM_CLASSES)

@@ -20,7 +20,6 @@ from longtail_det2.data.samplers import (
     PhasedTrainingSampler,
     SoftBalanceTrainingSampler,
     UniformTrainingSampler,
-    make_sampler,
     parse_phases,
     phases_of_run,
 )
@@ -121,11 +120,6 @@ def test_counted_draws_over_boundaries(make, dataset):
         )
 
 
-def test_the_first_phase_is_a_run_with_that_sampler_alone(make, dataset):
-    alone = make_sampler("UniformTrainingSampler", dataset, seed=3)
-    assert take(make(), 240) == take(alone, 240)
-
-
 def test_a_sampler_that_is_used_twice_does_not_repeat_itself(make):
     twice = make([["UniformTrainingSampler", 30], ["UniformTrainingSampler", 30]])
     stream = take(twice, 480)
@@ -219,44 +213,27 @@ def test_phases_of_a_lazy_config():
     assert [str(phase) for phase in own] == ["UniformTrainingSampler", "SoftBalanceTrainingSampler"]
 
 
-KEY = "DATALOADER.PHASES (dataloader.train.phases)"
 U = "UniformTrainingSampler"
-FORM = (
-    '["UniformTrainingSampler", 90000], a sampler and its iterations (at least 1), or '
-    '["SoftBalanceTrainingSampler", 90000, {"lambda_": 0.5}] with options of the sampler'
-)
 
 
 @pytest.mark.parametrize(
-    ("phases", "message"),
+    ("phases", "named"),
     [
-        (
-            ((U, 90), ("SoftBalanceTrainingSampler", 80)),
-            f"{KEY}: the phases last 90 + 80 = 170 iterations, but SOLVER.MAX_ITER (train.max_iter) is 180; "
-            "both must be the same",
-        ),
-        (
-            ((U, 190),),
-            f"{KEY}: the phases last 190 iterations, but SOLVER.MAX_ITER (train.max_iter) is 180; both must "
-            "be the same",
-        ),
-        ((), f"{KEY} is (); it must be a list of phases, each {FORM}"),
-        ((U, 180), f"{KEY}: phase 1 is 'UniformTrainingSampler'; a phase is {FORM}"),
-        (((U, 90), (U,)), f"{KEY}: phase 2 is ('UniformTrainingSampler',); a phase is {FORM}"),
-        (((U, 0), (U, 180)), f"{KEY}: phase 1 is ('UniformTrainingSampler', 0); a phase is {FORM}"),
-        (((U, 90.0), (U, 90)), f"{KEY}: phase 1 is ('UniformTrainingSampler', 90.0); a phase is {FORM}"),
-        (((U, True), (U, 179)), f"{KEY}: phase 1 is ('UniformTrainingSampler', True); a phase is {FORM}"),
-        (((U, 180, 0.5),), f"{KEY}: phase 1 is ('UniformTrainingSampler', 180, 0.5); a phase is {FORM}"),
-        (
-            (("PhasedTrainingSampler", 180),),
-            f"{KEY}: phase 1 is PhasedTrainingSampler itself; name a single sampler",
-        ),
+        (((U, 90), ("SoftBalanceTrainingSampler", 80)), "170 iterations.*SOLVER.MAX_ITER"),
+        (((U, 190),), "190 iterations"),
+        ((), "a list of phases"),
+        ((U, 180), "phase 1"),
+        (((U, 90), (U,)), "phase 2"),
+        (((U, 0), (U, 180)), "phase 1"),
+        (((U, 90.0), (U, 90)), "phase 1"),
+        (((U, True), (U, 179)), "phase 1"),
+        (((U, 180, 0.5),), "phase 1"),
+        ((("PhasedTrainingSampler", 180),), "phase 1 is PhasedTrainingSampler itself"),
     ],
 )
-def test_bad_phase_lists(phases, message):
-    with pytest.raises(ConfigError) as caught:
+def test_bad_phase_lists(phases, named):
+    with pytest.raises(ConfigError, match=rf"DATALOADER\.PHASES .*{named}"):
         phases_of_run("PhasedTrainingSampler", phases, 180)
-    assert str(caught.value) == message
 
 
 def test_unknown_sampler_in_a_phase():
@@ -268,13 +245,8 @@ def test_unknown_sampler_in_a_phase():
 
 def test_phases_and_sampler_must_fit(dataset):
     assert phases_of_run("UniformTrainingSampler", ()) == phases_of_run({"a": "node"}, []) == ()
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r"DATALOADER\.PHASES .*SAMPLER_TRAIN"):
         phases_of_run("UniformTrainingSampler", PHASES, 120)
-    assert str(caught.value) == (
-        f"{KEY} is set, but the sampler (DATALOADER.SAMPLER_TRAIN, dataloader.train.sampler) is "
-        "'UniformTrainingSampler': to train in phases set it to 'PhasedTrainingSampler', else make the "
-        "phases empty"
-    )
     cfg = get_cfg()
     cfg.DATALOADER.PHASES = tuple(PHASES)
     with pytest.raises(ConfigError, match="is set, but the sampler"):
@@ -304,12 +276,7 @@ def test_errors_of_the_phases_samplers_come_at_once(dataset, make_store, picture
 
 
 def test_batch_size_of_the_sampler_and_of_the_loader(dataset, make):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r"240 images.*batch size 9"):
         TrainingStream(dataset, image_id, make(), 9, 0)
-    assert str(caught.value) == (
-        "a phase of PhasedTrainingSampler(UniformTrainingSampler, RepeatFactorTrainingSampler, "
-        "SoftBalanceTrainingSampler(lambda_=0.5)) ends after 240 images, which is no multiple of the total "
-        "batch size 9: make the sampler for this batch size"
-    )
     with pytest.raises(ValueError, match="shorter"):
         PhasedTrainingSampler([UniformTrainingSampler(3, 0)] * 3, [3, 4], 0)

@@ -1,5 +1,4 @@
 import itertools
-import time
 from collections import Counter
 
 import numpy as np
@@ -80,16 +79,6 @@ def test_start_continues_the_stream(make):
                 assert part == stream[start + rank :: world][:10]
 
 
-def test_start_over_many_class_aware_blocks():
-    stream = take(class_aware(), 140_000)
-    assert take(class_aware(start=131_070), 20) == stream[131_070:131_090]
-
-
-def test_more_ranks_than_images():
-    stream = take(uniform(), 200)
-    assert take(uniform(rank=15, world_size=20), 9) == stream[15::20][:9]
-
-
 @SAMPLERS
 def test_another_seed_is_another_stream(make):
     sampler = make()
@@ -150,17 +139,6 @@ def test_repeat_factors_equal_detectron2(random_store):
     assert repeat_factors(random_store, 0.3).max() > 1.5
 
 
-def test_repeat_factors_of_filtered_images(random_store):
-    dataset = MultiLabelDataset(random_store, filter_empty=True)
-    records = [dataset[i] for i in range(len(dataset))]
-    for record in records:
-        record["annotations"] = [
-            {"category_id": label} for one in record["annotations"] for label in one["category_ids"]
-        ]
-    expected = Detectron2RepeatFactor.repeat_factors_from_category_frequency(records, 0.3).numpy()
-    assert np.array_equal(repeat_factors(dataset, 0.3), expected)
-
-
 def test_repeat_factor_frequencies():
     factors = np.array([1.0, 2.25, 1.5, 1.0], np.float32)
     sampler = RepeatFactorTrainingSampler(factors, 0)
@@ -182,31 +160,6 @@ def test_class_index():
     assert index.counts.tolist() == [1, 2, 0, 0, 1, 0, 0]
     assert index.images.dtype == np.int32
     assert ClassIndex.build(np.array([0]), np.array([], np.int16)).counts.tolist() == []
-
-
-def test_class_aware_draws_classes_then_images_uniformly(random_store):
-    offsets, labels = labels_per_image(random_store)
-    sampler = ClassAwareTrainingSampler.from_dataset(random_store, seed=5)
-    draws = np.array(take(sampler, 200_000))
-    expected = np.zeros(len(random_store))
-    index = ClassIndex.build(offsets, labels)
-    occurring = [c for c in range(len(index.counts)) if index.counts[c]]
-    for c in occurring:
-        images = index.images[index.offsets[c] : index.offsets[c + 1]]
-        expected[images] += 1 / len(images) / len(occurring)
-    observed = np.bincount(draws, minlength=len(expected))
-    assert (observed[expected == 0] == 0).all()
-    drawn = expected > 0
-    wanted = expected[drawn] * len(draws)
-    chi2 = ((observed[drawn] - wanted) ** 2 / wanted).sum()
-    freedom = drawn.sum() - 1
-    assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
-
-
-def test_class_aware_skips_classes_without_images():
-    index = ClassIndex.build(np.array([0, 1, 2]), np.array([1, 4]), num_classes=8)
-    counts = np.bincount(take(ClassAwareTrainingSampler(index, 0), 10_000), minlength=2)
-    assert counts.sum() == 10_000 and abs(counts[0] - 5000) < 300
 
 
 @pytest.mark.parametrize(
@@ -251,14 +204,3 @@ def test_a_custom_sampler():
     assert take(make_sampler(EveryOther, [], seed=0, start=3), 2) == [1, 3]
     with pytest.raises(ConfigError, match="EveryOther has no option 'speed'"):
         make_sampler(EveryOther, [], seed=0, speed=1)
-
-
-def test_an_epoch_of_open_images_is_quick():
-    count = 1_740_000
-    generator = np.random.default_rng(0)
-    factors = 1 + np.maximum(generator.normal(0, 0.2, count), 0)
-    samplers = [UniformTrainingSampler(count, 0), RepeatFactorTrainingSampler(factors, 0)]
-    for sampler in samplers:
-        start = time.process_time()
-        sampler.epoch_indices(1)
-        assert time.process_time() - start < 0.5

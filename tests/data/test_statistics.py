@@ -2,12 +2,24 @@
 
 import itertools
 import json
-from functools import partial
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from statistics_stores import CLASS_IDS, GROUP_OF, PARENTS, Picture, build_store, crowded_pictures
+from factories import (
+    ANIMAL,
+    CAR,
+    CLASS_IDS,
+    DOG,
+    FISH,
+    GROUP_OF,
+    PARENTS,
+    PET,
+    PUPPY,
+    Picture,
+    build_store,
+    crowded_pictures,
+)
 
 from longtail_det2.data import statistics as module
 from longtail_det2.data.datasets.builtin import register_store
@@ -22,32 +34,22 @@ from longtail_det2.data.statistics import (
 )
 from longtail_det2.utils.errors import ConfigError, DataError
 
-ANIMAL, DOG, PUPPY, PET, FISH, CAR = range(6)
-
-
-@pytest.fixture
-def make_store(tmp_path):
-    return partial(build_store, tmp_path)
-
 
 @pytest.fixture
 def register():
-    names = []
+    names = itertools.count()
 
     def register(source, class_ids=CLASS_IDS):
         """Registers a store, or plain records; returns the name."""
-        names.append(f"statistics_{len(names)}")
+        name = f"statistics_{next(names)}"
         if isinstance(source, list):
-            DatasetCatalog.register(names[-1], lambda: source)
-            MetadataCatalog.get(names[-1]).set(thing_classes=list(class_ids))
+            DatasetCatalog.register(name, lambda: source)
+            MetadataCatalog.get(name).set(thing_classes=list(class_ids))
         else:
-            register_store(names[-1], source.path)
-        return names[-1]
+            register_store(name, source.path)
+        return name
 
-    yield register
-    for name in names:
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
+    return register
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def test_objects_with_very_many_labels(make_store, register):
     ids = [f"c{index}" for index in range(300)]
     labels = [generator.choice(300, 12, replace=False).tolist() for _ in range(20)]
     objects = [((0, 0, 1 + n, 2), labels[n % 20][:: 1 if n % 2 else -1], 0) for n in range(30)]
-    store = make_store([Picture("a", objects)], ids, None)
+    store = make_store([Picture("a", objects=objects)], ids, None)
     assert_counts(compute_statistics(register(store)), slow_counts(store))
 
 
@@ -140,7 +142,7 @@ def test_rates_are_conditional_on_the_row(make_store, register):
     """Three dogs, one of them also a fish; two animals of no known kind."""
     objects = [([DOG], 3), ([FISH, DOG], 1), ([ANIMAL], 2), ([CAR], 1)]
     pictures = [
-        Picture(f"{n}{k}", [((0, 0, 5, 5), labels, 0)])
+        Picture(f"{n}{k}", objects=[((0, 0, 5, 5), labels, 0)])
         for n, (labels, times) in enumerate(objects)
         for k in range(times)
     ]
@@ -157,7 +159,7 @@ def test_rates_are_conditional_on_the_row(make_store, register):
 
 def test_groups_are_instances_but_no_evidence(make_store, register):
     box = (0, 0, 10, 10)
-    store = make_store([Picture("a", [(box, [DOG, CAR], GROUP_OF), (box, [FISH], 0)])])
+    store = make_store([Picture("a", objects=[(box, [DOG, CAR], GROUP_OF), (box, [FISH], 0)])])
     statistics = compute_statistics(register(store))
     assert statistics.instance_counts.tolist() == [1, 1, 0, 2, 1, 1]
     assert statistics.cooccurrence.diagonal().tolist() == [0, 0, 0, 1, 1, 0]
@@ -165,7 +167,7 @@ def test_groups_are_instances_but_no_evidence(make_store, register):
 
 
 def test_one_class_and_no_objects(make_store, register):
-    only = make_store([Picture("a", [((0, 0, 5, 5), [0], 0)] * 2)], ["only"], None)
+    only = make_store([Picture("a", objects=[((0, 0, 5, 5), [0], 0)] * 2)], ["only"], None)
     assert compute_statistics(register(only)).cooccurrence.tolist() == [[2]]
     for name, pictures in (("none", []), ("bare", [Picture("a"), Picture("b")])):
         empty = compute_statistics(register(make_store(pictures, name=name)))
@@ -284,21 +286,10 @@ def test_files_that_are_cut_or_absent_or_cannot_be_written(tmp_path):
     ],
 )
 def test_arrays_that_cannot_be_are_refused(arrays):
-    with pytest.raises(DataError):
-        ClassStatistics(
-            **{
-                "class_ids": "ab",
-                "num_images": 3,
-                "image_counts": [1, 2],
-                "instance_counts": [2, 3],
-                **arrays,
-            }
-        )
-
-
-def test_rates_need_counts():
     with pytest.raises(DataError, match="co-occurrence"):
         ClassStatistics(("a",), 1, [1], [1]).rates()
+    with pytest.raises(DataError):
+        ClassStatistics("ab", 3, **{"image_counts": [1, 2], "instance_counts": [2, 3], **arrays})
 
 
 def test_bins_are_thirds_of_the_classes():
@@ -313,9 +304,6 @@ def test_bins_by_thresholds_begin_at_the_threshold():
     """As COCO-MLT and VOC-MLT split: tail below 20, medium below 100, head from 100."""
     counts = np.array([0, 1, 19, 20, 21, 99, 100, 101])
     assert frequency_bins(counts, (20, 100)).tolist() == [2, 2, 2, 1, 1, 1, 0, 0]
-
-
-def test_classes_without_images_are_tail():
     assert frequency_bins(np.array([3, 0, 0, 0, 0, 0])).tolist() == [0, 2, 2, 2, 2, 2]
     assert frequency_bins(np.array([0, 5]), (-1, 3)).tolist() == [2, 0]
 

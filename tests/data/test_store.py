@@ -1,6 +1,5 @@
 """The annotation store: what is written is what is read, and nothing half-written opens."""
 
-import json
 import os
 import pickle
 import signal
@@ -10,6 +9,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from factories import store_columns
 
 from longtail_det2.data.store import (
     AnnotationStore,
@@ -26,36 +26,27 @@ from longtail_det2.utils.io import describe_file
 CLASSES = ["/m/vehicle", "/m/car", "/m/dog", "/m/unused"]
 
 
-def columns() -> dict[str, np.ndarray]:
-    return {
-        "image_id": np.array(["a", "bé", "c"]),
-        "file_name": np.array(["train/a.jpg", "train/bé.jpg", "c.png"]),
-        "image_size": np.array([[10, 20], [30, 40], [50, 60]]),
-        "object_offsets": np.array([0, 2, 2, 3]),
-        "box": np.array([[0, 0, 0.5, 0.5], [0.1, 0.1, 0.2, 0.3], [0, 0, 1, 1]]),
-        "flags": np.array([ObjectFlag.GROUP_OF, 0, ObjectFlag.OCCLUDED | ObjectFlag.INSIDE]),
-        "label_offsets": np.array([0, 2, 3, 4]),
-        "label": np.array([1, 2, 1, 2]),
-        "image_label_offsets": np.array([0, 1, 3, 3]),
-        "image_label": np.array([1, 2, 0]),
-        "image_label_status": np.array([1, 2, 0]),
-    }
+OBJECTS = [
+    (0, [0, 0, 0.5, 0.5], [1, 2], int(ObjectFlag.GROUP_OF)),
+    (0, [0.1, 0.1, 0.2, 0.3], [1], 0),
+    (2, [0, 0, 1, 1], [2], int(ObjectFlag.OCCLUDED | ObjectFlag.INSIDE)),
+]
 
 
 def write(path, **changes):
     header = changes.pop("header", {"parents": {"/m/car": ["/m/vehicle"]}})
-    return write_store(path, {**columns(), **changes}, CLASSES, ["Vehicle", "Car", "Dog", "Unused"], **header)
+    sizes = np.array([[10, 20], [30, 40], [50, 60]])
+    columns = store_columns(["a", "bé", "c"], sizes, OBJECTS, [(0, 1, 1), (1, 2, 2), (1, 0, 0)], **changes)
+    return write_store(path, columns, CLASSES, ["Vehicle", "Car", "Dog", "Unused"], **header)
 
 
 def test_round_trip(tmp_path):
     store = write(tmp_path / "store")
-    expected = columns()
     assert [name.decode() for name in store.image_ids] == ["a", "bé", "c"]
-    assert [name.decode() for name in store.file_names] == expected["file_name"].tolist()
-    np.testing.assert_array_equal(store.image_sizes, expected["image_size"])
-    np.testing.assert_array_equal(store.boxes, expected["box"].astype(np.float32))
-    np.testing.assert_array_equal(store.labels, expected["label"])
-    np.testing.assert_array_equal(store.image_label_status, expected["image_label_status"])
+    assert [name.decode() for name in store.file_names] == ["a.png", "bé.png", "c.png"]
+    assert store.image_sizes.tolist() == [[10, 20], [30, 40], [50, 60]]
+    np.testing.assert_array_equal(store.boxes, np.array([box for _, box, _, _ in OBJECTS], np.float32))
+    assert store.labels.tolist() == [1, 2, 1, 2] and store.image_label_status.tolist() == [1, 2, 0]
     assert (
         store.labels.dtype == np.int16 and store.boxes.dtype == np.float32 and store.flags.dtype == np.uint8
     )
@@ -91,34 +82,8 @@ def test_hierarchy_and_flat_store(tmp_path):
     np.testing.assert_array_equal(flat.image_counts(expanded=True), flat.image_counts())
 
 
-def test_frequencies(tmp_path):
-    assert write(tmp_path / "none").class_frequencies is None
-    store = write(tmp_path / "store", header={"frequency": ["r", "c", "f", "r"]})
-    assert store.class_frequencies == ("r", "c", "f", "r")
-    assert pickle.loads(pickle.dumps(store)).class_frequencies == store.class_frequencies
-    classes = json.loads((store.path / "classes.json").read_text())
-    for frequency, message in (
-        (["r", "c", "f", "x"], "'frequency' has 'x'; it must be one of 'r', 'c', 'f'"),
-        (["r"], "'frequency' has 1 entries for 4 classes"),
-        ("rcfr", "'frequency' must not be 'rcfr'"),
-    ):
-        (store.path / "classes.json").write_text(json.dumps({**classes, "frequency": frequency}))
-        with pytest.raises(DataError, match=rf"classes\.json is damaged: {message}; prepare the store again"):
-            AnnotationStore(store.path)
-    (store.path / "classes.json").write_text(json.dumps({**classes, "frequency": None}))
-    assert AnnotationStore(store.path).class_frequencies is None
-
-
-@pytest.mark.parametrize("form", ["open_images", "coco", "lvis"])
-def test_form(tmp_path, form):
-    assert write(tmp_path / "store", header={"form": form}).form == form
-
-
 def test_empty_store(tmp_path):
-    empty = {name: values[:0] for name, values in columns().items()}
-    for name in ("object_offsets", "label_offsets", "image_label_offsets"):
-        empty[name] = np.zeros(1, dtype=np.int64)
-    store = write(tmp_path / "store", **empty)
+    store = write_store(tmp_path / "store", store_columns([]), CLASSES)
     assert len(store) == 0
     assert store.image_counts().tolist() == [0, 0, 0, 0]
 
@@ -141,34 +106,28 @@ def test_image_root_moves_with_the_store(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        (
-            {"label": np.array([1, 2, 1, 9])},
-            r"label\.npy .* has values from 1 to 9; it must lie between 0 and 3",
-        ),
-        ({"label": np.array([1, 2, 1, -1])}, r"label\.npy .* has values from -1 to 2"),
-        ({"label": np.array([1, 2, 1])}, r"label_offsets\.npy .* goes from 0 to 4, not from 0 to 3 labels"),
-        ({"object_offsets": np.array([0, 2, 1, 3])}, r"object_offsets\.npy .* must ascend"),
-        ({"object_offsets": np.array([0, 3])}, r"object_offsets\.npy .* has shape \(2,\), not \(4,\)"),
-        ({"box": np.full((3, 4), np.nan)}, "not finite"),
-        ({"box": np.zeros((3, 5))}, r"'box' has shape \(3, 5\)"),
-        ({"image_id": np.array(["a", "a", "c"])}, "must ascend"),
-        ({"box": np.full((3, 4), 1.5)}, r"box\.npy .* has values from 1.5 to 1.5"),
-        ({"label_offsets": np.array([0, 3, 3, 4])}, r"label_offsets\.npy .* must ascend"),
-        ({"image_size": np.full((3, 2), 40_000)}, "has images of more than 1073741824 pixels"),
-        (
-            {"image_label_status": np.array([1, 3, 0])},
-            r"image_label_status\.npy .* has values from 0 to 3; it must",
-        ),
-        ({"image_label_status": np.array([1, -1, 0])}, r"image_label_status\.npy .* has values from -1 to 1"),
-        ({"header": {"form": "voc"}}, "form 'voc' is none of open_images, coco, lvis"),
-        ({"header": {"frequency": ["r", "c", "f"]}}, "'frequency' has 3 entries for 4 classes"),
-        ({"header": {"frequency": ["r", "c", "f", None]}}, "'frequency' must not be .*None"),
+        ({"label": np.array([1, 2, 1, 9])}, r"label\.npy"),
+        ({"label": np.array([1, 2, 1, -1])}, r"label\.npy"),
+        ({"label": np.array([1, 2, 1])}, r"label_offsets\.npy"),
+        ({"label_offsets": np.array([0, 3, 3, 4])}, r"label_offsets\.npy"),
+        ({"object_offsets": np.array([0, 2, 1, 3])}, r"object_offsets\.npy"),
+        ({"object_offsets": np.array([0, 3])}, r"object_offsets\.npy .*shape"),
+        ({"box": np.full((3, 4), np.nan)}, r"box\.npy"),
+        ({"box": np.full((3, 4), 1.5)}, r"box\.npy"),
+        ({"box": np.zeros((3, 5))}, "'box' has shape"),
+        ({"image_id": np.array(["a", "a", "c"])}, r"image_id\.npy"),
+        ({"image_size": np.full((3, 2), 40_000)}, r"image_size\.npy"),
+        ({"image_label_status": np.array([1, 3, 0])}, r"image_label_status\.npy"),
+        ({"image_label_status": np.array([1, -1, 0])}, r"image_label_status\.npy"),
+        ({"header": {"form": "voc"}}, "form 'voc'"),
+        ({"header": {"frequency": ["r", "c", "f"]}}, "'frequency'"),
+        ({"header": {"frequency": ["r", "c", "f", None]}}, "'frequency'"),
     ],
 )
-def test_columns_that_disagree_are_refused(tmp_path, changes, message):
-    with pytest.raises(DataError, match=message):
+def test_columns_that_disagree_are_refused(tmp_path, changes, named):
+    with pytest.raises(DataError, match=named):
         write(tmp_path / "store", **changes)
     assert list(tmp_path.iterdir()) == []
 
@@ -181,29 +140,6 @@ def test_missing_column_is_refused(tmp_path):
         writer.add("image_id", np.array(["a"]))
         writer.finish(CLASSES)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_open_errors_say_what_to_do(tmp_path):
-    with pytest.raises(DataError, match=r"no annotation store.*longtail-det2 prepare"):
-        AnnotationStore(tmp_path / "nothing")
-    path = write(tmp_path / "store").path
-    with open(path / "box.npy", "r+b") as file:
-        file.truncate(140)
-    with pytest.raises(DataError, match=r"box\.npy is damaged"):
-        AnnotationStore(path)
-    (path / "box.npy").unlink()
-    with pytest.raises(DataError, match=r"box\.npy is missing.*incomplete"):
-        AnnotationStore(path)
-    header = json.loads((path / "header.json").read_text())
-    (path / "header.json").write_text(json.dumps({**header, "version": 99}))
-    with pytest.raises(DataError, match="store version 99"):
-        AnnotationStore(path)
-    (path / "header.json").write_text("{")
-    with pytest.raises(DataError, match="not a JSON file"):
-        AnnotationStore(path)
-    (path / "header.json").unlink()
-    with pytest.raises(DataError, match=r"incomplete annotation store.*header\.json"):
-        AnnotationStore(path)
 
 
 def test_replaces_a_store_but_nothing_else(tmp_path):
