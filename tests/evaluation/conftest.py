@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.utils import comm
-from PIL import Image
-
-from longtail_det2.data.datasets.coco import prepare_coco
+from factories import json_store
 
 
 @pytest.fixture(scope="session")
@@ -47,18 +45,10 @@ def shuffled(oid, tmp_path):
 
 @pytest.fixture
 def make_lvis_store(tmp_path):
-    """A store from the content of a COCO- or LVIS-form file; the images are empty."""
+    """A store from the content of a COCO- or LVIS-form file."""
 
     def make(content, hierarchy=None, name="store"):
-        for one in content["images"]:
-            path = tmp_path / one["file_name"]
-            if not path.exists():
-                Image.new("L", (one["width"], one["height"])).save(path)
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-        if hierarchy is not None:
-            (tmp_path / "hierarchy.json").write_text(json.dumps(hierarchy))
-            hierarchy = tmp_path / "hierarchy.json"
-        return prepare_coco(tmp_path / f"{name}.json", tmp_path, tmp_path / name, hierarchy)
+        return json_store(tmp_path, content, hierarchy, name)
 
     return make
 

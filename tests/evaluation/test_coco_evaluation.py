@@ -9,16 +9,12 @@ import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from longtail_det2.data.datasets.coco import prepare_coco
-from longtail_det2.data.masks import to_rle
 from longtail_det2.evaluation.coco_metric import COCOMetric
 from longtail_det2.evaluation.evaluator import StoreEvaluator, build_evaluators
 from longtail_det2.evaluation.ground_truth import StoreGroundTruth
-from longtail_det2.utils.errors import ConfigError
 
 SIZE = 160
 CATEGORIES = [{"id": 4 * k + 3, "name": name} for k, name in enumerate(["thing", "cat", "dog", "car"])]
@@ -53,20 +49,6 @@ def make_content(seed, images=12, with_masks=True):
         {"id": k, "file_name": f"{k}.png", "height": SIZE, "width": SIZE} for k in range(1, images + 1)
     ]
     return {"images": entries, "annotations": annotations, "categories": CATEGORIES}
-
-
-@pytest.fixture
-def make_store(tmp_path):
-    def make(content, hierarchy=None, name="store"):
-        for one in content["images"]:
-            Image.new("L", (SIZE, SIZE)).save(tmp_path / one["file_name"])
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-        if hierarchy is not None:
-            (tmp_path / "hierarchy.json").write_text(json.dumps(hierarchy))
-            hierarchy = tmp_path / "hierarchy.json"
-        return prepare_coco(tmp_path / f"{name}.json", tmp_path, tmp_path / name, hierarchy)
-
-    return make
 
 
 def make_outputs(content, seed, classes=4):
@@ -167,9 +149,9 @@ def in_store_order(store, outputs):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("hierarchy", [None, HIERARCHY])
-def test_equal_to_pycocotools(make_store, seed, hierarchy):
+def test_equal_to_pycocotools(make_lvis_store, seed, hierarchy):
     content = make_content(seed)
-    store = make_store(content, hierarchy)
+    store = make_lvis_store(content, hierarchy)
     outputs = make_outputs(content, seed)
     results = evaluate(store, outputs)
     for task in ("bbox", "segm"):
@@ -181,35 +163,11 @@ def test_equal_to_pycocotools(make_store, seed, hierarchy):
         assert 5 < found["AP50"] < 99
 
 
-def test_without_hierarchy_the_truth_is_the_file(make_store):
-    """The store's boxes are the file's; pycocotools on the file itself gives the same number."""
-    content = make_content(11)
-    store = make_store(content)
-    outputs = make_outputs(content, 11)
-    own = {3 + 4 * k: k for k in range(4)}
-    place = {int(name): k for k, name in enumerate(store.image_ids.tolist())}
-    annotations = []
-    for one in content["annotations"]:
-        runs = to_rle([np.array(one["segmentation"][0])], SIZE, SIZE)
-        runs = {"size": runs["size"], "counts": runs["counts"].decode()}
-        changed = {"image_id": place[one["image_id"]], "category_id": own[one["category_id"]]}
-        annotations.append({**one, **changed, "segmentation": runs, "area": float(coco_mask.area(runs))})
-    truth = {
-        "images": [{"id": k, "height": SIZE, "width": SIZE} for k in range(len(store))],
-        "annotations": annotations,
-        "categories": [{"id": k, "name": str(k)} for k in range(4)],
-    }
-    results = evaluate(store, outputs)
-    for task in ("bbox", "segm"):
-        expected = reference(truth, in_store_order(store, outputs), task)
-        assert results[f"coco_{task}"]["AP"] == pytest.approx(expected["AP"], abs=1e-9)
-
-
-def test_perfect_detections(make_store):
+def test_perfect_detections(make_lvis_store):
     content = make_content(5)
     for one in content["annotations"]:
         one["iscrowd"] = 0
-    store = make_store(content, HIERARCHY)
+    store = make_lvis_store(content, HIERARCHY)
     outputs = []
     for image in content["images"]:
         rows = []
@@ -235,26 +193,11 @@ def test_perfect_detections(make_store):
     assert list(results["coco_segm"])[-4:] == ["AP_leaves", "AP_head", "AP_medium", "AP_tail"]
 
 
-@pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_nothing_found(make_store, task):
-    content = make_content(2)
-    store = make_store(content)
-    found = Instances((SIZE, SIZE))
-    found.pred_boxes, found.scores = Boxes(torch.zeros(0, 4)), torch.zeros(0)
-    found.pred_classes = torch.zeros(0, dtype=torch.int64)
-    found.pred_masks = torch.zeros(0, SIZE, SIZE, dtype=torch.bool)
-    outputs = [({"image_id": str(one["id"])}, {"instances": found}) for one in content["images"]]
-    results = evaluate(store, outputs, tasks=(task,))[f"coco_{task}"]
-    with_one = evaluate(store, make_outputs(content, 0), tasks=(task,))[f"coco_{task}"]
-    assert results["AP"] == 0
-    assert [np.isnan(value) for value in results.values()] == [np.isnan(value) for value in with_one.values()]
-
-
-def test_unverified_classes_do_not_count(make_store):
+def test_unverified_classes_do_not_count(make_lvis_store):
     content = make_content(3)
     for one in content["images"]:
         one["neg_category_ids"] = [15]
-    store = make_store(content, HIERARCHY)
+    store = make_lvis_store(content, HIERARCHY)
     verified = StoreGroundTruth(store).verified
     present = {(one["image_id"], (one["category_id"] - 3) // 4) for one in content["annotations"]}
     for row, name in enumerate(store.image_ids.tolist()):
@@ -262,33 +205,33 @@ def test_unverified_classes_do_not_count(make_store):
         expected = classes | {3} | ({0} if classes & {1, 2} else set())
         assert set((verified[verified // 4 == row] % 4).tolist()) == expected
     outputs = make_outputs(content, 3)
-    strict = evaluate(make_store(make_content(3), HIERARCHY, "strict"), outputs)["coco_bbox"]["AP"]
+    strict = evaluate(make_lvis_store(make_content(3), HIERARCHY, "strict"), outputs)["coco_bbox"]["AP"]
     assert evaluate(store, outputs)["coco_bbox"]["AP"] > strict
 
 
-def test_a_class_verified_absent_has_its_descendants_absent(make_store):
+def test_a_class_verified_absent_has_its_descendants_absent(make_lvis_store):
     content = make_content(3, images=1)
     content["annotations"] = []
     content["images"][0]["neg_category_ids"] = [3]
-    assert sorted(StoreGroundTruth(make_store(content, HIERARCHY)).verified.tolist()) == [0, 1, 2]
+    assert sorted(StoreGroundTruth(make_lvis_store(content, HIERARCHY)).verified.tolist()) == [0, 1, 2]
 
 
-def test_objects_without_mask_are_ignored_regions(make_store):
+def test_objects_without_mask_are_ignored_regions(make_lvis_store):
     content = make_content(7)
     for one in content["annotations"]:
         one["iscrowd"] = 0
     for one in content["annotations"][::2]:
         del one["segmentation"]
-    store = make_store(content)
+    store = make_lvis_store(content)
     truth = coco_ground_truth(store, "segm")["annotations"]
     assert sum(one["iscrowd"] for one in truth) == len(content["annotations"][::2])
     assert not any(one["iscrowd"] for one in coco_ground_truth(store, "bbox")["annotations"])
     assert evaluate(store, make_outputs(content, 7))["coco_segm"]["AP"] >= 0
 
 
-def test_files(make_store, tmp_path):
+def test_files(make_lvis_store, tmp_path):
     content = make_content(1)
-    store = make_store(content)
+    store = make_lvis_store(content)
     outputs = make_outputs(content, 1)
     results = evaluate(store, outputs, output_dir=tmp_path / "out", max_detections=2)
     written = json.loads((tmp_path / "out/results.json").read_text())
@@ -321,9 +264,9 @@ def content_for_pycocotools(content):
     return content
 
 
-def test_padded_and_foreign_images(make_store, caplog):
+def test_padded_and_foreign_images(make_lvis_store, caplog):
     content = make_content(4)
-    store = make_store(content)
+    store = make_lvis_store(content)
     outputs = make_outputs(content, 4)
     once = evaluate(store, outputs)
     foreign = ({"image_id": "no such image"}, outputs[0][1])
@@ -334,18 +277,18 @@ def test_padded_and_foreign_images(make_store, caplog):
     assert "1 of 12 images had no output" in caplog.text
 
 
-def test_detections_that_are_not_finite_are_left_out(make_store):
+def test_detections_that_are_not_finite_are_left_out(make_lvis_store):
     content = make_content(4)
-    store = make_store(content)
+    store = make_lvis_store(content)
     outputs = make_outputs(content, 4)
     outputs[0][1]["instances"].scores[0] = float("nan")
     outputs[0][1]["instances"].pred_boxes.tensor[1, 0] = float("inf")
     assert np.isfinite(evaluate(store, outputs)["coco_bbox"]["AP"])
 
 
-def test_both_metrics_at_once(make_store, tmp_path):
+def test_both_metrics_at_once(make_lvis_store, tmp_path):
     content = make_content(6)
-    store = make_store(content)
+    store = make_lvis_store(content)
     for metrics, expected in (
         ((), ["coco_segm"]),
         (("open_images",), ["bbox"]),
@@ -358,13 +301,3 @@ def test_both_metrics_at_once(make_store, tmp_path):
         for one, output in make_outputs(content, 6):
             evaluators.process([one], [output])
         assert list(evaluators.evaluate()) == expected
-
-
-def test_a_store_without_masks(make_store):
-    store = make_store(make_content(1, with_masks=False))
-    with pytest.raises(ConfigError, match=r"has no masks.*TEST\.TASKS \('bbox',\)"):
-        evaluate(store, [])
-    assert evaluate(store, [], tasks=("bbox",))["coco_bbox"]["AP"] == 0
-    for tasks in ((), ("keypoints",)):
-        with pytest.raises(ConfigError, match="'bbox' and 'segm', not"):
-            evaluate(store, [], tasks=tasks)

@@ -55,20 +55,6 @@ def test_equal_to_lvis_itself(make_lvis_store, case, tmp_path):
         assert_equal(results[f"lvis_{task}_fixed"], lvis_numbers(content, fixed, task, -1))
 
 
-def test_recorded_cases_are_hard_enough():
-    """They have what the rules are about, and each rule changes a number."""
-    crowded = json.loads(GOLDEN.read_text())["crowded"]
-    assert crowded["lvis_bbox"]["AP"] != pytest.approx(crowded["lvis_bbox_fixed"]["AP"], abs=0.02)
-    content = make_content("ties")
-    rows = make_results("ties", content)
-    scores = [row["score"] for row in rows]
-    assert len(set(scores)) < len(scores) / 2
-    assert any(one["neg_category_ids"] for one in content["images"])
-    assert any(one["not_exhaustive_category_ids"] for one in content["images"])
-    assert len({one["image_id"] for one in content["annotations"]}) < len(content["images"])
-    assert any(coco_mask.area(row["segmentation"]) == 0 for row in rows)
-
-
 def test_photographs(shared_dir, tmp_path):
     """The file as it is: its polygons and areas."""
     pytest.importorskip("lvis")

@@ -10,6 +10,7 @@ import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from factories import store_columns
 from lvis_cases import (
     HEIGHT,
     TASKS,
@@ -255,19 +256,7 @@ def test_files(make_lvis_store, tmp_path):
 
 
 def flat_store(path, classes=3, frequency=None, names=("a",)):
-    columns = {
-        "image_id": np.array(names),
-        "file_name": np.array([f"{name}.jpg" for name in names]),
-        "image_size": np.full((len(names), 2), (HEIGHT, WIDTH)),
-        "object_offsets": np.append(0, np.ones(len(names), np.int64)),
-        "box": np.array([[0.0, 0.0, 0.5, 0.5]]),
-        "flags": np.zeros(1, np.uint8),
-        "label_offsets": np.array([0, 1]),
-        "label": np.zeros(1, np.int64),
-        "image_label_offsets": np.zeros(len(names) + 1, np.int64),
-        "image_label": np.zeros(0, np.int64),
-        "image_label_status": np.zeros(0, np.uint8),
-    }
+    columns = store_columns(names, (HEIGHT, WIDTH), [(0, [0, 0, 0.5, 0.5], [0], 0)])
     return write_store(path, columns, [f"c{k}" for k in range(classes)], frequency=frequency)
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from factories import store_columns
 
+from longtail_det2.cli import main
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.open_images_csv import read_classes
 from longtail_det2.data.store import AnnotationStore, write_store
@@ -25,20 +27,9 @@ def golden_store(oid, tmp_path_factory):
     ids, names = read_classes(oid / "classes.csv")
     truth, image_ids, _ = read_ground_truth(oid / "boxes.csv", oid / "imagelabels.csv", ids)
     boxes, labels = (np.argsort(image, kind="stable") for image in (truth.image, truth.label_image))
-    count = len(image_ids)
-    columns = {
-        "image_id": np.array(image_ids),
-        "file_name": np.array([f"{name}.jpg" for name in image_ids]),
-        "image_size": np.full((count, 2), (HEIGHT, WIDTH)),
-        "object_offsets": np.searchsorted(truth.image[boxes], np.arange(count + 1)),
-        "box": truth.box[boxes],
-        "flags": np.where(truth.group_of[boxes], 4 | 1, 1).astype(np.uint8),
-        "label_offsets": np.arange(len(truth) + 1),
-        "label": truth.cls[boxes],
-        "image_label_offsets": np.searchsorted(truth.label_image[labels], np.arange(count + 1)),
-        "image_label": truth.label_cls[labels],
-        "image_label_status": truth.label_present[labels].astype(np.uint8),
-    }
+    objects = [(truth.image[k], truth.box[k], [truth.cls[k]], 4 * truth.group_of[k] | 1) for k in boxes]
+    verified = [(truth.label_image[k], truth.label_cls[k], truth.label_present[k]) for k in labels]
+    columns = store_columns(image_ids, (HEIGHT, WIDTH), objects, verified)
     parents = LabelHierarchy.from_json(oid / "hierarchy.json", ids).to_parents()
     return write_store(tmp_path_factory.mktemp("store") / "golden", columns, ids, names, parents=parents)
 
@@ -116,31 +107,17 @@ def test_official_numbers_and_files(golden_store, outputs, expected, tmp_path, c
     assert facts["metric"] == expected["official"]["metric"] and "[0, 1]" in document["unit"]
 
 
-def test_written_predictions_give_the_same_number_in_the_tool(
-    golden_store, outputs, oid, tool, tmp_path, expected
-):
+def test_written_predictions_give_the_same_number_in_the_tool(golden_store, outputs, oid, tmp_path):
     results = feed(make_evaluator(golden_store, output_dir=tmp_path), outputs).evaluate()["bbox"]
     files = {"boxes": "boxes.csv", "image-labels": "imagelabels.csv", "classes": "classes.csv"}
     given = [part for flag, name in files.items() for part in (f"--{flag}", str(oid / name))]
     given += ["--hierarchy", str(oid / "hierarchy.json"), "--predictions", str(tmp_path / "predictions.csv")]
-    assert tool.main([*given, "--output", str(tmp_path / "r.json")]) == 0
+    assert main(["evaluate-openimages", *given, "--output", str(tmp_path / "r.json")]) == 0
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["mAP"] == pytest.approx(results["mAP50"] / 100, abs=1e-6)
     with (tmp_path / "predictions.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == sum(len(output["instances"]) for _, output in outputs)
-
-
-def test_two_ranks_with_padding_equal_one(golden_store, outputs, tmp_path, run_ranks):
-    def run(pairs, folder):
-        return feed(make_evaluator(golden_store, tmp_path / folder, COUNTS), pairs).evaluate()
-
-    alone = run(outputs, "1")
-    shares = (outputs[0::2], [*outputs[1::2], outputs[0]])
-    assert run_ranks(2, lambda rank: run(shares[rank], str("ab"[rank]))) == [alone, {}]
-    assert not (tmp_path / "b").exists()
-    for name in ("results.json", "predictions.csv"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 
 
 def test_no_predictions(golden_store, expected, tmp_path, caplog):
@@ -154,34 +131,8 @@ def test_no_predictions(golden_store, expected, tmp_path, caplog):
     assert feed(evaluator, [(record(image), {"instances": empty})]).evaluate()["bbox"]["mAP50"] == 0.0
 
 
-def test_foreign_images_and_numbers_that_are_not_finite(golden_store, outputs, expected, caplog):
-    broken = Instances((HEIGHT, WIDTH))
-    broken.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, float("nan"), 1.0], [0.0, 0.0, 1.0, 1.0]]))
-    broken.scores, broken.pred_classes = torch.tensor([0.5, float("inf")]), torch.zeros(2, dtype=torch.int64)
-    image_id, output = outputs[0][0]["image_id"], outputs[0][1]["instances"]
-    mixed = Instances.cat([output, broken])
-    pairs = [(record("elsewhere"), {"instances": broken}), (record(image_id), {"instances": mixed})]
-    results = feed(make_evaluator(golden_store), [*pairs, *outputs[1:]]).evaluate()["bbox"]
-    assert results["mAP50"] == pytest.approx(100 * expected["official"]["mAP"], abs=1e-4)
-    assert "1 outputs are of images that are not in" in caplog.text
-    assert "2 detections with a box or score that is not finite" in caplog.text
-
-
 def test_store_without_objects_is_nan_with_a_warning(tmp_path, caplog):
-    columns = {
-        "image_id": np.array(["a"]),
-        "file_name": np.array(["a.jpg"]),
-        "image_size": np.array([[HEIGHT, WIDTH]]),
-        "object_offsets": np.zeros(2, np.int64),
-        "box": np.zeros((0, 4)),
-        "flags": np.zeros(0, np.uint8),
-        "label_offsets": np.zeros(1, np.int64),
-        "label": np.zeros(0, np.int64),
-        "image_label_offsets": np.zeros(2, np.int64),
-        "image_label": np.zeros(0, np.int64),
-        "image_label_status": np.zeros(0, np.uint8),
-    }
-    store = write_store(tmp_path / "store", columns, ["x", "y"])
+    store = write_store(tmp_path / "store", store_columns(size=(HEIGHT, WIDTH)), ["x", "y"])
     evaluator = make_evaluator(store, output_dir=tmp_path / "out", train_counts=[1, 2])
     results = evaluator.evaluate()["bbox"]
     assert all(np.isnan(value) for value in results.values()) and "holds no object" in caplog.text
@@ -190,40 +141,27 @@ def test_store_without_objects_is_nan_with_a_warning(tmp_path, caplog):
 
 
 def test_options(golden_store, outputs, tmp_path):
-    evaluator = make_evaluator(
-        golden_store,
-        output_dir=tmp_path,
-        iou_threshold=0.75,
-        group_of_weight=0.0,
-        expand_predictions=False,
-        write_predictions_csv=False,
-    )
+    chosen = {"iou_threshold": 0.75, "group_of_weight": 0.0}
+    chosen |= {"expand_predictions": False, "write_predictions_csv": False}
+    evaluator = make_evaluator(golden_store, output_dir=tmp_path, **chosen)
     results = feed(evaluator, outputs).evaluate()["bbox"]
     assert list(results) == ["mAP75", "mAP75_leaves"]
     assert not (tmp_path / "predictions.csv").exists()
     options = json.loads((tmp_path / "results.json").read_text())["metrics"]["open_images"]["options"]
-    assert options == {
-        "iou_threshold": 0.75,
-        "group_of_weight": 0.0,
-        "expand_predictions": False,
-        "write_predictions_csv": False,
-    }
+    assert options == chosen
 
 
 def test_dataset_by_name_and_by_path(golden_store):
     assert len(make_evaluator(str(golden_store.path)).store) == len(golden_store)
-    MetadataCatalog.get("evaluator_test_with_store").set(store_path=str(golden_store.path))
-    MetadataCatalog.get("evaluator_test_without_store").set(thing_classes=["a"])
-    try:
-        store = make_evaluator("evaluator_test_with_store").store
-        assert isinstance(store, AnnotationStore)
-        with pytest.raises(ConfigError, match="has no annotation store"):
-            make_evaluator("evaluator_test_without_store")
-        with pytest.raises(DataError, match="no annotation store"):
-            make_evaluator("no_such_data_set")
-    finally:
-        for name in ("evaluator_test_with_store", "evaluator_test_without_store"):
-            MetadataCatalog.remove(name)
+    MetadataCatalog.get("with_store").set(store_path=str(golden_store.path))
+    MetadataCatalog.get("without_store").set(thing_classes=["a"])
+    assert isinstance(make_evaluator("with_store").store, AnnotationStore)
+    with pytest.raises(ConfigError, match="has no annotation store"):
+        make_evaluator("without_store")
+    with pytest.raises(DataError, match="no annotation store"):
+        make_evaluator("no_such_data_set")
+    for name in ("with_store", "without_store"):
+        MetadataCatalog.remove(name)
 
 
 def test_training_counts_of_other_classes_are_refused(golden_store):

@@ -1,6 +1,3 @@
-import os
-import stat
-
 import numpy as np
 import pytest
 
@@ -12,7 +9,6 @@ from longtail_det2.evaluation.openimages_io import (
     write_detections,
 )
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import atomic_writer
 
 BOXES = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\n"
 LABELS = "ImageID,LabelName,Confidence\n"
@@ -34,20 +30,6 @@ def test_classes_with_and_without_header(write):
     assert read_classes(write('/m/a,"Cat, small"\n/m/b,Dog,2\n')) == (CLASSES, ["Cat, small", "Dog"])
     assert read_classes(write("LabelName,DisplayName\r\n/m/a,Cat\r\n\r\n/m/b,Dog\r\n"))[0] == CLASSES
     assert read_classes(write("\ufeff/m/a\n/m/b\n")) == (CLASSES, CLASSES)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "no classes"),
-        ("LabelName,DisplayName\n", "no classes"),
-        ("/m/a,Cat\n/m/a,Dog\n", r"line 2: class '/m/a' is listed twice"),
-        ("/m/a,Cat\n,Dog\n", "line 2: the class id is empty"),
-    ],
-)
-def test_bad_classes(write, text, message):
-    with pytest.raises(DataError, match=message):
-        read_classes(write(text))
 
 
 def test_columns_by_name_flags_and_sorted_images(write):
@@ -94,45 +76,42 @@ def test_unknown_labels_can_be_skipped(write):
     assert len(truth) == 0 and skipped == 1
 
 
+ROW = "a,/m/a,.5,0,1,0,1\n"
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("", "is empty; a header with ImageID, LabelName"),
-        ("ImageID,LabelName,XMin,XMax,YMin,YMax\n", "column Score is missing; the header has ImageID"),
+        ("", "is empty"),
+        ("ImageID,LabelName,XMin,XMax,YMin,YMax\n", "column Score is missing"),
         ("ImageID,ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n", "column ImageID occurs 2 times"),
-        (
-            PREDICTIONS + "a,/m/a,.5,0,1,0,1\n\na,/m/a,high,0,1,0,1\n",
-            "line 4: column Score holds 'high' instead of a number",
-        ),
-        (PREDICTIONS + "a,/m/a,,0,1,0,1\n", "line 2: column Score is empty; a finite number"),
-        (PREDICTIONS + "a,/m/a,.5,0,1,0,inf\n", "line 2: column YMax holds inf; a finite number"),
+        (PREDICTIONS + ROW + "\na,/m/a,high,0,1,0,1\n", "line 4: column Score holds 'high'"),
+        (PREDICTIONS + "a,/m/a,,0,1,0,1\n", "line 2: column Score is empty"),
+        (PREDICTIONS + "a,/m/a,.5,0,1,0,inf\n", "line 2: column YMax holds inf"),
         (PREDICTIONS + "a,/m/a,nan,0,1,0,1\n", "line 2: column Score holds nan"),
-        (PREDICTIONS + "a,/m/a,.5,0,1,0\n", "line 2: 6 cells where the header has 7"),
-        (PREDICTIONS + "a,/m/a,.5,0,1,0,1,2\n", "line 2: 8 cells where the header has 7"),
-        (
-            PREDICTIONS + "a,/m/a,.5,0,1,0,1\na,/m/c,.5,0,1,0,1\n",
-            "line 3: label '/m/c' is not among the 2 classes",
-        ),
+        (PREDICTIONS + "a,/m/a,.5,0,1,0\n", "line 2: 6 cells"),
+        (PREDICTIONS + "a,/m/a,.5,0,1,0,1,2\n", "line 2: 8 cells"),
+        (PREDICTIONS + ROW + "a,/m/c,.5,0,1,0,1\n", "line 3: label '/m/c'"),
+        (PREDICTIONS + ROW * 300_000 + "a,/m/x,.5,0,1,0,1\n", "line 300002: label '/m/x'"),
     ],
+    ids=range(11),
 )
-def test_bad_predictions(write, text, message):
-    path = write(text)
-    with pytest.raises(DataError, match=message) as error:
-        read_detections(path, CLASSES, ["a"])
-    assert str(path) in str(error.value)
+def test_bad_predictions(write, text, named):
+    with pytest.raises(DataError, match=rf"file\.csv.*{named}"):
+        read_detections(write(text), CLASSES, ["a"])
 
 
 @pytest.mark.parametrize(
-    ("boxes", "labels", "message"),
+    ("boxes", "labels", "named"),
     [
-        ("a,/m/a,0,1,0,1,2\n", "", "line 2: column IsGroupOf holds 2; flags are 1, 0 or -1"),
-        ("a,/m/a,0.6,0.5,0,1,0\n", "", r"line 2: bad box XMin=0\.6 XMax=0\.5"),
-        ("a,/m/a,0,1,0.7,0.5,0\n", "", r"line 2: bad box .*YMin=0\.7 YMax=0\.5"),
-        ("", "a,/m/a,0.7\n", r"line 2: Confidence is 0\.7.* 1 \(verified present\)"),
+        ("a,/m/a,0,1,0,1,2\n", "", "line 2: column IsGroupOf holds 2"),
+        ("a,/m/a,0.6,0.5,0,1,0\n", "", r"line 2: bad box XMin=0\.6"),
+        ("a,/m/a,0,1,0.7,0.5,0\n", "", r"line 2: bad box .*YMin=0\.7"),
+        ("", "a,/m/a,0.7\n", r"line 2: Confidence is 0\.7"),
     ],
 )
-def test_bad_annotations(write, boxes, labels, message):
-    with pytest.raises(DataError, match=message):
+def test_bad_annotations(write, boxes, labels, named):
+    with pytest.raises(DataError, match=named):
         read_ground_truth(write(BOXES + boxes, "b.csv"), write(LABELS + labels, "l.csv"), CLASSES)
 
 
@@ -141,12 +120,6 @@ def test_missing_file_and_folder(tmp_path):
         read_detections(tmp_path / "absent.csv", CLASSES, [])
     with pytest.raises(DataError, match="cannot be read"):
         read_detections(tmp_path, CLASSES, [])
-
-
-def test_errors_far_into_a_file_name_the_line(write):
-    rows = "a,/m/a,.5,0,1,0,1\n" * 300_000
-    with pytest.raises(DataError, match="line 300002: label '/m/x'"):
-        read_detections(write(PREDICTIONS + rows + "a,/m/x,.5,0,1,0,1\n"), CLASSES, ["a"])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -174,17 +147,3 @@ def test_no_detections_are_written_as_a_header(tmp_path):
     empty = Detections(np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros((0, 4)))
     write_detections(tmp_path / "p.csv", empty, CLASSES, [])
     assert (tmp_path / "p.csv").read_text() == PREDICTIONS
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "result.json"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_writer(path) as stream:
-        stream.write("half")
-        raise RuntimeError
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["result.json"]
-    with atomic_writer(path) as stream:
-        stream.write("new")
-    umask = os.umask(0)
-    os.umask(umask)
-    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
