@@ -1,11 +1,16 @@
 """A data set of eight pictures, made the way users' own data come in: through an annotation store."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from longtail_det2.cli.run import parse_args
 from longtail_det2.data.masks import encode_masks
 from longtail_det2.data.store import write_store
+from longtail_det2.engine import lazy, trainer
 
 CLASSES = ["animal", "cat", "dog", "ball"]
 PARENTS = {"cat": ["animal"], "dog": ["animal"]}
@@ -66,7 +71,6 @@ def pictures(tmp_path_factory):
 @pytest.fixture
 def yaml_args(pictures, tmp_path):
     """Function: (config options...) -> parsed command line of a short training of a tiny model."""
-    from longtail_det2.cli.run import parse_args
 
     def make(*options, flags=(), config="shapes/faster_rcnn_tiny_softmax_shapes.yaml", max_iter=3):
         small = [
@@ -86,7 +90,6 @@ def yaml_args(pictures, tmp_path):
 @pytest.fixture
 def lazy_args(pictures, tmp_path):
     """The same for the lazy twin."""
-    from longtail_det2.cli.run import parse_args
 
     def make(*options, flags=(), config="shapes/faster_rcnn_tiny_softmax_shapes.py", max_iter=3):
         small = [
@@ -108,3 +111,27 @@ def lazy_args(pictures, tmp_path):
         return parse_args([*flags, "--config-file", str(config), *small, *options])
 
     return make
+
+
+@dataclass
+class Front:
+    """One of the two forms of a config: what makes its arguments, and what runs them."""
+
+    name: str
+    make: Callable
+    main: Callable
+
+    def args(self, yaml=(), lazy=(), **more):
+        """The arguments of a short training with the options of the form."""
+        return self.make(*(yaml if self.name == "yaml" else lazy), **more)
+
+    def train(self, yaml=(), lazy=(), **more):
+        return self.main(self.args(yaml, lazy, **more))
+
+
+@pytest.fixture(params=["yaml", "lazy"])
+def front(request, yaml_args, lazy_args):
+    """Each of the two forms in turn."""
+    if request.param == "yaml":
+        return Front("yaml", yaml_args, trainer.main)
+    return Front("lazy", lazy_args, lazy.main)

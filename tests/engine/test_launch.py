@@ -128,9 +128,16 @@ def test_run_turns_errors_of_the_user_into_exit_code_2(capsys):
         run(crash, parse_args([]))
 
 
-@pytest.mark.slow
-def test_spawned_processes(script, tmp_path):
-    done = start(script, "--num-gpus", 2, tmp_path)
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 0, "--standalone"]
+
+
+@pytest.mark.parametrize(
+    ("before", "count"),
+    [pytest.param([], 2, marks=pytest.mark.slow), (TORCHRUN, 7)],
+    ids=["", "torchrun"],
+)
+def test_two_processes_know_each_other_and_torchrun_wins_over_the_flag(script, tmp_path, before, count):
+    done = start(*before, script, "--num-gpus", count, tmp_path)
     assert done.returncode == 0, done.stderr
     facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert facts == [[0, 2, 0, 2, [0, 1]], [1, 2, 1, 2, [0, 1]]]
@@ -148,28 +155,6 @@ def test_no_thread_outlives_the_process_group(tmp_path):
     done = start("-c", LIST_THREADS, tmp_path / "rendezvous")
     before, after = map(int, done.stdout.split())
     assert before > 0 and after == 0, done.stderr
-
-
-def test_torchrun_wins(script, tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 0, "--standalone"]
-    done = start(*torchrun, script, "--num-gpus", 7, tmp_path)
-    assert done.returncode == 0, done.stderr
-    facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert facts == [[0, 2, 0, 2, [0, 1]], [1, 2, 1, 2, [0, 1]]]
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_evaluate(yaml_args, repository, tmp_path):
-    options = yaml_args().opts
-    done = start(
-        repository / "scripts/train_net.py",
-        *("--config-file", "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"),
-        *("--num-gpus", 2),
-        *options,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run/model_final.pth").is_file()
-    assert (tmp_path / "run/inference/mini_test/results.json").is_file()
 
 
 @pytest.mark.slow
@@ -195,7 +180,3 @@ def test_two_jobs_on_one_machine_do_not_meet(script, tmp_path):
         assert job.wait(240) == 0, job.stderr.read()
     for folder in folders:
         assert sorted(path.name for path in folder.iterdir()) == ["0.json", "1.json"]
-
-
-def test_processes_of_one_machine_take_a_free_port():
-    assert parse_args([]).dist_url == "auto"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longtail_det2.cli.run import run
-from longtail_det2.engine import lazy, trainer
+from longtail_det2.engine import trainer
 from longtail_det2.modeling.losses import SoftmaxCrossEntropyLoss
 
 
@@ -26,15 +26,12 @@ def poison(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("form", ["yaml", "lazy"])
-def test_nan_stops_with_iteration_loss_and_images(yaml_args, lazy_args, tmp_path, capsys, poison, form):
-    if form == "yaml":
-        options = ("SOLVER.CHECKPOINT_PERIOD", "1", "SEED", "1")
-        args, main = yaml_args(*options, max_iter=3), trainer.main
-    else:
-        args = lazy_args("train.checkpointer.period=1", "train.seed=1", max_iter=3)
-        main = lazy.main
-    assert run(main, args) == 2
+def test_nan_stops_with_iteration_loss_and_images(front, tmp_path, capsys, poison):
+    yaml, lazy = (
+        ("SOLVER.CHECKPOINT_PERIOD", "1", "SEED", "1"),
+        ("train.checkpointer.period=1", "train.seed=1"),
+    )
+    assert run(front.main, front.args(yaml, lazy, max_iter=3)) == 2
     message = capsys.readouterr().err
     message = message[message.index("error: ") :]
     assert message.startswith(

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from rank_processes import SECONDS, differences, finish, kill, start_ranks
+from runs import SECONDS, differences, finish, kill, start_ranks
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.samplers import PhasedTrainingSampler

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine.train_loop import TrainerBase
+from runs import logged, metrics, weights
 
-from longtail_det2.cli.run import run
-from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.samplers import (
     ClassIndex,
     Phase,
@@ -20,7 +20,6 @@ from longtail_det2.data.samplers import (
 )
 from longtail_det2.engine import lazy, trainer
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE, SamplingLog, draws_by_class
-from longtail_det2.utils.errors import ConfigError
 
 YAML = [
     *("DATALOADER.SAMPLER_TRAIN", "PhasedTrainingSampler", "SEED", "5", "SOLVER.BASE_LR", "0.001"),
@@ -38,28 +37,6 @@ LAZY = [
     "train.checkpointer.period=1",
     "optimizer.base_lr=0.001",
 ]
-
-
-def train(form, make, options, **more):
-    """A run of seven iterations in one of the two forms."""
-    return form.main(make(*options, **{"max_iter": 7, **more}))
-
-
-@pytest.fixture
-def yaml_run(yaml_args):
-    return lambda *options, **more: train(trainer, yaml_args, [*YAML, *options], **more)
-
-
-@pytest.fixture
-def lazy_run(lazy_args):
-    return lambda *options, **more: train(lazy, lazy_args, [*LAZY, *options], **more)
-
-
-def metrics(folder):
-    """Lines of metrics.json without what clocks measured."""
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    clocks = ("time", "data_time", "eta_seconds", "rank_data_time")
-    return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
 
 
 def trained(folder):
@@ -81,8 +58,8 @@ def assert_equal_runs(one, two):
     assert (one / SAMPLED_CLASSES_FILE).read_text() == (two / SAMPLED_CLASSES_FILE).read_text()
 
 
-def test_a_phased_run_logs_its_phases_and_rates(yaml_run, tmp_path):
-    yaml_run()
+def test_a_phased_run_logs_its_phases_and_rates(yaml_args, tmp_path):
+    trainer.main(yaml_args(*YAML, max_iter=7))
     lines = [line for line in metrics(tmp_path / "run") if "total_loss" in line]
     assert [line["phase"] for line in lines] == [1, 1, 1, 2, 2, 2, 2]
     text = (tmp_path / "run/log.txt").read_text()
@@ -97,17 +74,15 @@ def test_a_phased_run_logs_its_phases_and_rates(yaml_run, tmp_path):
     assert [line["lr"] for line in lines] == pytest.approx([0.001 * value for value in expected])
 
 
-def test_lazy_and_yaml_phased_training_are_the_same(yaml_run, lazy_run, tmp_path):
-    yaml_run()
+def test_lazy_and_yaml_phased_training_are_the_same(yaml_args, lazy_args, tmp_path):
+    trainer.main(yaml_args(*YAML, max_iter=7))
     (tmp_path / "run").rename(tmp_path / "yaml")
-    lazy_run()
+    lazy.main(lazy_args(*LAZY, max_iter=7))
     assert_equal_runs(tmp_path / "yaml", tmp_path / "run")
 
 
-@pytest.mark.parametrize("form", ["yaml", "lazy"])
-def test_resume_inside_the_second_phase_is_exact(yaml_run, lazy_run, tmp_path, form):
-    start, key = (yaml_run, "OUTPUT_DIR ") if form == "yaml" else (lazy_run, "train.output_dir=")
-    start()
+def test_resume_inside_the_second_phase_is_exact(front, tmp_path):
+    front.train(YAML, LAZY, max_iter=7)
     whole = tmp_path / "run"
     for done in (2, 3, 5):  # before, at and after the boundary
         resumed = tmp_path / f"resumed{done}"
@@ -115,33 +90,34 @@ def test_resume_inside_the_second_phase_is_exact(yaml_run, lazy_run, tmp_path, f
         for name in (f"model_{done - 1:07}.pth", "metrics.json"):
             (resumed / name).write_bytes((whole / name).read_bytes())
         (resumed / "last_checkpoint").write_text(f"model_{done - 1:07}.pth")
-        start(*f"{key}{resumed}".split(), flags=["--resume"])
+        folder = ("OUTPUT_DIR", str(resumed)), (f"train.output_dir={resumed}",)
+        front.train([*YAML, *folder[0]], [*LAZY, *folder[1]], flags=["--resume"], max_iter=7)
         assert_equal_runs(whole, resumed)
         log = (resumed / "log.txt").read_text()
         assert f"Continuing at iteration {done}" in log
         assert log.count("Phase 1 of 2") == (done < 3) and log.count("Phase 2 of 2") == 1
 
 
-def test_the_first_phase_is_a_natural_run(yaml_run, yaml_args, tmp_path):
+def test_the_first_phase_is_a_natural_run(yaml_args, tmp_path):
     """The hybrid and the natural run it is compared with have the same first iterations."""
-    yaml_run()
-    checkpoint = torch.load(tmp_path / "run/model_0000002.pth", weights_only=True)["model"]
+    trainer.main(yaml_args(*YAML, max_iter=7))
+    checkpoint = weights(tmp_path / "run", "model_0000002.pth")
     (tmp_path / "run").rename(tmp_path / "hybrid")
     options = ["SEED", "5", "SOLVER.BASE_LR", "0.001", "SOLVER.CHECKPOINT_PERIOD", "1"]
     trainer.main(yaml_args(*options, max_iter=7))
-    natural = torch.load(tmp_path / "run/model_0000002.pth", weights_only=True)["model"]
+    natural = weights(tmp_path / "run", "model_0000002.pth")
     assert all(torch.equal(natural[name], checkpoint[name]) for name in natural)
-    last = [torch.load(tmp_path / f"{name}/model_final.pth")["model"] for name in ("run", "hybrid")]
+    last = [weights(tmp_path / name) for name in ("run", "hybrid")]
     assert not all(torch.equal(last[0][name], last[1][name]) for name in natural)
 
 
 def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, lazy_args, tmp_path):
     """Pre-train with natural sampling; a new run takes the weights alone, all else is new."""
     trainer.main(yaml_args("SEED", "5", max_iter=3))
-    weights = tmp_path / "pretrained.pth"
-    (tmp_path / "run/model_final.pth").rename(weights)
-    pretrained = torch.load(weights, weights_only=True)["model"]
-    options = ["MODEL.WEIGHTS", str(weights), "DATALOADER.SAMPLER_TRAIN", "SoftBalanceTrainingSampler"]
+    path = tmp_path / "pretrained.pth"
+    (tmp_path / "run/model_final.pth").rename(path)
+    pretrained = weights(tmp_path, path.name)
+    options = ["MODEL.WEIGHTS", str(path), "DATALOADER.SAMPLER_TRAIN", "SoftBalanceTrainingSampler"]
     options += ["DATALOADER.SOFT_BALANCE.LAMBDA", "0.5", "OUTPUT_DIR", str(tmp_path / "tuned"), "SEED", "6"]
     cfg = trainer.configure(yaml_args(*options, max_iter=4))
     second = trainer.Trainer(cfg)
@@ -149,12 +125,11 @@ def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, lazy_args, tm
     assert second.start_iter == 0 and not second.step.optimizer.state_dict()["state"]
     assert all(torch.equal(value, pretrained[name]) for name, value in second.model.state_dict().items())
     second.train()
-    lines = [line for line in metrics(tmp_path / "tuned") if "total_loss" in line]
-    assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
+    assert list(logged(tmp_path / "tuned")) == [0, 1, 2, 3]
     found = json.loads((tmp_path / "tuned" / SAMPLED_CLASSES_FILE).read_text())
     assert [phase["sampler"] for phase in found["phases"]] == ["SoftBalanceTrainingSampler(lambda_=0.5)"]
     lazy_options = [
-        f"train.init_checkpoint={weights}",
+        f"train.init_checkpoint={path}",
         "dataloader.train.sampler=SoftBalanceTrainingSampler",
         "+dataloader.train.sampler_options={lambda_: 0.5}",
         f"train.output_dir={tmp_path / 'tuned_lazy'}",
@@ -260,44 +235,3 @@ def test_frequencies_of_a_long_tail_follow_the_sampler():
     balanced = draws_by_class(index, sampler.draw_counts(9000, 18000, 1000))
     assert natural.tolist() == [8100, 810, 90]
     assert balanced == pytest.approx([3000] * 3, abs=5 * math.sqrt(3000))
-
-
-def fails(main, args, capsys):
-    assert run(main, args) == 2
-    written = capsys.readouterr().err
-    return written[written.index("error: ") :].strip()
-
-
-def test_phases_that_do_not_cover_the_iterations(yaml_args, lazy_args, capsys, monkeypatch):
-    monkeypatch.setattr(trainer.Trainer, "build_model", lambda cfg: pytest.fail("a model was built before"))
-    expected = (
-        "error: DATALOADER.PHASES (dataloader.train.phases): the phases last 3 + 4 = 7 iterations, but "
-        "SOLVER.MAX_ITER (train.max_iter) is 9; both must be the same"
-    )
-    assert fails(trainer.main, yaml_args(*YAML, max_iter=9), capsys) == expected
-    assert fails(lazy.main, lazy_args(*LAZY, max_iter=9), capsys) == expected
-
-
-def test_phase_mistakes_in_configs(yaml_args, lazy_args, capsys):
-    without = ["DATALOADER.SAMPLER_TRAIN", "UniformTrainingSampler"]
-    message = fails(trainer.main, yaml_args(*YAML, *without, max_iter=7), capsys)
-    assert "to train in phases set it to 'PhasedTrainingSampler'" in message
-    message = fails(lazy.main, lazy_args(*LAZY, "dataloader.train.sampler=UniformTrainingSampler"), capsys)
-    assert "to train in phases set it to 'PhasedTrainingSampler'" in message
-    own = ["DATALOADER.PHASES", "(('Uniform', 7),)"]
-    assert "unknown training sampler 'Uniform'" in fails(trainer.main, yaml_args(*YAML, *own), capsys)
-    bad = ["DATALOADER.PHASES", "(('UniformTrainingSampler', 3), ('SoftBalanceTrainingSampler', 4))"]
-    bad += ["DATALOADER.SOFT_BALANCE.LAMBDA", "2.5"]
-    message = fails(trainer.main, yaml_args(*YAML, *bad, max_iter=7), capsys)
-    assert message.startswith(
-        "error: DATALOADER.SOFT_BALANCE.LAMBDA (lambda_) is 2.5; it must be a number from 0"
-    )
-
-
-def test_labels_of_a_store_and_of_its_dataset_agree(pictures):
-    """What the log counts is what the samplers index."""
-    dataset = MultiLabelDataset(str(pictures / "train"))
-    index = ClassIndex.build(*labels_per_image(dataset))
-    assert index.counts.tolist() == [2, 2, 2, 1]
-    with pytest.raises(ConfigError):
-        SoftBalanceTrainingSampler(index, 0, lambda_=-1)

@@ -3,12 +3,12 @@
 import json
 import logging
 
-import pytest
 import torch
+from runs import weights
 
 from longtail_det2.cli.run import run
 from longtail_det2.config_files import load_cfg, load_lazy
-from longtail_det2.engine import lazy, trainer
+from longtail_det2.engine import trainer
 from longtail_det2.engine.setup import setup
 
 
@@ -27,10 +27,9 @@ def test_a_notebook_trains_in_two_lines(yaml_args, tmp_path):
     assert record["seed"] == saved.SEED and record["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("form", ["yaml", "lazy"])
-def test_record_of_a_run(yaml_args, lazy_args, tmp_path, form):
-    args = yaml_args("SEED", "5", max_iter=1) if form == "yaml" else lazy_args("train.seed=5", max_iter=1)
-    (trainer if form == "yaml" else lazy).main(args)
+def test_record_of_a_run(front, tmp_path):
+    args = front.args(("SEED", "5"), ("train.seed=5",), max_iter=1)
+    front.main(args)
     folder = tmp_path / "run"
     record = json.loads((folder / "run.json").read_text())
     assert record["config"] == args.config_file and record["options"] == args.opts
@@ -70,22 +69,19 @@ def test_resuming_nothing_is_said(yaml_args, tmp_path):
     assert "WARNING: --resume:" in log and "has no checkpoint" in log
 
 
-@pytest.mark.parametrize("form", ["yaml", "lazy"])
-def test_nothing_but_trained_weights_is_evaluated(yaml_args, lazy_args, tmp_path, capsys, form):
-    main = trainer.main if form == "yaml" else lazy.main
-    make = yaml_args if form == "yaml" else lazy_args
-    key = ("MODEL.WEIGHTS", "{}") if form == "yaml" else ("train.init_checkpoint={}",)
-    assert run(main, make(flags=["--eval-only"])) == 2
-    assert "no weights to evaluate" in capsys.readouterr().err
-    main(make(max_iter=1))
-    weights = torch.load(tmp_path / "run/model_final.pth")["model"]
-    backbone = {name: value for name, value in weights.items() if name.startswith("backbone")}
+def test_nothing_but_trained_weights_is_evaluated(front, tmp_path, capsys):
+    def fails(name="", max_iter=3, flags=()):
+        options = (("MODEL.WEIGHTS", str(tmp_path / name)), (f"train.init_checkpoint={tmp_path / name}",))
+        args = front.args(*(options if name else ()), flags=flags, max_iter=max_iter)
+        assert run(front.main, args) == 2
+        return capsys.readouterr().err
+
+    assert "no weights to evaluate" in fails(flags=["--eval-only"])
+    front.train(max_iter=1)
+    state = weights(tmp_path / "run")
+    backbone = {name: value for name, value in state.items() if name.startswith("backbone")}
     torch.save(backbone, tmp_path / "backbone.pth")
-    options = [word.format(tmp_path / "backbone.pth") for word in key]
-    assert run(main, make(*options, flags=["--eval-only"])) == 2
-    assert "random ones would be evaluated" in capsys.readouterr().err
-    torch.save({f"other.{name}": value for name, value in weights.items()}, tmp_path / "other.pth")
-    options = [word.format(tmp_path / "other.pth") for word in key]
-    assert run(main, make(*options, max_iter=1)) == 2
-    assert "no weights of this model" in capsys.readouterr().err
-    assert run(main, make(flags=["--eval-only", "--resume"])) == 0
+    assert "random ones would be evaluated" in fails("backbone.pth", flags=["--eval-only"])
+    torch.save({f"other.{name}": value for name, value in state.items()}, tmp_path / "other.pth")
+    assert "no weights of this model" in fails("other.pth")
+    assert run(front.main, front.args(flags=["--eval-only", "--resume"])) == 0

@@ -1,4 +1,4 @@
-"""Two processes as torchrun starts them, which can be killed, and the comparison of finished runs."""
+"""Two processes as torchrun starts them, which can be killed; and what a run leaves."""
 
 import json
 import os
@@ -61,12 +61,22 @@ def differences(whole, resumed):
     for name, pairs in hooks[0]["MetricsLog"]["values"].items():
         if ("loss" in name or name == "lr") and pairs != hooks[1]["MetricsLog"]["values"].get(name):
             found.append(f"values {name}")
-    return found + (["metrics.json"] if logged(whole) != logged(resumed) else [])
+    return found + (["metrics.json"] if metrics(whole) != metrics(resumed) else [])
 
 
-def logged(run):
+def metrics(folder):
     """Lines of metrics.json without what clocks measured; no iteration is there twice."""
-    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert len({line["iteration"] for line in lines}) == len(lines)
     clocks = ("time", "data_time", "eta_seconds", "rank_data_time")
     return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
+
+
+def logged(folder, key="total_loss"):
+    """The values of a metric by the iteration that logged it."""
+    return {line["iteration"]: line[key] for line in metrics(folder) if key in line}
+
+
+def weights(folder, name="model_final.pth"):
+    """The model's part of a checkpoint."""
+    return torch.load(folder / name, weights_only=True)["model"]
