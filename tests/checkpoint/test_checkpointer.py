@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from longtail_det2.checkpoint import CheckpointError, ClassAwareCheckpointer
+from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.utils.errors import ConfigError
 
 
@@ -37,16 +37,19 @@ def test_round_trip(saved, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model.pth"]
 
 
-def test_other_number_of_classes_names_both_and_the_keys(saved):
+@pytest.mark.parametrize(
+    ("class_ids", "words"),
+    [
+        ("abc", ["for 2 classes, the model for 3", "MODEL.RESET_WEIGHTS roi_heads.box_predictor"]),
+        ("a", ["for 2 classes, the model for 1:"]),
+        ("ac", ["class 1 is 'b' there and 'c'"]),
+    ],
+)
+def test_other_classes_are_named(saved, class_ids, words):
     path, _ = saved
     with pytest.raises(ConfigError) as error:
-        ClassAwareCheckpointer(Detector(3), class_ids=["a", "b", "c"]).load(path)
-    message = str(error.value)
-    assert "it is for 2 classes, the model for 3" in message
-    assert (
-        "roi_heads.box_predictor.cls_score.weight: (3, 3) in the checkpoint, (4, 3) in the model" in message
-    )
-    assert "MODEL.RESET_WEIGHTS roi_heads.box_predictor" in message and path in message
+        ClassAwareCheckpointer(Detector(len(class_ids)), class_ids=class_ids).load(path)
+    assert all(word in str(error.value) for word in [*words, path])
 
 
 def test_checkpoint_that_does_not_know_its_classes(tmp_path):
@@ -55,12 +58,8 @@ def test_checkpoint_that_does_not_know_its_classes(tmp_path):
     with pytest.raises(ConfigError, match=r"cls_score.weight: \(3, 3\) in the checkpoint, \(4, 3\)"):
         ClassAwareCheckpointer(Detector(3), class_ids=["a", "b", "c"]).load(path)
     ClassAwareCheckpointer(Detector(2), class_ids=["a", "b"]).load(path)
-
-
-def test_other_classes_of_the_same_number(saved):
-    path, _ = saved
-    with pytest.raises(ConfigError, match=r"class 1 is 'b' there and 'c' in the data set"):
-        ClassAwareCheckpointer(Detector(2), class_ids=["a", "c"]).load(path)
+    with pytest.raises(ConfigError, match=r"MODEL.WEIGHTS.*nothing\.pth"):
+        ClassAwareCheckpointer(Detector(2)).load(str(tmp_path / "nothing.pth"))
 
 
 def test_reset_weights_start_afresh(saved):
@@ -82,23 +81,3 @@ def test_resuming_resets_nothing(saved, tmp_path):
     checkpointer.resume_or_load("", resume=True)
     weight = checkpointer.model.roi_heads.box_predictor.cls_score.weight
     assert torch.equal(weight, model.roi_heads.box_predictor.cls_score.weight)
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"MODEL.WEIGHTS: there is no checkpoint .*nothing.pth"):
-        ClassAwareCheckpointer(Detector(2)).load(str(tmp_path / "nothing.pth"))
-
-
-def test_a_failed_save_leaves_the_older_file(saved, tmp_path, monkeypatch):
-    path, model = saved
-
-    def fail(data, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(CheckpointError, match=r"model.pth cannot be written: No space left.*--resume"):
-        ClassAwareCheckpointer(Detector(2), str(tmp_path)).save("model")
-    monkeypatch.undo()
-    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model.pth"]
-    assert torch.equal(torch.load(path)["model"]["backbone.weight"], model.backbone.weight)

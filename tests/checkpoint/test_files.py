@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import zipfile
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from longtail_det2.checkpoint import CheckpointError, ClassAwareCheckpointer
-from longtail_det2.checkpoint.weights import read_weights
+from longtail_det2.checkpoint.weights import Weights, read_weights, write_weights
 from longtail_det2.utils.errors import ConfigError
 
 
@@ -46,23 +45,17 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def empty(path):
-    path.write_bytes(b"")
+DAMAGES = {
+    "truncated": truncate,
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("<html>Not found</html>"),
+    "list": lambda path: torch.save([1, 2], path),
+    "code": lambda path: torch.save({"model": Payload(path.parent / "executed")}, path),
+}
+LOADERS = (lambda path: make(path.parent).load(str(path)), read_weights)
 
 
-def replace_by_text(path):
-    path.write_text("<html>Not found</html>")
-
-
-def replace_by_list(path):
-    torch.save([1, 2], path)
-
-
-def replace_by_code(path):
-    torch.save({"model": Payload(path.parent / "executed")}, path)
-
-
-@pytest.mark.parametrize("damage", [truncate, empty, replace_by_text, replace_by_list, replace_by_code])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_resume_takes_the_checkpoint_before_a_damaged_one(run, caplog, damage):
     damage(run / "model_0000005.pth")
     checkpointer = make(run)
@@ -109,8 +102,9 @@ def test_code_in_a_strangers_file_never_runs(tmp_path, name):
         path.write_bytes(pickle.dumps({"model": {}, "extra": Payload(executed)}))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=name != "legacy.pth")
-    with pytest.raises(CheckpointError, match=r"holds more than weights \(.*system\): nothing"):
-        make(tmp_path).load(str(path))
+    for load in LOADERS:
+        with pytest.raises(CheckpointError, match=r"more than weights .*system"):
+            load(path)
     assert not executed.exists()
 
 
@@ -122,26 +116,6 @@ def test_model_zoo_pickles_of_arrays_load(tmp_path, protocol):
     checkpointer = make(tmp_path)
     checkpointer.load(str(path))
     assert float(checkpointer.model.weight[0, 0].detach()) == 3
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"model": {"weight": 3}}, "'weight' is not a tensor but int"),
-        ({"model": {}}, "no weights"),
-        ([1], "list"),
-    ],
-)
-def test_files_that_hold_no_weights(tmp_path, content, message):
-    torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match=message):
-        make(tmp_path).load(str(tmp_path / "odd.pth"))
-
-
-def test_truncated_weights_are_named(run):
-    truncate(run / "model_0000005.pth")
-    with pytest.raises(CheckpointError, match=r"model_0000005.pth is no complete checkpoint"):
-        make(run).load(str(run / "model_0000005.pth"))
 
 
 FULL_DISK = """
@@ -172,17 +146,6 @@ def test_no_room_for_a_checkpoint(run):
         "model_0000005.pth",
     ]
     assert make(run).resume_or_load("", resume=True)["iteration"] == 5
-
-
-def test_no_permission_for_the_folder(run, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("os.open", refuse)
-    with pytest.raises(CheckpointError, match=r"model_0000008.pth cannot be written: Permission denied"):
-        make(run).save("model_0000008")
-    monkeypatch.undo()
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 5000
 
 
 def test_a_small_archive_that_claims_to_be_large(tmp_path):
@@ -226,8 +189,29 @@ HOSTILE = {
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_pickles(tmp_path, content):
     (tmp_path / "hostile.pkl").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"hostile.pkl"):
-        make(tmp_path).load(str(tmp_path / "hostile.pkl"))
+    for load in LOADERS:
+        with pytest.raises(ConfigError, match=r"hostile\.pkl"):
+            load(tmp_path / "hostile.pkl")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {"w": "text"}}, {"model": {}}, {"model": [1]}, "text"])
+def test_files_without_weights(tmp_path, content):
+    torch.save(content, tmp_path / "odd.pth")
+    for load in LOADERS:
+        with pytest.raises(ConfigError, match=r"odd\.pth"):
+            load(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, 0.5, 0.99])
+def test_truncated_files(tmp_path, keep):
+    write_weights(tmp_path / "model.safetensors", Weights({"w": torch.arange(600.0)}, (), 0, {}))
+    torch.save({"model": {"w": torch.arange(600.0)}}, tmp_path / "model.pth")
+    for path in (tmp_path / "model.safetensors", tmp_path / "model.pth"):
+        data = path.read_bytes()
+        path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+        for load in LOADERS:
+            with pytest.raises(ConfigError, match=path.name):
+                load(path)
 
 
 def test_forms_of_other_projects(tmp_path):

@@ -28,6 +28,7 @@ PHASED = ["DATALOADER.SAMPLER_TRAIN", "PhasedTrainingSampler", "DATALOADER.PHASE
 LAMBDA = [*PHASED, "(('UniformTrainingSampler', 3), ('SoftBalanceTrainingSampler', 4))"]
 YAML_MISTAKES = [  # options, what the message must name
     (["SOLVER.MAXITER", "3"], "'SOLVER.MAX_ITER'"),
+    (["SEED"], "words", "SEED"),
     (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH"),
     (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD"),
     (["SOLVER.CHECKPOINT_MAX_TO_KEEP", "-2"], "SOLVER.CHECKPOINT_MAX_TO_KEEP"),

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from longtail_det2.cli.run import parse_args, run
 from longtail_det2.engine.launch import launch
@@ -104,12 +105,16 @@ def test_one_process_runs_here():
     assert launch(lambda x: x + 1, args=(2,)) == 3
 
 
-def test_numbers_that_do_not_fit():
+def test_numbers_that_do_not_fit(monkeypatch):
     for numbers in ({"processes_per_machine": 0}, {"num_machines": 0}, {"machine_rank": 1}):
         with pytest.raises(ConfigError, match="at least one process"):
             launch(print, **numbers)
     with pytest.raises(ConfigError, match="--dist-url"):
         launch(print, num_machines=2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="--num-gpus 2"):
+        launch(print, processes_per_machine=2)
 
 
 def test_run_turns_errors_of_the_user_into_exit_code_2(capsys):

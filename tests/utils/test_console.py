@@ -25,4 +25,4 @@ def test_work_goes_on_when_the_reader_has_gone(tmp_path):
 
 def test_errors_are_one_line_without_control_characters(capsys):
     assert tell_error(ValueError("a\x1b[2J\nb")) == 2
-    assert capsys.readouterr().err == "error: a\\x1b[2J\\nb\n"
+    assert capsys.readouterr().err == "error: a\\x1b[2J b\n"
