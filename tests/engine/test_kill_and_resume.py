@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from rank_processes import differences
+from runs import differences
 
 KILLS = int(os.environ.get("LONGTAIL_DET2_KILLS", "3"))
 FINAL = "model_final.pth"
