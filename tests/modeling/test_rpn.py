@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.utils.events import EventStorage
+from model_factories import assert_same_detections, detect, training_step
 
 from longtail_det2.modeling.proposal_generator import NormalizedRPN
 
@@ -16,11 +16,9 @@ def rpn_cfg(tiny_cfg):
     return tiny_cfg
 
 
-def run(model, batch, seed=0):
-    torch.manual_seed(seed)
-    with EventStorage(19) as storage:
-        losses = {name: value for name, value in model(batch).items() if "rpn" in name}
-        return losses, storage.latest()
+def rpn_losses(model, batch):
+    losses, logged = training_step(model, batch)
+    return {name: value for name, value in losses.items() if "rpn" in name}, logged
 
 
 @pytest.mark.parametrize("loss_type", ["smooth_l1", "giou"])
@@ -32,7 +30,7 @@ def test_by_default_it_is_detectron2s(rpn_cfg, batch, loss_type):
     theirs = build_model(rpn_cfg)
     theirs.load_state_dict(ours.state_dict())  # all keys
     assert type(theirs.proposal_generator) is RPN
-    (mine, logged), (other, their_log) = run(ours, batch), run(theirs, batch)
+    (mine, logged), (other, their_log) = rpn_losses(ours, batch), rpn_losses(theirs, batch)
     assert set(mine) == set(other) == {"loss_rpn_cls", "loss_rpn_loc"} and mine["loss_rpn_loc"] > 0
     for name, value in other.items():
         torch.testing.assert_close(mine[name], value)
@@ -44,9 +42,7 @@ def test_by_default_it_is_detectron2s(rpn_cfg, batch, loss_type):
             torch.testing.assert_close(a, b)
     for name in ("rpn/num_pos_anchors", "rpn/num_neg_anchors"):
         assert logged[name] == their_log[name]
-    with torch.no_grad():
-        found, expected = (model.eval()(batch)[0]["instances"] for model in (ours, theirs))
-    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert_same_detections(detect(ours, batch), detect(theirs, batch))
 
 
 def test_sampling_normalizer_and_losses_can_be_replaced(rpn_cfg, batch):
@@ -67,21 +63,21 @@ def test_sampling_normalizer_and_losses_can_be_replaced(rpn_cfg, batch):
     rpn_cfg.MODEL.RPN.LOSS_NORMALIZER = "foreground"
     model = build_model(rpn_cfg)
     model.proposal_generator.__class__ = AllAnchors
-    losses, _ = run(model, batch)
+    losses, _ = rpn_losses(model, batch)
     positives = int((seen["labels"] == 1).sum())
     assert len(seen["labels"]) > 100 and 0 < positives == len(seen["overlaps"][0])
     again = build_model(rpn_cfg)
     again.load_state_dict(model.state_dict())
     again.proposal_generator.__class__ = AllAnchors
     again.proposal_generator.loss_normalizer.kind = "regions"
-    sampled, _ = run(again, batch)
+    sampled, _ = rpn_losses(again, batch)
     for name, value in losses.items():
         torch.testing.assert_close(value * positives, sampled[name] * 16 * 2)
 
 
 def test_images_without_objects(rpn_cfg, batch):
     model = build_model(rpn_cfg)
-    losses, _ = run(model, [batch[1], batch[1]])
+    losses, _ = rpn_losses(model, [batch[1], batch[1]])
     assert losses["loss_rpn_loc"] == 0 and losses["loss_rpn_cls"] > 0
     sum(losses.values()).backward()
     assert model.proposal_generator.rpn_head.anchor_deltas.weight.grad is not None
