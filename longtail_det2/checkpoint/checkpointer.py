@@ -112,10 +112,6 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         """Return whether the folder holds something to resume from."""
         return bool(self.save_dir) and bool(resume_candidates(self.save_dir))
 
-    def get_checkpoint_file(self) -> str:
-        """Return the first file to resume from; "" if there is none."""
-        return next(iter(resume_candidates(self.save_dir)), "")
-
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Load the newest readable checkpoint of the folder if `resume`, else the weights at `path`.
 

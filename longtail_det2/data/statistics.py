@@ -194,12 +194,6 @@ def cooccurrence_rates_of(names: str | Sequence[str]) -> np.ndarray | None:
     return statistics and statistics.rates()
 
 
-def seesaw_labels_of(names: str | Sequence[str]) -> str:
-    """`ClassStatistics.seesaw_labels` of registered data sets; "all" where one is absent."""
-    statistics = _statistics_if_there(names)
-    return statistics.seesaw_labels if statistics else "all"
-
-
 def image_counts_of(names: str | Sequence[str]) -> np.ndarray | None:
     """Images per class (K,) of registered data sets; None, logged, where one is absent."""
     statistics = _statistics_if_there(names)

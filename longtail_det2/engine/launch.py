@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from detectron2.engine.launch import _find_free_port
 from detectron2.utils import comm
 from torch import multiprocessing as mp
 
@@ -64,7 +64,7 @@ def launch(
     if world_size == 1:
         return main(*args)
     if dist_url == "auto":
-        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+        dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
     group = {"init_method": dist_url, "world_size": world_size, "timeout": timeout, "rank": machine_rank}
     mp.start_processes(
         _run_in_group,
@@ -122,10 +122,3 @@ def _make_local_group(local_size: int) -> None:
         group = dist.new_group(list(range(first, first + local_size)))
         if first <= rank < first + local_size:
             comm._LOCAL_PROCESS_GROUP = group
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port

@@ -1,6 +1,5 @@
 from detectron2.config import LazyCall as L
 
-from longtail_det2.data.statistics import seesaw_labels_of
 from longtail_det2.modeling.losses import SeesawLoss
 from longtail_det2.modeling.roi_heads import build_classifier
 
@@ -16,7 +15,7 @@ from .....configs.lvis.mask_rcnn_R_50_FPN_2x_LVIS import (
 model.roi_heads.box_predictor.update(
     classification_loss=L(SeesawLoss)(
         num_classes="${..num_classes}",
-        labels=L(seesaw_labels_of)(names="${dataloader.train.dataset.names}"),
+        labels="most_specific",  # LVIS has one label per object
     ),
     classifier=L(build_classifier)(name="NormalizedLinear", temperature=20.0),
 )
