@@ -367,8 +367,8 @@ class MultiLabelVisualizer(Visualizer):
         taken: torch.Tensor,
     ) -> torch.Tensor:
         """Write the text of a box near it, where it covers least; return its place (1, 4)."""
-        color = to_hex(self._change_color_brightness(color, brightness_factor=0.7))
-        style: dict[str, Any] = {"color": color, "horizontal_alignment": "left"}
+        bright = to_hex(self._change_color_brightness(color, brightness_factor=0.7))
+        style: dict[str, Any] = {"color": bright, "horizontal_alignment": "left"}
         self.draw_text(text, (0, 0), font_size=self._default_font_size * _TEXT_SHARE, **style)
         drawn = self.output.ax.texts[-1]
         extent = drawn.get_window_extent(self.output.canvas.get_renderer())

@@ -18,7 +18,8 @@ from .style import COLORS, INK, MARKERS, log_scale, plot_figure
 GROUPS = ("head", "medium", "tail", "frequent", "common", "rare", "leaf", "inner")
 COLOR_OF: dict[str, str] = dict(zip(GROUPS, (*COLORS[:3], *COLORS[:3], COLORS[0], COLORS[5]), strict=True))
 """Colours of the groups of classes; see `Evaluation.group_of`."""
-_MARKER_OF = dict(zip(GROUPS, (*MARKERS[:3], *MARKERS[:3], MARKERS[0], MARKERS[3]), strict=True))
+_MARKERS = (*MARKERS[:3], *MARKERS[:3], MARKERS[0], MARKERS[3])
+_MARKER_OF: dict[str, str] = dict(zip(GROUPS, _MARKERS, strict=True))
 
 
 def ap_plot(evaluation: Evaluation, ap_label: str) -> str | None:
