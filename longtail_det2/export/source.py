@@ -168,9 +168,14 @@ def _refuse_saved_lazy(path: Path) -> None:
 def _lazy_input(cfg: DictConfig) -> tuple[str, int, int]:
     mapper: Any = value_at(cfg, "dataloader.test.mapper") or {}
     for node in mapper.get("augmentations", ()):
-        scale: Any = instantiate(node)
-        if isinstance(scale, transforms.ResizeShortestEdge):
-            return mapper.get("image_format", "BGR"), int(scale.short_edge_length[0]), int(scale.max_size)
+        made: Any = instantiate(node)
+        scale = vars(made)
+        if isinstance(made, transforms.ResizeShortestEdge):
+            return (
+                mapper.get("image_format", "BGR"),
+                int(scale["short_edge_length"][0]),
+                int(scale["max_size"]),
+            )
     raise ConfigError(
         "dataloader.test.mapper.augmentations has no ResizeShortestEdge: the size of test images is unknown"
     )
