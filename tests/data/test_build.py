@@ -120,6 +120,13 @@ def test_grouping_separates_landscape_images(dataset, mapper):
     assert all(len(one) == 1 for one in shapes) and {True, False} <= set.union(*shapes)
 
 
+def test_grouping_of_plain_records(dataset, mapper):
+    records = [dataset[index] for index in range(40)]
+    loader = build_train_loader(records, mapper=mapper, total_batch_size=2, seed=1)
+    for batch in itertools.islice(loader, 10):
+        assert len({item["width"] > item["height"] for item in batch}) == 1
+
+
 def test_ranks_share_the_images(dataset):
     size, seen = len(dataset), []
     for rank in range(2):

@@ -96,6 +96,7 @@ def spoil(part, index, **values):
         (spoil("annotations", 1, category_id=True), "annotation 2 has the unknown category True"),
         (spoil("annotations", 1, category_id=82), "annotation 2 .*unknown category 82; .*--skip-bad"),
         (spoil("annotations", 1, category_id=None), "annotation 2 has the unknown category None"),
+        (spoil("annotations", 1, category_id=82, id=None), "annotation number 1 .*unknown category 82"),
         (spoil("annotations", 0, category_ids=[1, None]), "annotation 1 has the unknown category None"),
         (spoil("annotations", 0, category_ids=30), "annotation 1: category ids"),
         (spoil("annotations", 1, bbox=[1, 2, 3]), "annotation 2 has the bbox"),
@@ -160,6 +161,10 @@ def test_the_summary_has_everything_at_once(data):
 
 
 def test_files_that_cannot_be_read(data):
+    images, data.images = data.images, data.root / "nowhere"
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        data.prepare_coco()
+    data.images = images
     for path in (data.images, data.root / "absent.json"):
         data.coco = data.boxes = path
         for prepare in (data.prepare_coco, data.open_images):
