@@ -246,9 +246,9 @@ def test_recorded_as_onnx(tmp_path):
         (recorded,),
         path,
         input_names=["logits"],
-        dynamic_axes={"logits": {0: "regions"}},
-        opset_version=16,
-        dynamo=False,
+        dynamic_shapes={"logits": {0: torch.export.Dim("regions", min=0)}},
+        opset_version=18,
+        dynamo=True,
     )
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for logits in inputs:
