@@ -196,7 +196,7 @@ def keep_top_candidates(scores: Tensor, limit: int, thresholds: Tensor | float =
     foreground = scores[:, :-1]
     flat = foreground.flatten()
     size = torch.sym_min(flat.shape[0], limit)
-    if not torch.compiler.is_exporting() and len(flat) <= limit:  # a recorded branch would hold for one image only
+    if not torch.compiler.is_exporting() and len(flat) <= limit:  # a recorded branch is fixed
         return scores
     foreground = torch.where(foreground > thresholds, foreground, -1.0)
     values, places = torch.topk(foreground.flatten(), size, sorted=False)
