@@ -28,7 +28,8 @@ YAML = {name.removesuffix(".yaml") for name in model_zoo.list_configs() if name.
 def read(name, device):
     cfg = model_zoo.get_config(f"{name}.yaml")
     cfg.MODEL.DEVICE = device
-    cfg.MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS = "all"  # as "auto" without data, which lazy configs ask for
+    seesaw = cfg.MODEL.CLASSIFICATION_LOSS.SEESAW
+    seesaw.LABELS = seesaw.LABELS.replace("auto", "all")  # setup() replaces it by what fits the data
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 0:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
     return cfg
