@@ -85,7 +85,7 @@ def choose_images(scores: Sequence[ImageScore], rare: set[int], count: int) -> l
     candidates = [one for one in scores if one.found or one.missed]
     orders = {
         "rare classes missed": sorted(filter(rare_missed, candidates), key=rare_missed, reverse=True),
-        "among the best": sorted(candidates, key=quality, reverse=True),
+        "among the best": sorted(filter(quality, candidates), key=quality, reverse=True),
         "among the worst": sorted(candidates, key=quality),
     }
     chosen: dict[int, tuple[ImageScore, str]] = {}

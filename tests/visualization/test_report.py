@@ -285,3 +285,6 @@ def test_choice_of_images(store):
         (1, "among the worst"),
     ]
     assert len(choose_images(scores, {2}, 2)) == 2
+    # Where nothing is found, no image is a good one.
+    nothing = [score_image(store, index, None) for index in range(len(store))]
+    assert [reason for _, reason in choose_images(nothing, set(), 3)] == ["among the worst"] * 3
