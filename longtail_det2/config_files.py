@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from longtail_det2.config import get_cfg
-from longtail_det2.config_names import config_root, find_config_file
+from longtail_det2.config_names import config_root, find_config_file, get_config_file
 from longtail_det2.utils.errors import ConfigError
 from longtail_det2.utils.wording import pluralize
 
@@ -43,16 +43,12 @@ def load_cfg(config_file: str | os.PathLike[str] = "", options: Sequence[str] = 
     cfg = get_cfg()
     if config_file:
         path = find_config_file(config_file, ".yaml")
-        cfg.OUTPUT_DIR = _folder_of_run(path)
+        cfg.OUTPUT_DIR = f"./output/{path.stem}"
         for file, content in _yaml_chain(path):
             _merge(cfg, content, str(file))
     merge_options(cfg, options)
     vars(cfg)["_CONFIG_FILE"] = str(config_file)  # for the record of a run that is started with it
     return cfg
-
-
-def _folder_of_run(config_file: Path) -> str:
-    return f"./output/{config_file.stem}"
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
@@ -90,7 +86,7 @@ def load_lazy(config_file: str | os.PathLike[str], overrides: Sequence[str] = ()
     path = find_config_file(config_file, ".py")
     cfg = _execute(path)
     if OmegaConf.select(cfg, "train.output_dir") == "":
-        cfg.train.output_dir = _folder_of_run(path)
+        cfg.train.output_dir = f"./output/{path.stem}"
     _refuse_flags(overrides)
     for override in overrides:
         key, equals, _ = override.lstrip("~").partition("=")
@@ -128,8 +124,10 @@ def _yaml_chain(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     base = content.pop(_BASE_KEY, None)
     if base is not None:
         base_path = path.parent / os.path.expanduser(str(base))
-        if not isinstance(base, str) or not base_path.is_file():
-            raise ConfigError(f"{path}: its {_BASE_KEY} {base!r} is no file ({base_path})")
+        try:
+            base_path = base_path if base_path.is_file() else Path(get_config_file(str(base)))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: its {_BASE_KEY} is no file ({base_path}), and {error}") from None
         yield from _yaml_chain(base_path, (*above, path.resolve()))
     yield path, content
 

@@ -80,6 +80,12 @@ def test_key_in_the_wrong_place_is_found_elsewhere(tmp_path):
         load_cfg(path)
 
 
+@pytest.mark.parametrize("base", ["shapes/faster_rcnn_tiny_softmax_shapes.yaml", "Base-RCNN-FPN.yaml"])
+def test_base_from_the_model_zoo(tmp_path, base):
+    cfg = load_cfg(write(tmp_path / "c.yaml", f"_BASE_: {base}\nSEED: 5\n"))
+    assert cfg == load_cfg(base, ["SEED", "5", "OUTPUT_DIR", "./output/c"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -87,7 +93,9 @@ def test_key_in_the_wrong_place_is_found_elsewhere(tmp_path):
         ("SOLVER: 3\n", r"c.yaml: .*SOLVER"),
         ("SOLVER: [\n", r"c.yaml: not a YAML config: [\s\S]*line 2"),
         ("- 1\n", r"c.yaml: a config is a mapping"),
-        ("_BASE_: nowhere.yaml\n", r"c.yaml: its _BASE_ 'nowhere.yaml' is no file"),
+        ("_BASE_: nowhere.yaml\n", r"c.yaml: its _BASE_ is no file .*nowhere.yaml"),
+        ("_BASE_: [nowhere.yaml]\n", r"c.yaml: its _BASE_ is no file .*nowhere.yaml"),
+        ("_BASE_: shapes/faster_rcnn_tiny.yaml\n", r"c.yaml: its _BASE_ .*Did you mean 'shapes/faster"),
         ("_BASE_: c.yaml\n", r"c.yaml: the config is its own _BASE_"),
         ("SOLVER: !!python/object/apply:os.getcwd []\n", r"c.yaml: not a YAML config"),
     ],
