@@ -57,7 +57,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         path = args.annotations
         if args.images is not None:
             path = Path(folder) / "some.json"
-            write_json(path, only_images(read_json(args.annotations), args.images))
+            write_json(path, only_images(args.annotations, args.images))
         masks = "segm" in args.task
         store = prepare_coco(path, None, Path(folder) / "store", report=_warn, masks=masks, skip_bad=True)
         metric = LVISMetric(tuple(args.task), args.max_detections, args.fixed)
@@ -76,21 +76,26 @@ def _warn(report: CocoReport) -> None:
         sys.stderr.write(f"{issues.source}\n{issues.table()}\n")
 
 
-def only_images(content: Any, listed: Path) -> dict[str, Any]:
+def only_images(annotations: Path, listed: Path) -> dict[str, Any]:
     """Return the part of an annotation file about the images that a file lists.
 
     Raises:
-        DataError: an image is not in the annotation file.
+        DataError: a file cannot be read, or an image is not in the annotation file.
     """
+    content = read_json(annotations)
     try:
         ids = set(listed.read_text(encoding="utf-8").split())
     except OSError as error:
         raise DataError(f"{listed}: cannot be read ({error.strerror})") from None
-    images = [one for one in content["images"] if str(one["id"]) in ids]
-    if absent := sorted(ids - {str(one["id"]) for one in images}):
+    try:
+        images = [one for one in content["images"] if str(one["id"]) in ids]
+        absent = sorted(ids - {str(one["id"]) for one in images})
+        objects = [one for one in content["annotations"] if str(one["image_id"]) in ids]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{annotations}: not in LVIS's form ({error!r})") from None
+    if absent:
         raise DataError(f"{listed}: image {absent[0]} is not in the annotation file ({len(absent)} are not)")
-    annotations = [one for one in content["annotations"] if str(one["image_id"]) in ids]
-    return {**content, "images": images, "annotations": annotations}
+    return {**content, "images": images, "annotations": objects}
 
 
 def read_results(path: Path, store: AnnotationStore, masks: bool, *, some: bool) -> DetectionColumns:

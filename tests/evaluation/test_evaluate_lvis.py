@@ -77,6 +77,15 @@ def test_listed_images_alone(command, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content", [[], {}, {"images": [3], "annotations": []}, {"images": [], "annotations": 3}]
+)
+def test_malformed_annotations_with_listed_images(command, tmp_path, capsys, content):
+    (tmp_path / "ids.txt").write_text("")
+    assert command(content, [], "--images", str(tmp_path / "ids.txt")) == 2
+    assert "gt.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("change", "named"),
     [
         (lambda row: row.update(image_id=12345), "image_id"),
