@@ -183,11 +183,9 @@ class Detector:
 
     def __init__(self, trained: Any, device: str = "") -> None:
         """Wrap a :class:`longtail_det2.export.TrainedDetector`."""
-        import torch
-
         from longtail_det2.visualization.predictor import Predictor
 
-        self._predictor = Predictor(trained, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._predictor = Predictor(trained, device)
         self.class_names = tuple(trained.class_names or trained.class_ids)
 
     def __call__(self, image: str | os.PathLike[str] | np.ndarray | Image) -> Instances:

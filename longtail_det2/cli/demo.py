@@ -49,8 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Predict all images, draw them, then write the predictions."""
-    import torch
-
     from longtail_det2.visualization.predictions import coco_results, write_predictions
     from longtail_det2.visualization.predictor import Predictor, draw_predictions, find_images
 
@@ -58,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     images = find_images(args.input, leave_out=args.output)
     detector = open_detector(args)
     class_ids, names, metadata = describe_classes(detector, args.store)
-    predictor = Predictor(detector, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    predictor = Predictor(detector, args.device)
     sizes: dict[str, tuple[int, int]] = {}
     rows: list[dict[str, Any]] = []
     drawn, best = 0, 0.0

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def choose(store: AnnotationStore, args: argparse.Namespace) -> list[int]:
-    """Return the positions of the images to draw, ascending.
+    """Return the positions of the images to draw: those of --image-id in its order, else ascending.
 
     Raises:
         DataError: an image id is not in the data set.

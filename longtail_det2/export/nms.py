@@ -32,7 +32,7 @@ def _(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> T
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-    """Detectron2's function of this name, as an operator that :func:`translations` turn into ONNX.
+    """Detectron2's function of this name, as an operator that :func:`translations` turns into ONNX.
 
     Args:
         boxes: (n, 4) XYXY, n may be 0.

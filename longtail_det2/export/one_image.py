@@ -46,9 +46,8 @@ def recordable() -> Iterator[None]:
             for original, other in replaced.items():
                 if getattr(module, original.__name__, None) is original:
                     stack.enter_context(mock.patch.object(module, original.__name__, other))
-            if rest.startswith(
-                ("modeling", "structures", "layers")
-            ):  # the built-in one makes numbers of symbols
+            if rest.startswith(("modeling", "structures", "layers")):
+                # The built-in one makes numbers of symbols.
                 stack.enter_context(mock.patch.object(module, "len", _len, create=True))
         yield
 

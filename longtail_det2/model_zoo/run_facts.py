@@ -14,8 +14,13 @@ from longtail_det2.utils.errors import ConfigError
 
 _RESULT = re.compile(r"^(?:(?P<dataset>.+)/)?(?P<metric>(?:bbox|segm|keypoints)/[^/]+)$")
 _PLACES: dict[str, Any] = {
-    **{"OUTPUT_DIR": "./output", "DATASETS.ROOT": "", "DATASETS.STORES": [], "DATASETS.STATISTICS": ""},
-    **{"train.output_dir": "./output", "datasets.root": "", "datasets.stores": []},
+    "OUTPUT_DIR": "./output",
+    "DATASETS.ROOT": "",
+    "DATASETS.STORES": [],
+    "DATASETS.STATISTICS": "",
+    "train.output_dir": "./output",
+    "datasets.root": "",
+    "datasets.stores": [],
     "dataloader.evaluator.output_dir": None,
 }
 

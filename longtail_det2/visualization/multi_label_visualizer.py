@@ -139,9 +139,8 @@ def merge_predictions(
     rows = np.argsort(-np.asarray(scores), kind="stable")[:MOST_BOXES].tolist()
     tensor = Boxes(torch.as_tensor(np.asarray(boxes, dtype=np.float32).reshape(-1, 4)[rows]))
     near = pairwise_iou(tensor, tensor).numpy() >= iou
-    groups: dict[
-        int, dict[int, int]
-    ] = {}  # rows by class, by the place among `rows` of the group's first one
+    # Rows by class, by the place among `rows` of the group's first one.
+    groups: dict[int, dict[int, int]] = {}
     for place, row in enumerate(rows):
         label = int(classes[row])
         joined = (groups[first] for first in np.flatnonzero(near[place]).tolist() if first in groups)

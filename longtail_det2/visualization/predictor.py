@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from longtail_det2.data.images import SUFFIXES, read_image
+from longtail_det2.engine.setup import available_device
 from longtail_det2.export.source import TrainedDetector, to_input
 from longtail_det2.utils.errors import DataError
 
@@ -63,10 +64,10 @@ def _walk(folder: Path, leave_out: Path | None) -> Iterator[Path]:
 class Predictor:
     """Runs a trained detector on image files, one by one, as the evaluation would."""
 
-    def __init__(self, detector: TrainedDetector, device: str = "cpu") -> None:
-        """Move the model to `device`."""
+    def __init__(self, detector: TrainedDetector, device: str = "") -> None:
+        """Move the model to `device`; "" takes CUDA where there is some."""
         self._detector = detector
-        self._model = detector.model.to(device).eval()
+        self._model = detector.model.to(device or available_device("cuda")).eval()
 
     def __call__(self, path: str | Path) -> tuple[np.ndarray, Instances]:
         """Predict one file.
