@@ -35,15 +35,18 @@ def test_quick_demo(finished, repository):
     folder, command = finished
     weights, report = folder / "run" / "model_final.pth", folder / "report.html"
     state = json.loads((folder / "demo.json").read_text())
-    assert sorted(state["seconds"]) == ["evaluate", "generate", "prepare", "train"]
+    assert sorted(state["seconds"]) == ["evaluate", "generate", "train"]
     iterations = state["options"]["iterations"]
+    results = json.loads((folder / "run/inference/shapes_validation/results.json").read_text())
+    official = json.loads((folder / "official.json").read_text())["mAP"]
+    assert results["summary"]["bbox"]["mAP50"] == pytest.approx(official, abs=1e-3)
     html = report.read_text(encoding="utf-8")
     assert f"{iterations} iterations" in html and html.count("<img") >= 10 and str(folder) not in html
 
     before = weights.stat().st_mtime_ns
     again = run_demo(repository, *command)
     assert again.returncode == 0, again.stdout + again.stderr
-    for word in ("head", "medium", "tail", "leaves", "all classes (official)", str(report)):
+    for word in ("mAP50_tail", "mAP50_leaves", str(report)):
         assert word in again.stdout
     assert "finished before" in again.stdout and weights.stat().st_mtime_ns == before
 
