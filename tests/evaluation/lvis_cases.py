@@ -186,26 +186,46 @@ def quiet_lvis():
 
 
 def make_outputs(content, rows):
-    """The detections as a model gives them: (inputs, outputs) of one image each."""
-    index = {one["id"]: place for place, one in enumerate(content["categories"])}
+    """The detections as a model gives them, with masks if all rows have them: (inputs, outputs) by image."""
+    categories = sorted(one["id"] for one in content["categories"])
     of_image = {one["id"]: [] for one in content["images"]}
     for row in rows:
         of_image[row["image_id"]].append(row)
-    return [
-        ({"image_id": str(image)}, {"instances": instances_of(found, index)})
-        for image, found in of_image.items()
-    ]
+    with_masks = all("segmentation" in row for row in rows)
+    outputs = []
+    for one in content["images"]:
+        found, size = of_image[one["id"]], (one["height"], one["width"])
+        instances = Instances(size)
+        box = torch.tensor([row["bbox"] for row in found], dtype=torch.float32).reshape(-1, 4)
+        instances.pred_boxes = Boxes(torch.cat([box[:, :2], box[:, :2] + box[:, 2:]], dim=1))
+        instances.scores = torch.tensor([row["score"] for row in found], dtype=torch.float32)
+        classes = [categories.index(row["category_id"]) for row in found]
+        instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+        if with_masks:
+            masks = [coco_mask.decode(row["segmentation"]) for row in found]
+            instances.pred_masks = torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, *size))
+        outputs.append(({"image_id": str(one["id"])}, {"instances": instances}))
+    return outputs
 
 
-def instances_of(rows, index, size=(HEIGHT, WIDTH)):
-    found = Instances(size)
-    box = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
-    found.pred_boxes = Boxes(torch.cat([box[:, :2], box[:, :2] + box[:, 2:]], dim=1))
-    found.scores = torch.tensor([row["score"] for row in rows], dtype=torch.float32)
-    found.pred_classes = torch.tensor([index[row["category_id"]] for row in rows], dtype=torch.int64)
-    masks = [coco_mask.decode(row["segmentation"]) for row in rows]
-    found.pred_masks = torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, *size))
-    return found
+PARENTS = {2 * k + 5: 2 * (k % 2) + 5 for k in range(2, 6)}
+"""The category above some categories of `make_content`."""
+HIERARCHY = {f"class {k}": [f"class {k % 2}"] for k in range(2, 6)}
+"""The same by name."""
+
+
+def expanded(content):
+    """The same as a flat LVIS file: objects and what is not exhaustive go up, what is absent goes down."""
+    content = copy.deepcopy(content)
+    for one in list(content["annotations"]):
+        if one["category_id"] in PARENTS:
+            above = {**one, "category_id": PARENTS[one["category_id"]], "id": len(content["annotations"]) + 1}
+            content["annotations"].append(above)
+    for image in content["images"]:
+        partly, absent = (image.get(f"{kind}_category_ids", []) for kind in ("not_exhaustive", "neg"))
+        partly += [PARENTS[k] for k in partly if k in PARENTS]
+        absent += [below for below, above in PARENTS.items() if above in absent]
+    return content
 
 
 def make_evaluator(store, output_dir=None, train_counts=None, **options):

@@ -1,6 +1,13 @@
+"""The metric's arrays: random cases against the obvious implementation in openimages_oracle.py, and batches.
+
+The golden values are compared in test_evaluate_open_images.py.
+"""
+
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
+import openimages_oracle
 import pytest
 
 from longtail_det2.data.hierarchy import LabelHierarchy
@@ -12,55 +19,181 @@ from longtail_det2.evaluation.openimages_io import (
     read_detections,
     read_ground_truth,
 )
-from longtail_det2.evaluation.openimages_metric import (
-    average_precision,
-    evaluate_detections,
-    expand_ground_truth,
-)
-from longtail_det2.utils.errors import ConfigError
-
-UNIT = [0.0, 0.0, 1.0, 1.0]
-LEFT = [0.0, 0.0, 0.5, 1.0]
-RIGHT = [0.5, 0.0, 1.0, 1.0]
+from longtail_det2.evaluation.openimages_metric import evaluate_detections, expand_ground_truth
 
 
-def expand_detections(detections, hierarchy):
-    """Every detection repeated for each proper ancestor of its class."""
-    rows, classes = hierarchy.expand(np.arange(len(detections)), detections.cls)
-    return Detections(detections.image[rows], classes, detections.score[rows], detections.box[rows])
+def random_boxes(rng, count, grid):
+    """On a coarse grid many overlaps tie exactly; `grid` 0 means anywhere."""
+    if grid == 0:
+        corner = rng.random((count, 2)) * 0.6
+        return np.concatenate([corner, corner + 0.1 + 0.3 * rng.random((count, 2))], axis=1)
+    corner = rng.integers(0, grid, (count, 2))
+    return np.concatenate([corner, corner + rng.integers(1, grid, (count, 2))], axis=1).astype(float)
 
 
-def truth_of(*rows, labels=()):
-    """Rows (image, cls, box, group_of); labels (image, cls, present)."""
-    return GroundTruth(
-        np.array([r[0] for r in rows], dtype=np.int64),
-        np.array([r[1] for r in rows], dtype=np.int64),
-        np.array([r[2] for r in rows], dtype=np.float64).reshape(-1, 4),
-        np.array([r[3] for r in rows], dtype=bool),
-        np.array([r[0] for r in labels], dtype=np.int64),
-        np.array([r[1] for r in labels], dtype=np.int64),
-        np.array([r[2] for r in labels], dtype=bool),
+def random_case(seed):
+    rng = np.random.default_rng(seed)
+    classes, images = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+    grid = int(rng.choice([0, 3, 5]))
+    boxes, labels, scored = (int(rng.integers(0, n)) for n in (25, 8, 60))
+    truth = GroundTruth(
+        image=rng.integers(0, images, boxes),
+        cls=rng.integers(0, classes, boxes),
+        box=random_boxes(rng, boxes, grid),
+        group_of=rng.random(boxes) < 0.3,
+        label_image=rng.integers(0, images + 1, labels),
+        label_cls=rng.integers(0, classes, labels),
+        label_present=rng.random(labels) < 0.5,
+    )
+    box = random_boxes(rng, scored, grid)
+    near = rng.random(scored) < (0.5 if boxes else 0.0)
+    if near.any():
+        source = rng.integers(0, boxes, int(near.sum()))
+        box[near] = truth.box[source]
+        if grid == 0:
+            box[near] += rng.normal(0, 0.03, box[near].shape)
+    inverted = rng.random(scored) < 0.05
+    box[inverted] = box[inverted][:, [2, 1, 0, 3]]
+    thin = rng.random(scored) < 0.05
+    box[thin, 2] = box[thin, 0]
+    scores = rng.random(scored) if rng.random() < 0.5 else rng.integers(-1, 4, scored) / 3
+    detections = Detections(
+        rng.integers(0, images + 2, scored), rng.integers(0, classes, scored), scores, box
+    )
+    options = {
+        "iou_threshold": float(rng.choice([0.5, 0.5, 0.25, 0.75])),
+        "group_of_weight": float(rng.choice([1.0, 1.0, 0.0, 0.5])),
+        "use_image_labels": bool(rng.random() < 0.8),
+        "verified_filter": bool(rng.random() < 0.8),
+        "max_detections": int(rng.choice([2, 5, 10_000])),
+    }
+    return truth, detections, classes, options
+
+
+def evaluate(truth, detections, classes, options, **more):
+    options = dict(options)
+    if not options.pop("use_image_labels"):
+        names = ("label_image", "label_cls", "label_present")
+        truth = replace(truth, **{name: getattr(truth, name)[:0] for name in names})
+    with patch.object(openimages_metric, "MAX_DETECTIONS", options.pop("max_detections")):
+        return evaluate_detections(truth, detections, classes, **options, **more)
+
+
+def by_oracle(truth, detections, classes, options):
+    return openimages_oracle.evaluate(
+        [
+            (int(i), int(c), tuple(b), bool(g))
+            for i, c, b, g in zip(truth.image, truth.cls, truth.box.tolist(), truth.group_of, strict=True)
+        ],
+        [(int(i), int(c)) for i, c in zip(truth.label_image, truth.label_cls, strict=True)],
+        [
+            (int(i), int(c), s, tuple(b))
+            for i, c, s, b in zip(
+                detections.image,
+                detections.cls,
+                detections.score.tolist(),
+                detections.box.tolist(),
+                strict=True,
+            )
+        ],
+        classes,
+        options["iou_threshold"],
+        options["group_of_weight"],
+        options["use_image_labels"],
+        options["verified_filter"],
+        options["max_detections"],
     )
 
 
-def without_labels(truth):
-    names = ("label_image", "label_cls", "label_present")
-    return replace(truth, **{name: getattr(truth, name)[:0] for name in names})
+@pytest.mark.parametrize("block", range(8))
+def test_equals_the_obvious_implementation(block):
+    for seed in range(100 * block, 100 * block + 100):
+        truth, detections, classes, options = random_case(seed)
+        ap, num_gt = by_oracle(truth, detections, classes, options)
+        result = evaluate(truth, detections, classes, options)
+        np.testing.assert_allclose(result.ap, ap, atol=1e-12, rtol=0, err_msg=f"seed {seed}, {options}")
+        np.testing.assert_array_equal(result.num_gt, num_gt, err_msg=f"seed {seed}, {options}")
+        known = [value for value in ap if not np.isnan(value)]
+        assert result.mean_ap == pytest.approx(np.mean(known) if known else np.nan, nan_ok=True)
 
 
-def detections_of(*rows):
-    """Rows (image, cls, score, box)."""
-    return Detections(
-        np.array([r[0] for r in rows], dtype=np.int64),
-        np.array([r[1] for r in rows], dtype=np.int64),
-        np.array([r[2] for r in rows], dtype=np.float64),
-        np.array([r[3] for r in rows], dtype=np.float64).reshape(-1, 4),
+def test_random_cases_reach_every_rule():
+    seen = dict.fromkeys(evaluate_detections(*random_case(0)[:3]).counts, 0)
+    for seed in range(100):
+        truth, detections, classes, options = random_case(seed)
+        counts = evaluate(truth, detections, classes, options).counts
+        for name, count in counts.items():
+            seen[name] += count
+        fates = [count for name, count in counts.items() if name not in ("detections", "groups_found")]
+        assert counts["detections"] == sum(fates) == len(detections)
+    assert all(seen.values()), seen
+
+
+def test_counts(monkeypatch):
+    """A detection of each fate, but two of foreign images and two that a group absorbs."""
+    unit, left, away = [0.0, 0, 1, 1], [0.0, 0, 0.5, 1], [2.0, 0, 3, 1]
+    one, no = np.ones(1, int), np.zeros(1, int)
+    boxes = np.array([unit, away])
+    truth = GroundTruth(np.zeros(2, int), np.zeros(2, int), boxes, boxes[:, 0] == 0, one, one, no > 0)
+    rows = [
+        (9, 0, 0.9, unit),
+        (-1, 0, 0.9, unit),
+        (0, 0, 0.9, unit[::-1]),
+        (0, 1, 0.9, unit),
+        (0, 0, 0.9, away),
+    ]
+    rows += [(0, 0, 0.8, left), (0, 0, 0.7, [0.5, 0, 1, 1]), (0, 0, 0.6, away), (0, 0, 0.5, away)]
+    monkeypatch.setattr(openimages_metric, "MAX_DETECTIONS", 4)
+    result = evaluate_detections(truth, Detections(*map(np.array, zip(*rows, strict=True))), 2)
+    counts = {"detections": 9, "image_not_annotated": 2, "inverted": 1, "class_not_verified": 1}
+    counts |= {"over_limit": 1, "true_positives": 1, "absorbed_by_group_of": 2, "false_positives": 1}
+    assert result.counts == counts | {"groups_found": 1} and result.num_images == 2
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_expansion_equals_loops_over_ancestors(seed):
+    truth, detections, classes, options = random_case(seed)
+    rng = np.random.default_rng(seed)
+    parents = [sorted(set(rng.integers(0, c, 2).tolist())) if c else [] for c in range(classes)]
+    hierarchy = LabelHierarchy([str(c) for c in range(classes)], parents)
+
+    def above(c):
+        found = set(parents[c])
+        for parent in parents[c]:
+            found |= above(parent)
+        return found
+
+    up = [above(c) for c in range(classes)]
+    down = [{d for d in range(classes) if c in up[d]} for c in range(classes)]
+    boxes = [(r, c) for r, own in enumerate(truth.cls) for c in (own, *sorted(up[own]))]
+    labels = [
+        (r, c)
+        for r, own in enumerate(truth.label_cls)
+        for c in (own, *sorted((up if truth.label_present[r] else down)[own]))
+    ]
+    scored = [(r, c) for r, own in enumerate(detections.cls) for c in (own, *sorted(up[own]))]
+
+    def split(pairs):
+        return np.array([p[0] for p in pairs], dtype=int), np.array([p[1] for p in pairs], dtype=int)
+
+    (box_rows, box_cls), (label_rows, label_cls), (det_rows, det_cls) = map(split, (boxes, labels, scored))
+    by_hand = GroundTruth(
+        truth.image[box_rows],
+        box_cls,
+        truth.box[box_rows],
+        truth.group_of[box_rows],
+        truth.label_image[label_rows],
+        label_cls,
+        truth.label_present[label_rows],
     )
-
-
-def permuted(detections, rng):
-    order = rng.permutation(len(detections))
-    return Detections(*(getattr(detections, name)[order] for name in ("image", "cls", "score", "box")))
+    det_by_hand = Detections(
+        detections.image[det_rows], det_cls, detections.score[det_rows], detections.box[det_rows]
+    )
+    ap, num_gt = by_oracle(by_hand, det_by_hand, classes, options)
+    expanded = expand_ground_truth(truth, hierarchy)
+    result = evaluate(expanded, detections, classes, options, prediction_hierarchy=hierarchy)
+    np.testing.assert_allclose(result.ap, ap, atol=1e-12, rtol=0)
+    np.testing.assert_array_equal(result.num_gt, num_gt)
 
 
 @pytest.fixture(scope="module")
@@ -72,206 +205,24 @@ def golden(oid):
     return class_ids, hierarchy, truth, detections
 
 
-PROTOCOLS = {
-    "official": (True, {}),
-    "expanded_gt_and_predictions": (True, {"expand": True}),
-    "unexpanded": (False, {}),
-    "expanded_no_image_labels": (True, {"image_labels": False}),
-    "expanded_groupof_weight0": (True, {"group_of_weight": 0.0}),
-    "v2_protocol_expanded": (True, {"group_of_weight": 0.0, "verified_filter": False}),
-}
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("seed", [None, 0, 1])
-def test_reference_values(golden, expected, protocol, seed):
-    class_ids, hierarchy, truth, detections = golden
-    expand_truth, options = PROTOCOLS[protocol]
-    options = dict(options)
-    if expand_truth:
-        truth = expand_ground_truth(truth, hierarchy)
-    if not options.pop("image_labels", True):
-        truth = without_labels(truth)
-    if options.pop("expand", False):
-        options["prediction_hierarchy"] = hierarchy
-    if seed is not None:
-        detections = permuted(detections, np.random.default_rng(seed))
-    result = evaluate_detections(truth, detections, len(class_ids), **options)
-    reference = expected[protocol]
-    assert result.metric == reference["metric"]
-    assert result.mean_ap == pytest.approx(reference["mAP"], abs=1e-12)
-    assert result.num_images == reference["num_images"]
-    assert dict(zip(class_ids, result.num_gt.tolist(), strict=True)) == reference["num_gt"]
-    for label, ap in zip(class_ids, result.ap, strict=True):
-        if reference["AP"][label] is None:
-            assert np.isnan(ap)
-        else:
-            assert ap == pytest.approx(reference["AP"][label], abs=1e-12)
-
-
 def test_expansion_equals_the_reference_tool(oid, golden):
-    class_ids, hierarchy, truth, detections = golden
-    reference, image_ids, _ = read_ground_truth(
-        oid / "boxes_expanded.csv", oid / "imagelabels_expanded.csv", class_ids
-    )
-    ours = expand_ground_truth(truth, hierarchy)
+    class_ids, hierarchy, truth, _ = golden
+    files = (oid / "boxes_expanded.csv", oid / "imagelabels_expanded.csv")
+    reference, _, _ = read_ground_truth(*files, class_ids)
 
-    def box_rows(t):
-        return sorted(zip(t.image, t.cls, t.group_of, *t.box.T, strict=True))
+    def rows(t):
+        labels = zip(t.label_image, t.label_cls, t.label_present, strict=True)
+        return sorted(zip(t.image, t.cls, t.group_of, *t.box.T, strict=True)), sorted(labels)
 
-    def label_rows(t):
-        return sorted(zip(t.label_image, t.label_cls, t.label_present, strict=True))
-
-    assert box_rows(ours) == box_rows(reference)
-    assert label_rows(ours) == label_rows(reference)
-    scored, _ = read_detections(oid / "predictions_expanded.csv", class_ids, image_ids)
-    ours = expand_detections(detections, hierarchy)
-    assert sorted(zip(ours.image, ours.cls, ours.score, *ours.box.T, strict=True)) == sorted(
-        zip(scored.image, scored.cls, scored.score, *scored.box.T, strict=True)
-    )
+    assert rows(expand_ground_truth(truth, hierarchy)) == rows(reference)
 
 
 def test_batches_and_chunks_do_not_change_anything(golden, monkeypatch):
     class_ids, hierarchy, truth, detections = golden
     truth = expand_ground_truth(truth, hierarchy)
     whole = evaluate_detections(truth, detections, len(class_ids), prediction_hierarchy=hierarchy)
-    copies = evaluate_detections(truth, expand_detections(detections, hierarchy), len(class_ids))
     monkeypatch.setattr(openimages_metric, "_DETECTIONS_AT_ONCE", 7)
     monkeypatch.setattr(openimages_metric, "_OVERLAPS_AT_ONCE", 5)
     small = evaluate_detections(truth, detections, len(class_ids), prediction_hierarchy=hierarchy)
-    for other in (copies, small):
-        np.testing.assert_array_equal(whole.ap, other.ap)
-        assert whole.counts == other.counts
-
-
-def test_counts_add_up(golden):
-    class_ids, _, truth, detections = golden
-    counts = dict(evaluate_detections(truth, detections, len(class_ids)).counts)
-    counts.pop("groups_found")
-    assert counts.pop("detections") == sum(counts.values()) == len(detections)
-
-
-def test_no_detections_is_zero_and_no_truth_is_nan():
-    truth = truth_of((0, 0, UNIT, False), labels=[(0, 1, True)])
-    result = evaluate_detections(truth, detections_of(), 2)
-    assert result.ap[0] == 0.0 and np.isnan(result.ap[1]) and result.mean_ap == 0.0
-    nothing = evaluate_detections(truth_of(), detections_of((0, 0, 0.5, UNIT)), 1)
-    assert np.isnan(nothing.mean_ap) and nothing.num_images == 0
-    assert nothing.counts["image_not_annotated"] == 1
-
-
-def test_threshold_is_inclusive():
-    truth = truth_of((0, 0, UNIT, False))
-    detections = detections_of((0, 0, 0.5, LEFT))
-    assert evaluate_detections(truth, detections, 1, iou_threshold=0.5).mean_ap == 1.0
-    assert evaluate_detections(truth, detections, 1, iou_threshold=np.nextafter(0.5, 1)).mean_ap == 0.0
-
-
-def test_second_best_box_is_not_tried():
-    # Both detections overlap the first box most; the second would match the other box too, but may not.
-    truth = truth_of((0, 0, [0, 0, 1.0, 1], False), (0, 0, [0.2, 0, 1.2, 1], False))
-    detections = detections_of((0, 0, 0.9, [0, 0, 1.0, 1]), (0, 0, 0.8, [0.05, 0, 1.05, 1]))
-    counts = evaluate_detections(truth, detections, 1).counts
-    assert (counts["true_positives"], counts["false_positives"]) == (1, 1)
-
-
-def test_equal_boxes_of_the_truth_share_one_match():
-    # A box annotated as child and as parent becomes two equal boxes of the parent: one can be found.
-    truth = truth_of((0, 0, UNIT, False), (0, 0, UNIT, False))
-    detections = detections_of((0, 0, 0.9, UNIT), (0, 0, 0.8, UNIT))
-    assert evaluate_detections(truth, detections, 1).mean_ap == 0.5
-
-
-def test_group_of_absorbs_and_counts_once():
-    truth = truth_of((0, 0, UNIT, True), (0, 0, [2, 0, 3, 1], False))
-    detections = detections_of(
-        (0, 0, 0.9, [2, 0, 3, 1]), (0, 0, 0.8, LEFT), (0, 0, 0.7, RIGHT), (0, 0, 0.6, [2, 0, 3, 1])
-    )
-    result = evaluate_detections(truth, detections, 1)
-    assert result.counts["absorbed_by_group_of"] == 2 and result.counts["groups_found"] == 1
-    assert result.num_gt.tolist() == [2.0] and result.mean_ap == 1.0
-    half = evaluate_detections(truth, detections, 1, group_of_weight=0.5)
-    assert half.num_gt.tolist() == [1.5] and half.mean_ap == pytest.approx(1.0, abs=1e-15)
-    ignored = evaluate_detections(truth, detections, 1, group_of_weight=0.0)
-    assert ignored.num_gt.tolist() == [1.0] and ignored.mean_ap == 1.0
-
-
-def test_group_of_only():
-    truth = truth_of((0, 0, UNIT, True))
-    assert evaluate_detections(truth, detections_of((0, 0, 0.9, LEFT)), 1).mean_ap == 1.0
-    assert evaluate_detections(truth, detections_of(), 1).mean_ap == 0.0
-    assert np.isnan(
-        evaluate_detections(truth, detections_of((0, 0, 0.9, LEFT)), 1, group_of_weight=0).mean_ap
-    )
-    # A group counts as found only with a positive score, and its detections are absorbed all the same.
-    zero = evaluate_detections(truth, detections_of((0, 0, 0.0, LEFT)), 1)
-    assert zero.mean_ap == 0.0 and zero.counts["absorbed_by_group_of"] == 1
-
-
-def test_unverified_classes_and_unannotated_images_are_not_read():
-    truth = truth_of((0, 0, UNIT, False), labels=[(1, 0, False)])
-    detections = detections_of(
-        (0, 0, 0.1, UNIT),
-        (0, 1, 0.9, UNIT),  # class 1 is not verified in image 0
-        (1, 0, 0.8, UNIT),  # verified absent: a false positive
-        (2, 0, 0.7, UNIT),  # image without any annotation row
-        (-1, 0, 0.7, UNIT),
-        (99, 0, 0.7, UNIT),
-    )
-    result = evaluate_detections(truth, detections, 2)
-    assert result.mean_ap == 0.5 and result.num_images == 2
-    assert result.counts["class_not_verified"] == 1 and result.counts["image_not_annotated"] == 3
-    assert evaluate_detections(without_labels(truth), detections, 2).mean_ap == 1.0
-
-
-def test_inverted_detections_are_dropped():
-    truth = truth_of((0, 0, UNIT, False))
-    boxes = ([1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1], [0, 1, 1, 1])
-    detections = detections_of(*((0, 0, 0.9, box) for box in boxes), (0, 0, 0.1, UNIT))
-    result = evaluate_detections(truth, detections, 1)
-    assert result.counts["inverted"] == 4 and result.mean_ap == 1.0
-
-
-def test_cap_keeps_the_highest_scores_of_each_class_and_image(monkeypatch):
-    count = 10_050
-    boxes = np.tile(np.array([[2.0, 2.0, 3.0, 3.0]]), (count, 1))
-    boxes[count - 1] = UNIT
-    score = np.linspace(1.0, 0.1, count)
-    detections = Detections(np.zeros(count, int), np.zeros(count, int), score, boxes)
-    truth = truth_of((0, 0, UNIT, False))
-    result = evaluate_detections(truth, detections, 1)
-    assert result.counts["over_limit"] == 50 and result.mean_ap == 0.0
-    monkeypatch.setattr(openimages_metric, "MAX_DETECTIONS", count)
-    assert evaluate_detections(truth, detections, 1).mean_ap > 0.0
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_order_of_detections_with_equal_scores_does_not_matter(seed, monkeypatch):
-    monkeypatch.setattr(openimages_metric, "MAX_DETECTIONS", 10)
-    rng = np.random.default_rng(seed)
-    corner = rng.integers(0, 4, (200, 2))
-    box = np.concatenate([corner, corner + rng.integers(1, 4, (200, 2))], axis=1).astype(float)
-    detections = Detections(
-        rng.integers(0, 4, 200), rng.integers(0, 3, 200), rng.integers(0, 3, 200) / 2, box
-    )
-    none = np.zeros(0, int)
-    image, cls, group_of = rng.integers(0, 4, 40), rng.integers(0, 3, 40), rng.random(40) < 0.2
-    truth = GroundTruth(image, cls, box[:40], group_of, none, none, none > 0)
-    first = evaluate_detections(truth, detections, 3)
-    for _ in range(5):
-        again = evaluate_detections(truth, permuted(detections, rng), 3)
-        np.testing.assert_array_equal(first.ap, again.ap)
-
-
-def test_average_precision_by_hand():
-    # Precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
-    assert average_precision(np.array([1.0, 0.0, 1.0]), 2) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3, abs=1e-15)
-    assert average_precision(np.zeros(3), 2) == 0.0
-    assert np.isnan(average_precision(np.ones(0), 0))
-
-
-def test_options_out_of_range():
-    truth, detections = truth_of((0, 0, UNIT, False)), detections_of((0, 0, 0.5, UNIT))
-    for option in ({"iou_threshold": 0}, {"group_of_weight": -1}):
-        with pytest.raises(ConfigError, match=next(iter(option))):
-            evaluate_detections(truth, detections, 1, **option)
+    np.testing.assert_array_equal(whole.ap, small.ap)
+    assert whole.counts == small.counts
