@@ -13,6 +13,13 @@ SECONDS = 240
 """Nothing takes as long; a hang would take the half hour of a collective operation's timeout."""
 
 
+def run_script(*command, **more):
+    """A finished Python process, its output as text."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    options = {"capture_output": True, "text": True, "timeout": SECONDS, "env": environment, **more}
+    return subprocess.run([sys.executable, *map(str, command)], **options)
+
+
 def start_ranks(command, log):
     """Two processes in the environment that torchrun makes, each with its workers in a group of its own."""
     with socket.socket() as free:

@@ -1,11 +1,10 @@
 import json
-import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from runs import run_script
 
 from longtail_det2.cli.run import parse_args, run
 from longtail_det2.engine.launch import launch
@@ -94,13 +93,6 @@ def script(tmp_path):
     return path
 
 
-def start(*command):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment
-    )
-
-
 def test_one_process_runs_here():
     assert launch(lambda x: x + 1, args=(2,)) == 3
 
@@ -142,7 +134,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port
     ids=["", "torchrun"],
 )
 def test_two_processes_know_each_other_and_torchrun_wins_over_the_flag(script, tmp_path, before, count):
-    done = start(*before, script, "--num-gpus", count, tmp_path)
+    done = run_script(*before, script, "--num-gpus", count, tmp_path)
     assert done.returncode == 0, done.stderr
     facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert facts == [[0, 2, 0, 2, [0, 1]], [1, 2, 1, 2, [0, 1]]]
@@ -150,14 +142,14 @@ def test_two_processes_know_each_other_and_torchrun_wins_over_the_flag(script, t
 
 @pytest.mark.slow
 def test_error_in_spawned_processes(script, tmp_path):
-    done = start(script, "--num-gpus", 2, tmp_path, "fail")
+    done = run_script(script, "--num-gpus", 2, tmp_path, "fail")
     assert done.returncode == 2 and "error: no good" in done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists threads as Linux does")
 def test_no_thread_outlives_the_process_group(tmp_path):
-    done = start("-c", LIST_THREADS, tmp_path / "rendezvous")
+    done = run_script("-c", LIST_THREADS, tmp_path / "rendezvous")
     before, after = map(int, done.stdout.split())
     assert before > 0 and after == 0, done.stderr
 
@@ -166,7 +158,7 @@ def test_no_thread_outlives_the_process_group(tmp_path):
 def test_all_processes_evaluate_what_the_checkpoint_has(tmp_path):
     """BN's running statistics differ by process; after the evaluation each has its own again."""
     (tmp_path / "evaluate.py").write_text(EVALUATE)
-    done = start(tmp_path / "evaluate.py", tmp_path)
+    done = run_script(tmp_path / "evaluate.py", tmp_path)
     assert done.returncode == 0, done.stderr
     states = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert states == [[[[[1.0]]], 1.0, True], [[[[1.0]]], 2.0, False]]
@@ -175,13 +167,10 @@ def test_all_processes_evaluate_what_the_checkpoint_has(tmp_path):
 @pytest.mark.slow
 def test_two_jobs_on_one_machine_do_not_meet(script, tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
-    jobs = []
     for folder in folders:
         folder.mkdir()
-        command = [sys.executable, str(script), "--num-gpus", "2", str(folder)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        jobs.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for job in jobs:
-        assert job.wait(240) == 0, job.stderr.read()
+    with ThreadPoolExecutor() as pool:
+        jobs = list(pool.map(lambda folder: run_script(script, "--num-gpus", 2, folder), folders))
+    assert all(job.returncode == 0 for job in jobs), jobs
     for folder in folders:
         assert sorted(path.name for path in folder.iterdir()) == ["0.json", "1.json"]

@@ -88,23 +88,17 @@ def test_two_ranks_with_two_workers(shaped_store, tmp_path):
 
 
 def test_killed_inside_the_second_phase(yaml_args, repository, tmp_path):
-    """Two processes of two workers, SIGKILL, resumed: all is equal to the bit, frequencies included."""
+    """SIGKILL to all, resumed: all is equal to the bit, frequencies and what the loss counted included."""
     phases = "(('UniformTrainingSampler', 8), ('SoftBalanceTrainingSampler', 20, {'lambda_': 0.5}))"
 
     def command(run, workers, *flags):
-        options = ("DATALOADER.SAMPLER_TRAIN", "PhasedTrainingSampler", "DATALOADER.PHASES", phases)
-        options += (
-            "SEED",
-            "2",
-            "SOLVER.IMS_PER_BATCH",
-            "4",
-            "SOLVER.CHECKPOINT_PERIOD",
-            "3",
-            "SOLVER.BASE_LR",
-            "0.002",
-        )
-        options += ("DATALOADER.ASPECT_RATIO_GROUPING", "True", "DATALOADER.NUM_WORKERS", str(workers))
-        options += ("SOLVER.LOG_PERIOD", "20", "SOLVER.BASE_LR", "0.002")
+        options = [
+            *("DATALOADER.SAMPLER_TRAIN", "PhasedTrainingSampler", "DATALOADER.PHASES", phases),
+            *("SEED", "2", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.CHECKPOINT_PERIOD", "3"),
+            *("DATALOADER.ASPECT_RATIO_GROUPING", "True", "DATALOADER.NUM_WORKERS", str(workers)),
+            *("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "SeesawLoss"),
+            *("SOLVER.LOG_PERIOD", "20", "SOLVER.BASE_LR", "0.002"),
+        ]
         args = yaml_args(*options, "DATASETS.TEST", "()", "OUTPUT_DIR", str(run), max_iter=28)
         script = repository / "scripts/train_net.py"
         return [script, *flags, "--config-file", args.config_file, *args.opts]

@@ -7,10 +7,21 @@ import math
 import pytest
 import torch
 from fvcore.nn import sigmoid_focal_loss
-from model_factories import make_loss, multi_label_targets, random_logits
+from model_factories import (
+    make_loss,
+    multi_label_targets,
+    random_logits,
+    single_label_targets,
+    some_rates,
+)
 from torch.nn import functional as F
 
 from longtail_det2.config import get_cfg
+from longtail_det2.layers import (
+    concurrent_softmax_loss,
+    concurrent_softmax_scores,
+    multi_label_softmax_loss,
+)
 from longtail_det2.modeling import losses as package
 from longtail_det2.modeling.losses import build_classification_loss, reduce_losses
 from longtail_det2.modeling.meta_arch.dense import dense_unreduced
@@ -20,7 +31,17 @@ from longtail_det2.utils.errors import ConfigError
 NAMES = sorted(name for name in package.__all__ if name.endswith("Loss") and name != "ClassificationLoss")
 SIGMOID = ("SigmoidBCELoss", "SigmoidFocalLoss")
 WITH_RATES = ("ConcurrentSoftmaxLoss", "ConcurrentSeesawLoss")
+FORMS = ("concurrent", "softmax")
+VARIANTS = {
+    "ConcurrentSoftmaxLoss as softmax": {"train": "softmax", "test": "softmax"},
+    "SeesawLoss of one label": {"labels": "most_specific", "objectness": False},
+}
 every_loss = pytest.mark.parametrize("name", NAMES)
+every_form = pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
+
+
+def make_form(name, num_classes=5):
+    return make_loss(name.split()[0], num_classes, **VARIANTS.get(name, {}))
 
 
 def total(loss, logits, targets):
@@ -32,10 +53,10 @@ def results(loss, logits, targets):
     return loss.unreduced(logits, targets), loss.background(logits), loss.scores(logits)
 
 
-@every_loss
+@every_form
 @pytest.mark.parametrize("num_classes", [1, 5])
 def test_gradcheck(name, num_classes):
-    targets, loss = multi_label_targets(6, num_classes), make_loss(name, num_classes).double()
+    targets, loss = multi_label_targets(6, num_classes), make_form(name, num_classes).double()
     loss.update(targets)
     if "Seesaw" in name:  # the factors count as constants
         loss.q = 0.0
@@ -45,9 +66,9 @@ def test_gradcheck(name, num_classes):
     assert torch.autograd.gradcheck(loss.scores, logits)
 
 
-@every_loss
+@every_form
 def test_rows_are_independent_and_keys_are_equal(name):
-    targets, loss = multi_label_targets(), make_loss(name)
+    targets, loss = multi_label_targets(), make_form(name)
     logits = random_logits(loss)
     whole = loss.unreduced(logits, targets)
     assert all(key.startswith("loss_") and value.shape == (12,) for key, value in whole.items())
@@ -60,10 +81,10 @@ def test_rows_are_independent_and_keys_are_equal(name):
     torch.testing.assert_close(loss.background(logits), loss.unreduced(logits, background))
 
 
-@every_loss
+@every_form
 @pytest.mark.parametrize("rows", [0, 4])
 def test_no_rows_and_only_background_stay_attached(name, rows):
-    loss = make_loss(name)
+    loss = make_form(name)
     layer = torch.nn.Linear(3, loss.num_logits)
     background = MultiLabelTargets.from_classes(torch.full((rows,), 5), 5)
     value = total(loss, layer(torch.zeros(rows, 3)), background)
@@ -85,20 +106,21 @@ def test_ignored_rows_and_entries(name):
     assert total(loss, logits, nothing) == 0
 
 
-@every_loss
+@every_form
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
-def test_huge_logits_stay_finite(name, scale):
-    targets, loss = multi_label_targets(), make_loss(name)
+def test_huge_logits_stay_finite_and_as_exact_as_float32_is(name, scale):
+    targets, loss = multi_label_targets(), make_form(name)
     logits = random_logits(loss, scale=scale)
     (gradient,) = torch.autograd.grad(total(loss, logits, targets), logits)
-    losses, background, scores = results(loss, logits, targets)
-    assert all(one.isfinite().all() for one in (gradient, scores, *losses.values(), *background.values()))
+    assert gradient.isfinite().all()
+    found, wanted = (results(loss, one, targets) for one in (logits, logits.double()))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
-@every_loss
+@every_form
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_and_autocast_are_evaluated_in_float32(name, dtype):
-    targets, loss = multi_label_targets(), make_loss(name)
+    targets, loss = multi_label_targets(), make_form(name)
     logits = random_logits(loss, dtype=dtype)
     wanted = results(loss, logits.float(), targets)
     torch.testing.assert_close(results(loss, logits, targets), wanted, rtol=0, atol=0)
@@ -291,6 +313,30 @@ def test_anchors_are_rows_like_others(name, positives):
     one, other = (torch.autograd.grad(sum(values.values()), logits)[0] for values in (found, wanted))
     torch.testing.assert_close(one, other)
     assert one[2].any() != positives
+
+
+@pytest.mark.parametrize("train", FORMS)
+@pytest.mark.parametrize("test", FORMS)
+def test_concurrent_softmax(train, test):
+    """Of the functions of rows; with single labels and without rates it is the softmax loss."""
+    targets, logits, rates = multi_label_targets(), random_logits(6), some_rates()
+    loss = make_loss("ConcurrentSoftmaxLoss", train=train, test=test)
+    losses = {
+        "concurrent": concurrent_softmax_loss(logits, targets.labels, rates),
+        "softmax": multi_label_softmax_loss(logits, targets.labels),
+    }
+    scores = {"concurrent": concurrent_softmax_scores(logits, rates), "softmax": logits.softmax(dim=1)}
+    torch.testing.assert_close(loss.unreduced(logits, targets), {"loss_cls": losses[train]})
+    torch.testing.assert_close(loss.scores(logits), scores[test])
+    loss = make_loss("ConcurrentSoftmaxLoss", train=train, test=test, rates=torch.zeros(5, 5))
+    targets, plain = single_label_targets(), make_loss("SoftmaxCrossEntropyLoss")
+    torch.testing.assert_close(results(loss, logits, targets), results(plain, logits, targets))
+    loss = make_loss("ConcurrentSoftmaxLoss", train=train, test=test, rates=None)
+    if train == test == "softmax":
+        assert loss.unreduced(logits, targets)["loss_cls"].sum() > 0
+    else:  # also where only the scores use rates: the checkpoint would have none
+        with pytest.raises(ConfigError, match=r"rates.*DATASETS.STATISTICS"):
+            loss.unreduced(logits, targets)
 
 
 @pytest.mark.parametrize("name", WITH_RATES)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from model_factories import multi_label_targets, random_logits, single_label_targets
-from torch.nn import functional as F
 
 from longtail_det2.layers import concurrent_softmax_scores, multi_label_seesaw_loss, seesaw_loss
 from longtail_det2.modeling.losses import (
@@ -16,51 +15,52 @@ from longtail_det2.modeling.losses import (
 )
 from longtail_det2.structures.multi_label import MultiLabelTargets
 
-RECORDED = ("C20_mean", "C20_extreme", "C20_p0", "C20_q0")
+OWN = ("C20_mean", "C20_extreme", "C20_p0", "C20_q0", "C20_weighted")
+SHARED = ("C20_avgN", "C20_p0q0", "C200_avgN")
 
 
 def logits_of(width, rows=12):
     return random_logits(width, rows, torch.float64)
 
 
+@pytest.fixture(params=[*OWN, *SHARED])
+def golden(request, golden_dir):
+    """Several training steps of the released code."""
+    folder = golden_dir if request.param in OWN else request.getfixturevalue("shared_dir") / "golden"
+    with np.load(folder / f"seesaw/seesaw_{request.param}.npz") as file:
+        return {key: torch.from_numpy(np.asarray(value)) for key, value in file.items()}
+
+
 @pytest.mark.parametrize("labels", ["all", "most_specific"])
-@pytest.mark.parametrize("name", RECORDED)
-def test_recorded_sequences(golden_dir, name, labels):
-    """The whole module through several steps of the released code: counts, losses, scores."""
-    with np.load(golden_dir / f"seesaw/seesaw_{name}.npz") as file:
-        golden = {key: torch.from_numpy(np.asarray(value)) for key, value in file.items()}
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_recorded_sequences(golden, labels, dtype):
+    """Counts, losses, gradients and scores, step after step."""
+    num_classes, kind = int(golden["num_classes"]), "f64" if dtype == torch.float64 else "f32"
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if kind == "f64" else {"rtol": 2e-6, "atol": 1e-7}
     options = {key: float(golden[key]) for key in ("p", "q", "eps")}
-    loss = SeesawLoss(num_classes=20, labels=labels, **options)
+    loss = SeesawLoss(num_classes=num_classes, labels=labels, **options)
     for step in range(int(golden["num_steps"])):
-        logits = golden[f"logits_{step}"].double().requires_grad_()
-        targets = MultiLabelTargets.from_classes(golden[f"labels_{step}"], 20)
+        logits = golden[f"logits_{step}"].to(dtype).requires_grad_()
+        targets = MultiLabelTargets.from_classes(golden[f"labels_{step}"], num_classes)
         loss.update(targets)
         assert torch.equal(loss.class_counts.double(), golden[f"cum_samples_{step}_f64"])
-        found = loss.unreduced(logits, targets)
+        weights = golden.get(f"label_weights_{step}", torch.ones(len(logits))).to(dtype)
+        found = {key: (value * weights).sum() for key, value in loss.unreduced(logits, targets).items()}
         assert set(found) == {"loss_cls", "loss_objectness"}
-        # The recorded sums were divided by the number of regions and 1e-7 more, or are means over their rows.
-        mean = golden["avg_factor_0"].isnan()
-        divisor = len(logits) + (0 if mean else 1.1920929e-07)
-        sums = {key: value.sum() / divisor for key, value in found.items()}
-        if mean:
-            sums["loss_cls"] = found["loss_cls"].sum() / targets.foreground.sum().clamp(min=1)
-        for key, wanted in (("loss_cls", "classes"), ("loss_objectness", "objectness")):
-            value = sums[key].detach()
-            torch.testing.assert_close(value, golden[f"loss_{wanted}_{step}_f64"], rtol=1e-10, atol=1e-10)
-        (gradient,) = torch.autograd.grad(sum(sums.values()), logits)
-        torch.testing.assert_close(gradient, golden[f"grad_{step}_f64"], rtol=1e-10, atol=1e-10)
-        scores = loss.scores(logits).detach()
-        torch.testing.assert_close(scores, golden[f"scores_{step}_f64"], rtol=1e-10, atol=1e-10)
-
-
-def test_without_exponents_it_is_cross_entropy_of_classes_and_objectness():
-    targets, logits = single_label_targets(), logits_of(7)
-    found = SeesawLoss(num_classes=5, p=0, q=0).unreduced(logits, targets)
-    classes = torch.where(targets.foreground, targets.classes, -1)
-    wanted = F.cross_entropy(logits[:, :5], classes, ignore_index=-1, reduction="none")
-    torch.testing.assert_close(found["loss_cls"], wanted)
-    presence = F.cross_entropy(logits[:, 5:], (~targets.foreground).long(), reduction="none")
-    torch.testing.assert_close(found["loss_objectness"], presence)
+        divisor = golden[f"avg_factor_{step}"].to(dtype)
+        if divisor.isnan():  # the means over the rows
+            found["loss_cls"] = found["loss_cls"] / targets.foreground.sum().clamp(min=1)
+            found["loss_objectness"] = found["loss_objectness"] / len(logits)
+        else:  # the released code adds the epsilon of float32
+            found = {key: value / (divisor + 1.1920929e-07) for key, value in found.items()}
+        for key, value in found.items():
+            wanted = golden[f"{key.replace('cls', 'classes')}_{step}_{kind}"]
+            torch.testing.assert_close(value.detach(), wanted, **tolerance)
+        (gradient,) = torch.autograd.grad(sum(found.values()), logits)
+        torch.testing.assert_close(gradient, golden[f"grad_{step}_f64"].to(dtype), **tolerance)
+        if f"scores_{step}_f64" in golden:
+            scores = loss.scores(logits).detach()
+            torch.testing.assert_close(scores, golden[f"scores_{step}_f64"].to(dtype), **tolerance)
 
 
 def test_without_objectness_and_exponents_it_is_the_softmax_loss():
