@@ -161,6 +161,29 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Keys of a loss of your own (docs/own_loss.md): the one node that takes keys which are not listed here.
     cfg.MODEL.CLASSIFICATION_LOSS.OWN = CN(new_allowed=True)
 
+    # MODEL.ROI_BOX_HEAD.BRANCH "TSDBoxBranch"
+    cfg.MODEL.TSD = CN()
+    # Width of the layers that predict where a proposal's bins move.
+    cfg.MODEL.TSD.HIDDEN_DIM = 256
+    # Offsets are multiples of GAMMA times the size of the proposal; 0: nothing moves.
+    cfg.MODEL.TSD.GAMMA = 0.1
+    # Samples of a moved bin along each side; at least 1.
+    cfg.MODEL.TSD.SAMPLING_RATIO = 4
+    # "aligned", which is RoIAlign where nothing moves; "legacy" for weights of the released code.
+    cfg.MODEL.TSD.POOLING = "aligned"
+    # Last layers that predict offsets: "random" as in the released code, or "zero", to start unmoved.
+    cfg.MODEL.TSD.OFFSET_INIT = "random"
+    # Offsets of boxes learn from pooling and from overlaps only, not from regression targets as well.
+    cfg.MODEL.TSD.DETACH_TARGETS = False
+    # In training a plain head learns beside the two. At test time there is none.
+    cfg.MODEL.TSD.SIBLING = True
+    # "shrinking": the sibling's score s is to be exceeded by min(margin, 1 - s); "constant": by the margin.
+    cfg.MODEL.TSD.CONSTRAINT = "shrinking"
+    # By how much to exceed the sibling: in the scores of an object's classes, and in the overlap with it.
+    cfg.MODEL.TSD.MARGINS = (0.3, 0.3)
+    # Weights of loss_pc_cls and loss_pc_loc; 0: without this constraint.
+    cfg.MODEL.TSD.CONSTRAINT_WEIGHTS = (1.0, 1.0)
+
     # Its last layer: "Conv2d", or "NormalizedConv2d", which compares directions only.
     cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "Conv2d"
     # What the normalised layer multiplies the cosines with.

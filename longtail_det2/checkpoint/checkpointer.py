@@ -19,7 +19,7 @@ from longtail_det2.utils.io import atomic_writer
 from longtail_det2.utils.wording import pluralize
 
 from .files import LAST_CHECKPOINT, CheckpointError, read_checkpoint, remove_partial_files, resume_candidates
-from .weights import read_weights
+from .weights import TRAINING_ONLY_KEY, read_weights, training_only_parts
 
 CLASS_IDS_KEY = "class_ids"
 """Where a checkpoint keeps the identifiers of the classes that its weights are for."""
@@ -58,7 +58,8 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
             class_ids: classes of the model in index order; () checks and saves none.
             reset_weights: parameters whose names begin with one of these are not loaded by :meth:`load` (they
                 are when training resumes).
-            complete: weights that lack a parameter of the model are an error.
+            complete: weights that lack a parameter of the model are an error, except those that only training
+                needs.
             kwargs: see Detectron2; further objects with state, saved and loaded along.
         """
         super().__init__(model, save_dir, **kwargs)
@@ -78,6 +79,8 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         data: dict[str, Any] = {"model": self.model.state_dict(), CLASS_IDS_KEY: self.class_ids}
+        if parts := training_only_parts(self.model):
+            data[TRAINING_ONLY_KEY] = list(parts)
         data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -213,6 +216,7 @@ class ClassAwareCheckpointer(DetectionCheckpointer):
                 f"{self._path} has no weights of this model: none of its {pluralize(num_found, 'name')} is "
                 f"one of the model's, such as {own[0]}. It is of another model, or of another library"
             )
+        lacking = [name for name in lacking if not name.startswith(training_only_parts(self.model))]
         if self.complete and lacking:
             raise ConfigError(
                 f"{self._path} lacks {len(lacking)} parameters of the model, such as {lacking[0]}, so "

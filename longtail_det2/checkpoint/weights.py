@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longtail_det2.utils.errors import ConfigError
 
@@ -27,6 +27,8 @@ HASH_DIGITS = 8
 
 _HASH_IN_NAME = re.compile(r"_([0-9a-f]{8})\.safetensors$")
 _CLASS_IDS = "class_ids"
+TRAINING_ONLY_KEY = "training_only"
+"""Key of a training checkpoint whose value is :func:`training_only_parts`."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,21 @@ class Weights:
         return {"model": self.tensors, _CLASS_IDS: list(self.class_ids)}
 
 
+def training_only_parts(model: nn.Module) -> tuple[str, ...]:
+    """Return the beginnings of the names of parameters that a trained model does without.
+
+    They are those of modules whose attribute ``training_only`` is true.
+    """
+    parts = [name for name, module in model.named_modules() if getattr(module, TRAINING_ONLY_KEY, False)]
+    return tuple(f"{name}." for name in parts)
+
+
 def read_weights(path: str | os.PathLike[str]) -> Weights:
     """Read a weights file or a training checkpoint; nothing in it is executed.
 
     Args:
         path: ``.safetensors``, ``.pth``, or ``.pkl`` of a model zoo; of a training checkpoint only the
-            weights are returned.
+            weights are returned, without the parts that only training needs.
 
     Raises:
         ConfigError: the file does not exist, is damaged, is of another kind, or is not what the hash in its
@@ -71,7 +82,10 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     if path.suffix not in (".pth", ".pkl"):
         raise ConfigError(f"{path}: weights files end in .safetensors, .pth or .pkl")
     data = read_checkpoint(str(path))
-    tensors = {name: torch.as_tensor(value) for name, value in data["model"].items()}
+    left_out = tuple(data.get(TRAINING_ONLY_KEY) or ())
+    tensors = {
+        name: torch.as_tensor(value) for name, value in data["model"].items() if not name.startswith(left_out)
+    }
     trainer = data.get("trainer")
     last = data.get("iteration", trainer.get("iteration") if isinstance(trainer, Mapping) else None)
     class_ids = tuple(map(str, data.get(_CLASS_IDS) or ()))

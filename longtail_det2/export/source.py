@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
-from longtail_det2.checkpoint.weights import read_weights
+from longtail_det2.checkpoint.weights import read_weights, training_only_parts
 from longtail_det2.config_files import load_cfg, load_lazy
 from longtail_det2.config_names import find_config_file, name_of_config
 from longtail_det2.data.datasets.builtin import register_datasets
@@ -143,11 +143,12 @@ def to_input(picture: np.ndarray, min_size: int, max_size: int) -> Tensor:
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    """Load weights; all but those of losses have to be there."""
+    """Load weights; all but those of losses, and of parts that only training needs, have to be there."""
     present = read_weights(path).tensors
     kinds = (ClassificationLoss, LossNormalizer)
     losses = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, kinds))
-    missing = [name for name in model.state_dict() if name not in present and not name.startswith(losses)]
+    needless = losses + training_only_parts(model)
+    missing = [name for name in model.state_dict() if name not in present and not name.startswith(needless)]
     if missing:
         raise ConfigError(
             f"{path} has no weights for {len(missing)} parts of this detector, such as {missing[0]}: it is "

@@ -5,6 +5,7 @@ Shape shorthand: R regions, K classes, P pairs of a foreground region and one of
 
 from __future__ import annotations
 
+import torch
 from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.box_regression import Box2BoxTransform
 from fvcore.nn import giou_loss, smooth_l1_loss
@@ -49,20 +50,29 @@ def multi_label_box_loss(
     Raises:
         ValueError: unknown `loss_type`.
     """
-    foreground = (targets.classes >= 0) & (targets.classes < targets.num_classes)
-    if pred_deltas.shape[1] == 4:
-        rows = foreground.nonzero()[:, 0]
-        deltas, weights = pred_deltas[rows], None
-    else:
-        positive = (targets.labels[:, :-1] == POSITIVE) & foreground[:, None]
-        rows, classes = positive.nonzero(as_tuple=True)
-        deltas = pred_deltas.view(-1, targets.num_classes, 4)[rows, classes]
-        weights = 1.0 / positive.sum(dim=1)[rows]
-
+    rows, columns, weights = foreground_pairs(targets, pred_deltas.shape[1])
+    deltas = pred_deltas.unflatten(1, (-1, 4))[rows, columns]
     losses = pair_losses(proposal_boxes[rows], gt_boxes[rows], deltas, transform, loss_type, smooth_l1_beta)
-    if weights is not None:
-        losses = losses * weights
-    return losses.sum() / (max(len(targets), 1) if normalizer is None else normalizer)
+    return (losses * weights).sum() / (max(len(targets), 1) if normalizer is None else normalizer)
+
+
+def foreground_pairs(targets: MultiLabelTargets, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pair each foreground region with those of its deltas that it trains.
+
+    Args:
+        targets: of R regions.
+        width: 4 for class-agnostic deltas, 4 K for class-specific ones.
+
+    Returns:
+        (P,) indices of regions, (P,) indices of their deltas, and (P,) weights, which sum to 1 per region.
+    """
+    foreground = targets.foreground
+    if width == 4:
+        rows = foreground.nonzero()[:, 0]
+        return rows, torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.float32)
+    positive = (targets.labels[:, :-1] == POSITIVE) & foreground[:, None]
+    rows, columns = positive.nonzero(as_tuple=True)
+    return rows, columns, 1.0 / positive.sum(dim=1)[rows]
 
 
 def pair_losses(

@@ -120,7 +120,7 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
         divisor, box_divisor = self.loss_normalizer(len(targets), foreground, self.num_classes)
         losses = reduce_losses(loss.unreduced(logits, targets), divisor, weights)
         losses["loss_box_reg"] = weights.get("loss_box_reg", 1.0) * multi_label_box_loss(
-            *_boxes_of(proposals, deltas.device),
+            *boxes_of(proposals, deltas.device),
             deltas,
             targets,
             transform=self.box2box_transform,
@@ -204,7 +204,7 @@ def keep_top_candidates(scores: Tensor, limit: int, thresholds: Tensor | float =
     return torch.cat([kept.view_as(foreground), scores[:, -1:]], dim=1)
 
 
-def _boxes_of(proposals: list[Instances], device: torch.device) -> tuple[Tensor, Tensor]:
+def boxes_of(proposals: list[Instances], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return proposal boxes and gt boxes, (R, 4) each; images without objects repeat the proposal boxes."""
     if not proposals:
         nothing = torch.zeros(0, 4, device=device)
