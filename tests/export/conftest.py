@@ -36,6 +36,8 @@ TINY = [
     *("INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "160", "OUTPUT_DIR", "/somewhere/on/this/machine"),
 ]
 SPREADS = {
+    "delta_c.2": 1.0,
+    "delta_r.2": 1.0,
     "cls_score": 1.0,
     "bbox_pred": 0.5,
     "objectness_logits": 1.0,
@@ -66,7 +68,8 @@ def calibrate(model, image):
                 handle = layer.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out.std()))
                 model([{"image": image}])
                 handle.remove()
-                layer.weight.mul_(spread / max(seen))  # of several levels
+                if seen:  # on several levels; not at all for what only training uses
+                    layer.weight.mul_(spread / max(seen))
     return model
 
 
