@@ -2,8 +2,8 @@
 
 python scripts/convert_tsd_checkpoint.py tsd_r50.pth weights.pth
 
-The result is MODEL.WEIGHTS of projects/TSD/configs/coco/faster_rcnn_R_50_FPN_tsd_official.yaml. Background is the
-first class there and the last one here; offsets have the same order in both.
+The result is MODEL.WEIGHTS of projects/TSD/configs/coco/faster_rcnn_R_50_FPN_tsd_official.yaml. Background is
+the first class there and the last one here; offsets have the same order in both.
 """
 
 from __future__ import annotations
