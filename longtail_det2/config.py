@@ -109,7 +109,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "Linear"
     # What the normalised layer multiplies the cosines with.
     cfg.MODEL.ROI_BOX_HEAD.TEMPERATURE = 20.0
-    # Name in BOX_BRANCH_REGISTRY: what makes predictions from features and proposals, in each stage.
+    # Name in BOX_BRANCH_REGISTRY: what makes predictions from features and proposals, in each stage:
+    # "BoxBranch", or "TSDBoxBranch" (see MODEL.TSD).
     cfg.MODEL.ROI_BOX_HEAD.BRANCH = "BoxBranch"
     # What the classification and box losses are divided by: sampled "regions", "foreground" regions, their
     # moving average "foreground_average", or regions x classes "elements" (the box loss: regions).
