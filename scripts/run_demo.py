@@ -21,8 +21,7 @@ from longtail_det2.cli import main as run_command
 from longtail_det2.utils.console import tell_error
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import read_json, write_json
-from longtail_det2.visualization.report import build_report
-from longtail_det2.visualization.style import duration
+from longtail_det2.visualization.report import build_report, duration
 
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
 RESULTS = "run/inference/shapes_validation"

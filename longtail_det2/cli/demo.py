@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Predict all images, draw them, then write the predictions."""
+    from longtail_det2.data.images import read_image
     from longtail_det2.visualization.predictions import coco_results, write_predictions
     from longtail_det2.visualization.predictor import Predictor, draw_predictions, find_images
 
@@ -62,12 +63,13 @@ def run(args: argparse.Namespace) -> None:
     drawn, best = 0, 0.0
     for image, target, image_id in zip(images, output_names(images), choose_image_ids(images), strict=True):
         try:
-            pixels, instances = predictor(image.path)
+            pixels = read_image(image.path, "RGB")
         except DataError as error:
             if image.was_named:
                 raise
             sys.stderr.write(f"passed over: {error}\n")
             continue
+        instances = predictor.predict(pixels)
         sizes[image_id] = instances.image_size
         drawn += int((instances.scores >= args.score_threshold).sum())
         best = max([best, *instances.scores.tolist()])

@@ -112,47 +112,30 @@ def read_results(path: Path, store: AnnotationStore, masks: bool, *, some: bool)
     """
     import numpy as np
 
+    from longtail_det2.evaluation.coco_results import read_coco_results
     from longtail_det2.evaluation.detection_buffer import join_columns
 
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: results are a list of detections, not {type(entries).__name__}")
-    images = {name.decode(): index for index, name in enumerate(store.image_ids.tolist())}
-    classes = {name: index for index, name in enumerate(store.class_ids)}
-    kept, counts = [], []
-    for number, one in enumerate(entries):
+    found, segmentations = read_coco_results(path, store, masks=masks)
+    other = np.flatnonzero(found.image < 0)
+    if len(other) and not some:
+        raise DataError(f"{path}: detection {other[0]} has an image_id that is not in the annotations")
+    order = np.argsort(found.image, kind="stable")[len(other) :]
+    counts: list[bytes] = []
+    for number in order.tolist() if masks else ():
         try:
-            image, cls = images.get(str(one["image_id"])), classes.get(str(one["category_id"]))
-            x, y, width, height = map(float, one["bbox"])
-            values = (float(one["score"]), x, y, x + width, y + height)
-            if image is None and some:
-                continue
-            if image is None or cls is None or not all(map(math.isfinite, values)):
-                wrong = "image_id" if image is None else "category_id" if cls is None else "bbox or score"
-                raise DataError(
-                    f"{path}: detection number {number} has an unknown or bad {wrong}: {one!r:.200}"
-                )
-            if masks:
-                counts.append(_counts(one["segmentation"]))
+            counts.append(_counts(segmentations[number]))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: detection number {number} is malformed ({error!r}): {one!r:.200}"
-            ) from None
-        kept.append((image, cls, *values))
-    table = np.array(kept, dtype=np.float64).reshape(-1, 7)
-    order = np.argsort(table[:, 0], kind="stable")
-    table = table[order]
-    of_image = table[:, 0].astype(np.int64)
+            raise DataError(f"{path}: detection {number} has no segmentation ({error!r})") from None
     part = {
         "image": np.arange(len(store)),
-        "count": np.bincount(of_image, minlength=len(store)),
+        "count": np.bincount(found.image[order], minlength=len(store)),
         "size": store.image_sizes,
-        "cls": table[:, 1].astype(np.int32),
-        "score": table[:, 2].astype(np.float32),
-        "box": table[:, 3:].astype(np.float32),
-        "length": np.array([len(counts[index]) for index in order.tolist()] if masks else [], dtype=np.int32),
+        "cls": found.cls[order],
+        "score": found.score[order].astype(np.float32),
+        "box": found.box[order].astype(np.float32),
+        "length": np.array([len(one) for one in counts], dtype=np.int32),
     }
-    return join_columns([part], b"".join(counts[index] for index in order.tolist()) if masks else b"", masks)
+    return join_columns([part], b"".join(counts), masks)
 
 
 def _counts(segmentation: Any) -> bytes:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from longtail_det2.data.datasets.builtin import get_metadata, register_datasets
     from longtail_det2.data.statistics import compute_statistics, frequency_bins, write_statistics
     from longtail_det2.data.store import AnnotationStore
-    from longtail_det2.visualization.category_plots import draw_heat_map, draw_long_tail, most_cooccurring
+    from longtail_det2.visualization.plots import draw_heat_map, draw_long_tail, most_cooccurring
 
     if args.store is not None:
         sources = [AnnotationStore(path) for path in args.store]
@@ -78,7 +78,7 @@ def frequency_lines(statistics: ClassStatistics, bins: np.ndarray) -> list[str]:
     import numpy as np
 
     from longtail_det2.data.statistics import FREQUENCY_BINS
-    from longtail_det2.visualization.category_plots import inequality_text
+    from longtail_det2.visualization.plots import inequality_text
 
     counts = statistics.image_counts
     lines = [
@@ -97,7 +97,7 @@ def rate_lines(
     """Name the highest rates of classes that the hierarchy does not relate."""
     import numpy as np
 
-    from longtail_det2.visualization.category_plots import related_classes
+    from longtail_det2.visualization.plots import related_classes
 
     rates, pairs = statistics.rates(), statistics.known_cooccurrence
     objects = pairs.diagonal()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import ResizeTransform
-from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks, pairwise_iou
+from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.structures.boxes import pairwise_intersection
 from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.colors import to_hex
@@ -47,7 +47,7 @@ class DrawnObject:
 
     Attributes:
         box: (x0, y0, x1, y1) in pixels of the given image.
-        classes: class indices, most certain first; the most specific one gives the colour.
+        classes: one or more class indices, most certain first; the most specific one gives the colour.
         scores: one value in [0, 1] per class, or empty (truth has no scores).
         line_style: of the box, as Matplotlib names it.
         note: further line of text.
@@ -69,7 +69,7 @@ class DrawnObject:
     @property
     def color(self) -> tuple[float, float, float]:
         """RGB in [0, 1]."""
-        return class_color(int(self.classes[0])) if len(self.classes) else (0.8, 0.8, 0.8)
+        return class_color(int(self.classes[0]))
 
 
 def class_color(index: int) -> tuple[float, float, float]:
@@ -93,7 +93,7 @@ def read_mask(value: Any, height: int, width: int) -> np.ndarray | None:
 
     Args:
         value: polygons or RLE as `longtail_det2.data.masks.check_segmentation` takes them, (height, width)
-            array, or nothing.
+            array or tensor, or nothing.
         height: of the image.
         width: of the image.
 
@@ -103,10 +103,11 @@ def read_mask(value: Any, height: int, width: int) -> np.ndarray | None:
     Raises:
         ValueError: what is wrong, to follow "has a segmentation".
     """
-    if isinstance(value, np.ndarray):
-        if value.shape != (height, width):
-            raise ValueError(f"of the shape {value.shape} in an image of {(height, width)} (height, width)")
-        return value.astype(bool)
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        pixels = np.asarray(value, dtype=bool)
+        if pixels.shape != (height, width):
+            raise ValueError(f"of the shape {pixels.shape} in an image of {(height, width)} (height, width)")
+        return pixels
     mask = check_segmentation(value, height, width)
     return None if mask is None else to_bitmap(mask, height, width)
 
@@ -136,27 +137,22 @@ def merge_predictions(
     """
     if len(scores) > MOST_BOXES:
         logger.warning("the %d most certain of %d predictions are drawn", MOST_BOXES, len(scores))
-    rows = np.argsort(-np.asarray(scores), kind="stable")[:MOST_BOXES].tolist()
+    rows = np.argsort(-np.asarray(scores), kind="stable")[:MOST_BOXES]
     tensor = Boxes(torch.as_tensor(np.asarray(boxes, dtype=np.float32).reshape(-1, 4)[rows]))
-    near = pairwise_iou(tensor, tensor).numpy() >= iou
-    # Rows by class, by the place among `rows` of the group's first one.
-    groups: dict[int, dict[int, int]] = {}
-    for place, row in enumerate(rows):
-        label = int(classes[row])
-        joined = (groups[first] for first in np.flatnonzero(near[place]).tolist() if first in groups)
-        group = next((group for group in joined if label not in group), None)
+    near = (pairwise_iou(tensor, tensor).numpy() >= iou).tolist()
+    groups: list[dict[int, int]] = []  # places among `rows` by class, the best first
+    for place, label in enumerate(np.asarray(classes)[rows].tolist()):
+        joined = (one for one in groups if label not in one and near[place][next(iter(one.values()))])
+        group = next(joined, None)
         if group is None:
-            group = groups[place] = {}
-        group[label] = row
-    return [
-        DrawnObject(
-            [float(value) for value in boxes[rows[first]]],
-            list(group),
-            [float(scores[row]) for row in group.values()],
-            mask=mask_of(rows[first]),
-        )
-        for first, group in groups.items()
-    ]
+            groups.append(group := {})
+        group[label] = place
+    merged = []
+    for group in groups:
+        members = rows[list(group.values())].tolist()
+        box, shown = [float(value) for value in boxes[members[0]]], [float(scores[row]) for row in members]
+        merged.append(DrawnObject(box, list(group), shown, mask=mask_of(members[0])))
+    return merged
 
 
 class MultiLabelVisualizer(Visualizer):
@@ -223,16 +219,15 @@ class MultiLabelVisualizer(Visualizer):
                 `gt_group_of`, and `gt_masks`, of which those are drawn that `gt_has_mask` does not rule out.
                 Classes that are ignored for an object are counted in a note.
         """
-        masks = instances.gt_masks if instances.has("gt_masks") else [None] * len(instances)
-        if not isinstance(masks, list):
-            masks = masks.polygons if isinstance(masks, PolygonMasks) else masks.tensor.cpu().numpy()
+        instances = instances.to("cpu")
+        masks = list(instances.gt_masks) if instances.has("gt_masks") else [None] * len(instances)
         objects = []
         for row, label in enumerate(instances.gt_classes.tolist()):
             classes, style, notes = [label], "-", []
             if instances.has("gt_group_of") and instances.gt_group_of[row]:
                 style, notes = "--", ["[group of]"]
             if instances.has("gt_labels"):
-                truth = instances.gt_labels[row].cpu()
+                truth = instances.gt_labels[row]
                 classes += [index for index in torch.nonzero(truth == 1)[:, 0].tolist() if index != label]
                 if ignored := int((truth == -1).sum()):
                     notes.append(f"({ignored} below ignored)")
@@ -253,77 +248,61 @@ class MultiLabelVisualizer(Visualizer):
         shown = predictions[predictions.scores >= score_threshold].to("cpu")
         columns = shown.pred_boxes.tensor, shown.pred_classes, shown.scores
         boxes, classes, scores = (column.detach().numpy() for column in columns)
-        masks = shown.pred_masks.numpy() if shown.has("pred_masks") else itertools.repeat(None, len(shown))
-        masks = list(masks)
+        masks = list(shown.pred_masks.numpy()) if shown.has("pred_masks") else [None] * len(shown)
         return self.draw_objects(merge_predictions(boxes, classes, scores, mask_of=masks.__getitem__))
 
     def draw_objects(self, objects: Sequence[DrawnObject]) -> VisImage:
         """Draw masks, then boxes, largest first, then the text blocks where there is room for them."""
-        shown = sorted(
-            map(self._most_specific_first, objects), key=lambda one: (-max(one.scores, default=0), -one.area)
-        )[:MOST_BOXES]
+        shown = [self._most_specific_first(one) for one in objects]
+        shown = sorted(shown, key=lambda one: (-max(one.scores, default=0), -one.area))[:MOST_BOXES]
         if len(objects) > MOST_TEXTS:
             logger.warning(
                 "of %d objects %d are drawn, %d with text: the most certain or, without scores, the largest",
                 *(len(objects), len(shown), MOST_TEXTS),
             )
         order = sorted(range(len(shown)), key=lambda place: -shown[place].area)
-        if masked := [shown[place] for place in order if shown[place].mask is not None]:
-            self._draw_masks(masked)
+        self._draw_masks([shown[place] for place in order if shown[place].mask is not None])
         boxes = torch.tensor([one.box for one in shown]).reshape(-1, 4) * self.zoom
         for place in order:
-            style: dict[str, Any] = {
-                "line_style": shown[place].line_style,
-                "edge_color": to_hex(shown[place].color),
-            }
+            style: dict[str, Any] = {"edge_color": to_hex(shown[place].color)}
+            style["line_style"] = shown[place].line_style
             self.draw_box(tuple(boxes[place].tolist()), alpha=0.9, **style)
         taken = boxes.new_zeros((0, 4))
         for place in reversed(order):  # small boxes have the least room: they choose first
-            if place < MOST_TEXTS and (text := self.text_of(shown[place])):
-                taken = torch.cat([taken, self._write(text, boxes, place, shown[place].color, taken)])
+            if place < MOST_TEXTS:
+                taken = torch.cat([taken, self._write(shown[place], boxes, place, taken)])
         return self.output
 
     def text_of(self, one: DrawnObject) -> str:
         """Return the text block of an object: its labels (with their scores), then its note.
 
-        Each label has a line; labels that follow from others by the hierarchy share
-        one per depth.
+        Each label has a line; labels that follow from others by the hierarchy share one per depth.
         """
-        scores = one.scores if len(one.scores) else [None] * len(one.classes)
-        words = {
-            int(label): self._class_name(label) + ("" if score is None else f" {100 * score:.0f}%")
-            for label, score in zip(one.classes, scores, strict=True)
-        }
+        names, hierarchy = self.metadata.get("thing_classes", None), self.metadata.get("hierarchy", None)
+        texts = [str(names[label] if names else label) for label in one.classes]
+        if len(one.scores):
+            texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, one.scores, strict=True)]
+        words = dict(zip(map(int, one.classes), texts, strict=True))
         shown = list(words)[:_MOST_LABELS]
-        hierarchy, implied = self._hierarchy, set()
+        implied: dict[int, list[str]] = {}  # words by depth
         if hierarchy is not None:
-            implied = {int(above) for label in shown for above in hierarchy.ancestors_of(label)}
-        lines = [words[label] for label in shown if label not in implied]
-        for _, same in itertools.groupby(
-            [label for label in shown if label in implied],
-            key=lambda label: 0 if hierarchy is None else hierarchy.depth[label],
-        ):
-            lines.append(", ".join(words[label] for label in same))
+            above = {int(label) for one in shown for label in hierarchy.ancestors_of(one)}
+            for label in filter(above.__contains__, shown):
+                implied.setdefault(int(hierarchy.depth[label]), []).append(words.pop(label))
+        lines = [words[label] for label in shown if label in words]
+        lines += [", ".join(same) for same in implied.values()]
         if not len(one.scores):  # the labels of a true object belong together: they read as a sum
             lines = lines[:1] + [f"+ {line}" for line in lines[1:]]
-        if len(words) > len(shown):
-            lines.append(f"… {len(words) - len(shown)} more")
+        if len(one.classes) > len(shown):
+            lines.append(f"… {len(one.classes) - len(shown)} more")
         return "\n".join([*lines, one.note] if one.note else lines)
-
-    @property
-    def _hierarchy(self) -> LabelHierarchy | None:
-        return self.metadata.get("hierarchy", None)
-
-    def _class_name(self, label: int) -> str:
-        names = self.metadata.get("thing_classes", None)
-        return str(names[label]) if names else str(label)
 
     def _most_specific_first(self, one: DrawnObject) -> DrawnObject:
         """Sort the labels by falling depth in the hierarchy; they stay as they are where depths are equal."""
-        if self._hierarchy is None:
+        hierarchy = self.metadata.get("hierarchy", None)
+        if hierarchy is None:
             return one
-        depth = self._hierarchy.depth
-        order = sorted(range(len(one.classes)), key=lambda place: -depth[one.classes[place]])
+        order = sorted(range(len(one.classes)), key=lambda place: -hierarchy.depth[one.classes[place]])
         scores = [one.scores[place] for place in order] if len(one.scores) else ()
         return replace(one, classes=[one.classes[place] for place in order], scores=scores)
 
@@ -335,51 +314,42 @@ class MultiLabelVisualizer(Visualizer):
 
     def _draw_masks(self, objects: Sequence[DrawnObject]) -> None:
         """Tint masks in the colours of the classes and outline them; later ones lie above earlier ones."""
-        size, pixels = (self.output.width, self.output.height), self.img.copy()
+        pixels = self.img.copy()
         for one in objects:
-            mask = np.asarray(one.mask)
+            mask = np.asarray(one.mask, dtype=np.uint8)
             if mask.shape != self._given:
                 form = f"a mask of {mask.shape} pixels (height, width) does not fit an image of {self._given}"
                 raise DataError(form)
-            # Interpolation gives enlarged masks the smooth edge that the enlarged image has.
-            method = cv2.INTER_LINEAR if self.zoom >= 1 else cv2.INTER_AREA
             if self.zoom != 1:
+                # Interpolation gives enlarged masks the smooth edge that the enlarged image has.
+                method = cv2.INTER_LINEAR if self.zoom >= 1 else cv2.INTER_AREA
+                size = self.output.width, self.output.height
                 mask = cv2.resize(mask.astype(np.float32), size, interpolation=method) >= 0.5
+                mask = mask.astype(np.uint8)
             if not mask.any():
                 continue
-            x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+            x, y, width, height = cv2.boundingRect(mask)
             part = np.s_[y : y + height, x : x + width]
             mask, color = mask[part], 255 * np.array(one.color)
-            inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3)), borderValue=0).astype(bool)
-            self.img[part][mask] = ((1 - _TINT) * pixels[part][mask] + _TINT * color).round()
-            self.img[part][mask & ~inner] = color
-        for image in list(self.output.ax.images):  # it would be drawn beneath the new one
-            image.remove()
-        self.output.reset_image(self.img)
+            inner = cv2.erode(mask, np.ones((3, 3)), borderValue=0)
+            self.img[part][mask > 0] = ((1 - _TINT) * pixels[part][mask > 0] + _TINT * color).round()
+            self.img[part][mask > inner] = color
+        self.output.ax.images[0].set_data(self.img)
 
-    def _write(
-        self,
-        text: str,
-        boxes: torch.Tensor,
-        place: int,
-        color: tuple[float, float, float],
-        taken: torch.Tensor,
-    ) -> torch.Tensor:
-        """Write the text of a box near it, where it covers least; return its place (1, 4)."""
-        bright = to_hex(self._change_color_brightness(color, brightness_factor=0.7))
+    def _write(self, one: DrawnObject, boxes: torch.Tensor, place: int, taken: torch.Tensor) -> torch.Tensor:
+        """Write the text of an object near its box, where it covers least; return its place (1, 4)."""
+        bright = to_hex(self._change_color_brightness(one.color, brightness_factor=0.7))
         style: dict[str, Any] = {"color": bright, "horizontal_alignment": "left"}
-        self.draw_text(text, (0, 0), font_size=self._default_font_size * _TEXT_SHARE, **style)
+        style["font_size"] = self._default_font_size * _TEXT_SHARE
+        self.draw_text(self.text_of(one), (0, 0), **style)
         drawn = self.output.ax.texts[-1]
         extent = drawn.get_window_extent(self.output.canvas.get_renderer())
         width, height = extent.width + _TEXT_MARGIN, extent.height + _TEXT_MARGIN
         x0, y0, x1, y1 = boxes[place].tolist()
-        rows, columns = (
-            (y0 - height, y1, y0, y1 - height, y0 - 2 * height, y1 + height),
-            (x0, x1, x1 - width, x0 - width),
-        )
-        corner = torch.tensor(list(itertools.product(columns, rows)))
-        size = corner.new_tensor([width, height])
-        room = corner.new_tensor([self.output.width, self.output.height]) - size
+        columns = x0, x1, x1 - width, x0 - width
+        rows = y0 - height, y1, y0, y1 - height, y0 - 2 * height, y1 + height
+        corner, size = torch.tensor(list(itertools.product(columns, rows))), torch.tensor([width, height])
+        room = torch.tensor([self.output.width, self.output.height]) - size
         corner = torch.minimum(corner, room).clamp(min=0)
         blocks = Boxes(torch.cat([corner, corner + size], dim=1))
         on_boxes = pairwise_intersection(blocks, Boxes(boxes))

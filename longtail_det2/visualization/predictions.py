@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
 from longtail_det2.data.store import AnnotationStore
+from longtail_det2.evaluation.coco_results import read_coco_results
 from longtail_det2.evaluation.openimages_io import Detections, read_detections
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import atomic_writer, read_json
+from longtail_det2.utils.io import atomic_writer
 
 from .multi_label_visualizer import read_mask
 
@@ -85,54 +85,22 @@ def read_predictions(path: str | Path, store: AnnotationStore) -> Predictions:
         DataError: the file is unreadable or malformed, names an unknown class, or has a mask that is not of
             its image's size. (Whether a mask's counts are sound is found when it is drawn.)
     """
-    path, image_ids = Path(path), [name.decode() for name in store.image_ids.tolist()]
+    path = Path(path)
     if path.suffix.lower() == ".json":
-        found, unknown = _read_json(path, store, image_ids)
+        boxes, rle = read_coco_results(path, store)
+        unknown = np.count_nonzero(boxes.image < 0)
+        # The last row, at -1, is that of other images.
+        sides = np.vstack([store.image_sizes[:, [1, 0, 1, 0]].clip(1), np.ones(4)])
+        boxes = replace(boxes, box=boxes.box / sides[boxes.image])
     else:
+        image_ids = [name.decode() for name in store.image_ids.tolist()]
         boxes, left_out = read_detections(path, store.class_ids, image_ids)
-        rows = np.arange(len(boxes))
-        found = Predictions(**vars(boxes), rle=np.full(len(boxes), None), entry=rows, source=str(path))
-        unknown = left_out["unknown_image"]
+        unknown, rle = left_out["unknown_image"], np.full(len(boxes), None)
     if unknown:
         logger.warning("%s: %d predictions are of images that are not in %s", path, unknown, store.path)
-    return found._rows(np.argsort(found.image, kind="stable"))
-
-
-def _read_json(path: Path, store: AnnotationStore, image_ids: Sequence[str]) -> tuple[Predictions, int]:
-    """Return the detections, and how many are of other images."""
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a list of results, got {type(rows).__name__}")
-    image_of = {name: place for place, name in enumerate(image_ids)}
-    class_of = {name: place for place, name in enumerate(store.class_ids)}
-    found = []
-    for number, row in enumerate(rows):
-        try:
-            numbers = [float(value) for value in (row["score"], *row["bbox"])]
-            image, label = image_of.get(str(row["image_id"])), str(row["category_id"])
-            if len(numbers) != 5 or not all(map(math.isfinite, numbers)):
-                raise ValueError("five finite numbers are needed")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(
-                f"{path}: entry {number} is no COCO result ({error!r}); expected image_id, category_id, bbox "
-                "(x, y, width, height) and score"
-            ) from None
-        if label not in class_of:
-            raise DataError(f"{path}: entry {number}: category_id {label!r} is no class of {store.path}")
-        if image is None:
-            continue
-        rle, size = row.get("segmentation"), store.image_sizes[image].tolist()
-        if rle is not None and (not isinstance(rle, dict) or rle.get("size") != size):
-            form = f"RLE of its image's size {size}"
-            raise DataError(f"{path}: entry {number} has a segmentation that is not {form}")
-        found.append((image, class_of[label], number, rle, *numbers))
-    image, cls, entry, rle, *numbers = np.array(found, dtype=object).reshape(-1, 9).T
-    score, x, y, width, height = np.array(numbers, dtype=np.float64)
-    image = image.astype(np.int64)
-    sides = np.maximum(store.image_sizes[image].reshape(-1, 2), 1)[:, [1, 0, 1, 0]]
-    box = np.stack([x, y, x + width, y + height], axis=1) / sides
-    others = len(rows) - len(found)
-    return Predictions(image, cls.astype(np.int32), score, box, rle, entry, str(path)), others
+    found = Predictions(**vars(boxes), rle=rle, entry=np.arange(len(boxes)), source=str(path))
+    order = np.argsort(found.image, kind="stable")
+    return found._rows(order[found.image[order] >= 0])
 
 
 def coco_results(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import atomic_writer
 from longtail_det2.utils.wording import pluralize
 
+from .plots import COLOR_OF, ap_plot, long_tail_plot, training_plots
 from .predictions import default_threshold, read_predictions
 from .report_images import draw_images
-from .report_plots import COLOR_OF, ap_plot, long_tail_plot, training_plots
 from .run_data import Evaluation, read_evaluation, read_log
-from .style import duration
 
 logger = logging.getLogger(__name__)
 
@@ -84,20 +82,25 @@ def build_report(
         for store in (train_store, val_store)
     )
     log, config, evaluation = read_log(run / "metrics.json"), _read_config(run), read_evaluation(run, dataset)
-    facts = [("Training data", _describe(train)), ("Validation data", _describe(validation))]
-    facts += _facts(read_run_record(run), config)
+    facts = {"Training data": _describe(train), "Validation data": _describe(validation)}
+    facts.update(_facts(read_run_record(run), config))
     if "time" in log:
         seconds = float(np.nansum(np.diff(log["iteration"], prepend=-1) * log["time"]))
-        facts.append(("Time in training steps", duration(seconds)))
+        facts["Time in training steps"] = duration(seconds)
     if steps:
         steps = [*steps, ("together", sum(seconds for _, seconds in steps))]
-        facts.append(("Steps", ", ".join(f"{name} {duration(seconds)}" for name, seconds in steps)))
+        facts["Steps"] = ", ".join(f"{name} {duration(seconds)}" for name, seconds in steps)
+    notes = [] if log else ["There is no training log (metrics.json)."]
+    if evaluation is None:
+        notes.append(f"There is no finished evaluation (inference/{dataset or '<data set>'}/results.json).")
+    elif evaluation.predictions is None:
+        notes.append("There are no predictions (predictions.csv): images show the truth alone.")
     content: dict[str, Any] = {
         "title": title or (f"Results on {evaluation.folder.name}" if evaluation else "Training run"),
-        "dataset": dataset or "<data set>",
+        "notes": notes,
         "version": longtail_det2.__version__,
         "iterations": int(log["iteration"][-1]) + 1 if log else 0,
-        "facts": [(name, value) for name, value in facts if value not in ("", None)],
+        "facts": {name: value for name, value in facts.items() if value not in ("", None)},
         "config": config_without_paths(config) if config else "",
         "training": training_plots(log),
         "evaluation": evaluation,
@@ -114,8 +117,16 @@ def build_report(
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(output) as stream:
         stream.write(environment.get_template("report.html.j2").render(content))
-    logger.info("report: %s (%.1f MB)", output, os.path.getsize(output) / 1e6)
+    logger.info("report: %s (%.1f MB)", output, output.stat().st_size / 1e6)
     return output
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "1.2 s", "12 s", "3 min 05 s" or "2 h 07 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _read_config(run: Path) -> dict[str, Any]:
@@ -136,26 +147,31 @@ def _describe(store: AnnotationStore | None) -> str:
     )
 
 
-def _facts(record: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what run.json and config.yaml say: no defaults that were not used, no host name, no folders."""
+def _facts(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what run.json and config.yaml say: no defaults that were not used, no host name, no folders."""
     words = [str(word) for word in record.get("options", ())]
     if not all("=" in word for word in words):  # KEY VALUE ..., not key=value ...
         words = [" ".join(words[k : k + 2]) for k in range(0, len(words), 2)]
-    yield "Config", record.get("config")
-    yield "Options", " ".join(one for one in words if "/" not in one or "://" in one)
-    yield from ((name, value_at(config, key)) for name, key in _SETTINGS.items())
-    for key, head in (("META_ARCHITECTURE", "DENSE_HEAD"), ("ROI_HEADS.NAME", "ROI_BOX_HEAD")):
-        if str(value_at(config, f"MODEL.{key}")).startswith("MultiLabel"):
-            yield "Classification loss", value_at(config, f"MODEL.{head}.CLASSIFICATION_LOSS")
-            break
-    yield "Seed", record.get("seed")
-    yield "Started", record.get("started")
-    yield "Software", ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
-    yield "Commit", record.get("commit")
-    if machine := record.get("machine"):
-        processes = pluralize(record.get("processes", 1), "process", "processes")
-        gpus = ", ".join(machine.get("gpus", ())) or "no GPU"
-        yield "Machine", f"{machine.get('cpus')} CPU cores, {gpus}, {processes}"
+    heads = {"META_ARCHITECTURE": "DENSE_HEAD", "ROI_HEADS.NAME": "ROI_BOX_HEAD"}
+    losses = (
+        value_at(config, f"MODEL.{head}.CLASSIFICATION_LOSS")
+        for key, head in heads.items()
+        if str(value_at(config, f"MODEL.{key}")).startswith("MultiLabel")
+    )
+    machine, versions = record.get("machine"), record.get("versions", {})
+    return {
+        "Config": record.get("config"),
+        "Options": " ".join(one for one in words if "/" not in one or "://" in one),
+        **{name: value_at(config, key) for name, key in _SETTINGS.items()},
+        "Classification loss": next(losses, None),
+        "Seed": record.get("seed"),
+        "Started": record.get("started"),
+        "Software": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "Commit": record.get("commit"),
+        "Machine": machine
+        and f"{machine.get('cpus')} CPU cores, {', '.join(machine.get('gpus', ())) or 'no GPU'}, "
+        f"{pluralize(record.get('processes', 1), 'process', 'processes')}",
+    }
 
 
 def _results(evaluation: Evaluation) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import logging
 from collections import Counter
@@ -22,6 +21,7 @@ from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.wording import pluralize
 
 from .multi_label_visualizer import MultiLabelVisualizer, labels_metadata, merge_predictions, room_for
+from .plots import data_uri
 from .predictions import Predictions
 
 logger = logging.getLogger(__name__)
@@ -46,19 +46,16 @@ def score_image(store: AnnotationStore, index: int, predictions: Predictions | N
     0.5 (for a group: lies in it by 0.5). A prediction is wrong if its class is neither label, ancestor nor
     descendant of a label of any object that it overlaps so.
     """
-    first, last = store.object_offsets[index : index + 2].tolist()
-    offsets = store.label_offsets[first : last + 1]
-    owner = np.repeat(np.arange(last - first), np.diff(offsets))
+    objects = slice(*store.object_offsets[index : index + 2].tolist())
+    offsets = store.label_offsets[objects.start : objects.stop + 1]
     labels = store.labels[offsets[0] : offsets[-1]].astype(np.int64)
     if predictions is None or not len(predictions):
         return ImageScore(index, [], labels.tolist(), 0)
-    truth, boxes = (
-        Boxes(torch.tensor(box, dtype=torch.float32)) for box in (store.boxes[first:last], predictions.box)
-    )
-    group = (store.flags[first:last] & int(ObjectFlag.GROUP_OF)) != 0
+    truth, boxes = (Boxes(torch.tensor(box).float()) for box in (store.boxes[objects], predictions.box))
+    group = (store.flags[objects] & int(ObjectFlag.GROUP_OF)) != 0
     overlap = np.where(group[:, None], pairwise_ioa(truth, boxes).numpy(), pairwise_iou(truth, boxes).numpy())
-    near = overlap[owner] >= 0.5
-    found = (near & (predictions.cls[None] == labels[:, None])).any(axis=1)
+    near = overlap.repeat(np.diff(offsets), axis=0) >= 0.5
+    found = (near & (predictions.cls == labels[:, None])).any(axis=1)
     related = store.hierarchy.encode([[label] for label in labels.tolist()]) != 0
     wrong = int((~(near & related[:, predictions.cls]).any(axis=0)).sum())
     return ImageScore(index, labels[found].tolist(), labels[~found].tolist(), wrong)
@@ -76,11 +73,11 @@ def choose_images(scores: Sequence[ImageScore], rare: set[int], count: int) -> l
         Pairs (image, why it is shown), by reason.
     """
 
-    def quality(one: ImageScore) -> float:  # F-measure
-        return 2 * len(one.found) / (2 * len(one.found) + len(one.missed) + one.wrong)
-
     def rare_missed(one: ImageScore) -> int:
         return sum(label in rare for label in one.missed)
+
+    def quality(one: ImageScore) -> float:  # F-measure
+        return 2 * len(one.found) / (2 * len(one.found) + len(one.missed) + one.wrong)
 
     candidates = [one for one in scores if one.found or one.missed]
     orders = {
@@ -109,29 +106,23 @@ def draw_images(
         threshold: predictions with lower scores are not drawn.
 
     Returns:
-        Of each image "id", "reason" and "caption" (empty without predictions), and "drawings": JPEG of the
-        truth and perhaps of the predictions as data URI by name.
+        Of each image "id", "reason" and "caption" ("" without predictions), and "drawings": URIs by name.
     """
     above = None if predictions is None else predictions.above(threshold)
-    scores = [
-        score_image(store, index, None if above is None else above.of_image(index))
-        for index in range(0, len(store), max(len(store) // _MOST_CANDIDATES, 1))
-    ]
+    step = max(len(store) // _MOST_CANDIDATES, 1)
+    shown = {k: None if above is None else above.of_image(k) for k in range(0, len(store), step)}
     metadata = labels_metadata(store.class_names, store.hierarchy)
     images: list[dict[str, Any]] = []
-    for one, reason in choose_images(scores, rare, count):
+    for one, reason in choose_images([score_image(store, *pair) for pair in shown.items()], rare, count):
         try:
-            pair = draw_pair(store, one.index, None if above is None else above.of_image(one.index), metadata)
+            pair = draw_pair(store, one.index, shown[one.index], metadata)
         except DataError as error:
             logger.warning("image left out: %s", error)
             continue
-        image = {
-            "id": store.image_ids[one.index].decode(),
-            "drawings": {k: _data_uri(v) for k, v in pair.items()},
-        }
-        if above is not None:
-            image.update(reason=reason, caption=_caption(store, one))
-        images.append(image)
+        drawings = {name: _jpeg_uri(pixels) for name, pixels in pair.items()}
+        reason, caption = (reason, _caption(store, one)) if predictions is not None else ("", "")
+        name = store.image_ids[one.index].decode()
+        images.append({"id": name, "reason": reason, "caption": caption, "drawings": drawings})
     return images
 
 
@@ -185,7 +176,7 @@ def _caption(store: AnnotationStore, one: ImageScore) -> str:
     return f"{text} Missed: {', '.join(names[:6])}{more}." if names else text
 
 
-def _data_uri(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=88, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _jpeg_uri(pixels: np.ndarray) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="JPEG", quality=88, optimize=True)
+    return data_uri("jpeg", stream.getvalue())

@@ -78,4 +78,4 @@ def test_bad_results_are_named(command, capsys, change, named):
     change(rows[7])
     assert command(content, rows) == 2
     error = capsys.readouterr().err
-    assert "results.json: detection number 7" in error and named in error
+    assert "results.json: detection 7" in error and named in error

@@ -14,6 +14,7 @@ from longtail_det2.cli import main
 from longtail_det2.cli.demo import describe_classes
 from longtail_det2.config_files import load_cfg
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.images import read_image
 from longtail_det2.engine.build import build_model
 from longtail_det2.export.source import load_detector
 from longtail_det2.utils.errors import DataError
@@ -194,7 +195,7 @@ def test_masks_are_drawn_and_written(demo, store, weights, tmp_path, monkeypatch
     path = store.image_root / "im2.png"
     command = ["--input", path, "--store", store.path, "--score-threshold", 0.3]
     assert demo(*command, "--predictions", out / "p.json") == 0
-    _, instances = Predictor(load_detector(MASK_CONFIG, str(weights), OPTIONS))(path)
+    instances = Predictor(load_detector(MASK_CONFIG, str(weights), OPTIONS)).predict(read_image(path, "RGB"))
     masks = instances.pred_masks.numpy()
     assert masks.shape == (len(instances), 48, 64) and masks.any() and not masks.all()
     rows = json.loads((out / "p.json").read_text())

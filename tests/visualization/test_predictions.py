@@ -35,10 +35,16 @@ def test_coco_results_and_csv_agree(store, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"a": 1}, "expected a list"),
-        ([{"image_id": "im0"}], "entry 0 is no COCO result"),
-        ([{"image_id": "im0", "category_id": 9, "bbox": [0, 0, 1, 1], "score": 1}], "'9' is no class"),
-        ([{"image_id": "im0", "category_id": "rc", "bbox": [0, 0, 1], "score": 1}], "entry 0 is no COCO"),
+        ({"a": 1}, "a list of detections"),
+        ([{"image_id": "im0"}], "detection 0 is malf"),
+        (
+            [{"image_id": "im0", "category_id": 9, "bbox": [0, 0, 1, 1], "score": 1}],
+            "category_id is",
+        ),
+        (
+            [{"image_id": "im0", "category_id": "rc", "bbox": [0, 0, 1], "score": 1}],
+            "detection 0 is malf",
+        ),
     ],
 )
 def test_errors_name_the_entry(store, tmp_path, rows, message):
@@ -78,7 +84,7 @@ def test_masks_stay_with_their_detections(store, tmp_path):
 @pytest.mark.parametrize("mask", [[[1, 2, 3, 4, 5, 6]], {"size": [64, 48], "counts": "0"}, {"size": {}}])
 def test_masks_of_another_form_name_the_entry(store, tmp_path, mask):
     path = write_json(tmp_path / "results.json", [result("im0"), result("im0", segmentation=mask)])
-    with pytest.raises(DataError, match=r"results\.json: entry 1 has a segmentation that is not"):
+    with pytest.raises(DataError, match=r"results\.json: detection 1 is malformed .segmentation is not RLE"):
         read_predictions(path, store)
 
 

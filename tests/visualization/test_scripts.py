@@ -109,7 +109,7 @@ def test_results_with_masks(results_of):
     ("mask", "message"),
     [
         ({"size": [48, 64], "counts": "04"}, "entry 1 has a segmentation whose counts cover 4 of 3072"),
-        (17, "entry 1 has a segmentation that is not RLE of its image's size [48, 64]"),
+        (17, "detection 1 is malformed (segmentation is not RLE of its image's size [48, 64]"),
     ],
 )
 def test_malformed_masks_end_in_one_line(results_of, capsys, mask, message):

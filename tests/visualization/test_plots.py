@@ -10,7 +10,7 @@ from PIL import Image
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.statistics import ClassStatistics, frequency_bins
 from longtail_det2.utils.errors import DataError
-from longtail_det2.visualization.category_plots import (
+from longtail_det2.visualization.plots import (
     draw_heat_map,
     draw_long_tail,
     inequality_text,
