@@ -10,7 +10,6 @@ from detectron2.data import transforms as T
 
 from longtail_det2.config import get_cfg
 from longtail_det2.data.build import (
-    TrainingStream,
     build_test_loader,
     build_test_loader_from_config,
     build_train_loader,
@@ -114,28 +113,12 @@ def test_workers_do_not_repeat_each_others_augmentation(dataset, mapper):
     assert len(set(crops)) >= 6 and crops[:16] != crops[16:32]
 
 
-def test_grouping_separates_landscape_images(dataset, mapper):
-    loader = build_train_loader(dataset, mapper=mapper, total_batch_size=3, seed=1)
+@pytest.mark.parametrize("plain", [False, True])
+def test_grouping_separates_landscape_images(dataset, mapper, plain):
+    data = [dataset[index] for index in range(40)] if plain else dataset
+    loader = build_train_loader(data, mapper=mapper, total_batch_size=3, seed=1)
     shapes = [{item["width"] > item["height"] for item in batch} for batch in itertools.islice(loader, 40)]
     assert all(len(one) == 1 for one in shapes) and {True, False} <= set.union(*shapes)
-
-
-def test_grouping_of_plain_records(dataset, mapper):
-    records = [dataset[index] for index in range(40)]
-    loader = build_train_loader(records, mapper=mapper, total_batch_size=2, seed=1)
-    for batch in itertools.islice(loader, 10):
-        assert len({item["width"] > item["height"] for item in batch}) == 1
-
-
-def test_ranks_share_the_images(dataset):
-    size, seen = len(dataset), []
-    for rank in range(2):
-        sampler = UniformTrainingSampler(size, 0, rank=rank, world_size=2)
-        stream = TrainingStream(dataset, _image_id, sampler, 2, 0)
-        loader = torch.utils.data.DataLoader(stream, batch_size=2, num_workers=2, collate_fn=list)
-        batches = list(itertools.islice(loader, (size + 1 - rank) // 4))
-        seen += [one for batch in batches for one in batch]
-    assert len(seen) == len(set(seen)) >= size - 6
 
 
 def _image_id(record):
@@ -186,26 +169,6 @@ def test_rejected_images_are_replaced_by_what_the_sampler_draws_next(dataset, gr
         load(1, lambda record: None, total_batch_size=1)
 
 
-def test_rejected_images_do_not_dilute_balanced_classes():
-    """Half of the images drawn are of the rare class, whatever is rejected."""
-    records = [{"image_id": i, "annotations": [{"category_id": int(i < 10)}]} for i in range(200)]
-
-    def even_only(record):
-        return record["annotations"][0]["category_id"] if record["image_id"] % 2 == 0 else None
-
-    options = {"sampler": "ClassAwareTrainingSampler", "aspect_ratio_grouping": False}
-    loader = build_train_loader(records, mapper=even_only, total_batch_size=4, seed=0, **options)
-    found = [one for batch in itertools.islice(loader, 250) for one in batch]
-    assert 0.4 < np.mean(found) < 0.6
-
-
-def test_errors_come_out_of_workers(dataset, mapper):
-    moved = MultiLabelDataset(dataset.store, image_root="/nowhere")
-    loader = build_train_loader(moved, mapper=mapper, total_batch_size=2, seed=0, num_workers=1)
-    with pytest.raises(DataError, match=r"/nowhere/.*image not found"):
-        next(iter(loader))
-
-
 def test_loader_arguments(dataset, mapper):
     with pytest.raises(ConfigError, match="total batch size"):
         build_train_loader(dataset, mapper=mapper, total_batch_size=0)
@@ -236,18 +199,8 @@ def test_sampler_by_name_class_and_config(dataset):
     assert list(itertools.islice(from_config, 50)) == list(itertools.islice(sampler, 50))
 
 
-def test_sampler_options(dataset, mapper):
-    options = {"sampler": "RepeatFactorTrainingSampler", "sampler_options": {"threshold": 0.9}, "seed": 2}
-    loader = build_train_loader(
-        dataset, mapper=_image_id, total_batch_size=8, aspect_ratio_grouping=False, **options
-    )
-    sampler = RepeatFactorTrainingSampler.from_dataset(dataset, seed=2, threshold=0.9)
-    expected = [dataset[index]["image_id"] for index in itertools.islice(sampler, 8)]
-    assert next(iter(loader)) == expected
-
-
 def test_a_sampler_of_ones_own(dataset):
-    class FirstImage(TrainingSampler):
+    class OneImage(TrainingSampler):
         @classmethod
         def from_dataset(cls, dataset, *, seed, start=0, which=0):
             sampler = cls(seed=seed, start=start)
@@ -260,17 +213,18 @@ def test_a_sampler_of_ones_own(dataset):
         def epoch_indices(self, epoch):
             return np.array([self.which], np.int32)
 
-    SAMPLER_REGISTRY.register(FirstImage)
+    SAMPLER_REGISTRY.register(OneImage)
     cfg = get_cfg()
-    cfg.DATALOADER.SAMPLER_TRAIN = "FirstImage"
+    cfg.DATALOADER.SAMPLER_TRAIN = "OneImage"
     assert list(itertools.islice(sampler_from_config(cfg, dataset, seed=0, which=4), 3)) == [4, 4, 4]
-    loader = build_train_loader(dataset, mapper=_image_id, sampler=FirstImage, total_batch_size=2, seed=0)
-    assert next(iter(loader)) == [dataset[0]["image_id"]] * 2
-    with pytest.raises(ConfigError, match="FirstImage has no option 'wich'"):
-        make_sampler(FirstImage, dataset, seed=0, wich=1)
+    options = {"sampler": OneImage, "sampler_options": {"which": 1}, "total_batch_size": 2, "seed": 0}
+    loader = build_train_loader(dataset, mapper=_image_id, **options)
+    assert next(iter(loader)) == [dataset[1]["image_id"]] * 2
+    with pytest.raises(ConfigError, match="OneImage has no option 'wich'"):
+        make_sampler(OneImage, dataset, seed=0, wich=1)
 
 
-def test_get_dataset(random_store, store, make_store):
+def test_get_dataset(random_store, store, make_store, picture):
     register_store("r1", random_store.path)
     register_store("r2", random_store.path)
     one = get_dataset("r1")
@@ -284,17 +238,14 @@ def test_get_dataset(random_store, store, make_store):
         get_dataset(["r1", "r3"])
     with pytest.raises(DataError, match="no data set is named"):
         get_dataset([])
+    register_store("bare", make_store([picture("a", 8, 8)], name="bare").path)
+    with pytest.raises(DataError, match="no image is left in bare with an object"):
+        get_dataset("bare", filter_empty=True)
     DatasetCatalog.register("plain", lambda: [{"file_name": "x", "height": 2, "width": 3, "annotations": []}])
     MetadataCatalog.get("plain").thing_classes = ["a"]
     assert get_dataset("plain")[0]["width"] == 3
     with pytest.raises(DataError, match=r"cannot be joined: r1 \(MultiLabelDataset\), plain \(list\)"):
         get_dataset(["r1", "plain"])
-
-
-def test_nothing_left(make_store, picture):
-    register_store("bare", make_store([picture("a", 8, 8)]).path)
-    with pytest.raises(DataError, match="no image is left in bare with an object"):
-        get_dataset("bare", filter_empty=True)
 
 
 @pytest.fixture

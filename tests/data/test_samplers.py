@@ -14,9 +14,7 @@ from longtail_det2.data.samplers import (
     PhasedTrainingSampler,
     RepeatFactorTrainingSampler,
     SoftBalanceTrainingSampler,
-    TrainingSampler,
     UniformTrainingSampler,
-    make_sampler,
     repeat_factors,
 )
 from longtail_det2.utils.errors import ConfigError, DataError
@@ -26,70 +24,89 @@ def take(sampler, count):
     return list(itertools.islice(sampler, count))
 
 
-def uniform(**options):
-    return UniformTrainingSampler(7, 3, **options)
+INDEX = ClassIndex.build(np.array([0, 2, 2, 3, 5]), np.array([0, 2, 0, 0, 4]))
+RECORDS = [{"annotations": [{"category_id": i % 2}]} for i in range(5)]
 
 
-def repeating(**options):
+def uniform(seed=3, **options):
+    return UniformTrainingSampler(7, seed, **options)
+
+
+def repeating(seed=3, **options):
     factors = np.random.default_rng(0).uniform(1, 3, 9).astype(np.float32)
-    return RepeatFactorTrainingSampler(factors, 3, **options)
+    return RepeatFactorTrainingSampler(factors, seed, **options)
 
 
-def class_aware(**options):
-    index = ClassIndex.build(np.array([0, 2, 2, 3, 5]), np.array([0, 2, 0, 0, 4]))
-    return ClassAwareTrainingSampler(index, 3, **options)
+def soft_balance(seed=3, **options):
+    return SoftBalanceTrainingSampler(INDEX, seed, **options)
 
 
-SAMPLERS = pytest.mark.parametrize("make", [uniform, repeating, class_aware])
+def class_aware(seed=3, **options):
+    return ClassAwareTrainingSampler(INDEX, seed, **options)
+
+
+def phased(seed=3, rank=0, world_size=1, **options):
+    phases = [["UniformTrainingSampler", 30], ["RepeatFactorTrainingSampler", 50, {"threshold": 0.9}]]
+    phases.append(["SoftBalanceTrainingSampler", 40, {"lambda_": 0.5}])
+    options |= {"phases": phases, "batch_size": 8}
+    sampler = PhasedTrainingSampler.from_dataset(RECORDS, seed=seed, **options)
+    sampler.rank, sampler.world_size = rank, world_size
+    return sampler
+
+
+@pytest.mark.parametrize(
+    ("make", "ends"),
+    [
+        (uniform, [7, 14, 140]),
+        (repeating, [18, 140]),
+        (soft_balance, [65_536, 131_072]),
+        (class_aware, [65_536, 131_072]),
+        (phased, [5, 240, 640, 66_176]),  # of an epoch, of phases, of a block of the last one
+    ],
+)
+def test_streams(make, ends):
+    """Continued anywhere, shared by ranks, epoch by epoch, counted: always the same stream."""
+    stream = take(make(), ends[-1] + 200)
+    assert all(type(index) is int for index in stream)
+    assert take(make(seed=4), 100) != stream[:100] == take(make(), 100)
+    edges = [end + step for end in (1, *ends) for step in (-1, 0, 1)]
+    for start in [*edges, *np.random.default_rng(0).integers(0, len(stream) - 150, 8).tolist()]:
+        for world in (1, 2, 3):
+            for rank in range(world):
+                part = take(make(start=start, rank=rank, world_size=world), 30)
+                assert part == stream[start + rank :: world][:30]
+    sampler, position = make(rank=1, world_size=2, start=9), 0
+    for epoch in range(6):
+        indices = sampler.epoch_indices(epoch)
+        assert len(indices) == sampler.epoch_size(epoch) and indices.dtype == np.int32
+        known = stream[position : position + len(indices)]
+        assert indices[: len(known)].tolist() == known
+        assert sampler.locate(position) == sampler.locate(position + len(indices) - 1) == (epoch, position)
+        position += len(indices)
+    for begin, end in [(0, 1), (5, 5), (3, len(stream)), (ends[0] - 1, ends[0] + 1), (100, ends[-1])]:
+        expected = np.bincount(np.array(stream[begin:end], int), minlength=9)
+        assert np.array_equal(sampler.draw_counts(begin, end, 9), expected)
 
 
 def test_streams_are_those_of_committed_results():
     """Published tables name seeds: the same seed draws the same images in every version."""
-    index = ClassIndex.build(np.array([0, 2, 2, 3, 5]), np.array([0, 2, 0, 0, 4]))
-    records = [{"annotations": [{"category_id": i % 2}]} for i in range(5)]
     hybrid = [
         ["UniformTrainingSampler", 2],
         ["ClassAwareTrainingSampler", 2],
         ["SoftBalanceTrainingSampler", 3, {"lambda_": 0.5}],
     ]
     for sampler, expected in (
-        (UniformTrainingSampler(7, 3), "562143021405"),
+        (uniform(), "562143021405"),
         (RepeatFactorTrainingSampler(np.array([1.5, 1, 2.25, 1.75]), 3), "230212331223"),
-        (ClassAwareTrainingSampler(index, 3), "323303303030"),
-        (SoftBalanceTrainingSampler(index, 3), "003300003303"),
-        (SoftBalanceTrainingSampler(index, 3, lambda_=1.5), "300003033333"),
+        (class_aware(), "323303303030"),
+        (soft_balance(), "003300003303"),
+        (soft_balance(lambda_=1.5), "300003033333"),
         (
-            PhasedTrainingSampler.from_dataset(records, seed=3, phases=hybrid, batch_size=3),
+            PhasedTrainingSampler.from_dataset(RECORDS, seed=3, phases=hybrid, batch_size=3),
             "421301233110301410331",
         ),
     ):
         assert take(sampler, len(expected)) == [int(one) for one in expected]
-
-
-@SAMPLERS
-def test_start_continues_the_stream(make):
-    stream = take(make(), 200)
-    assert all(type(index) is int for index in stream)
-    assert stream == take(make(), 200)
-    for start in (0, 1, 6, 7, 8, 50, 143):
-        assert take(make(start=start), 200 - start) == stream[start:]
-        for world in (2, 3):
-            for rank in range(world):
-                part = take(make(start=start, rank=rank, world_size=world), 10)
-                assert part == stream[start + rank :: world][:10]
-
-
-@SAMPLERS
-def test_another_seed_is_another_stream(make):
-    sampler = make()
-    sampler.seed = 4
-    assert take(sampler, 100) != take(make(), 100)
-
-
-@SAMPLERS
-def test_indices_are_int32(make):
-    assert make().epoch_indices(0).dtype == np.int32
-    assert len(make().epoch_indices(2)) == make().epoch_size(2)
 
 
 def test_uniform_epochs_are_permutations():
@@ -98,15 +115,8 @@ def test_uniform_epochs_are_permutations():
     assert len({tuple(row) for row in stream.tolist()}) == 3
 
 
-class _Identity(torch.utils.data.Dataset):
-    def __init__(self, size):
-        self.size = size
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        return index
+def _same(item):
+    return item
 
 
 def test_two_ranks_with_two_workers_see_every_image_once_an_epoch():
@@ -114,14 +124,10 @@ def test_two_ranks_with_two_workers_see_every_image_once_an_epoch():
     seen = []
     for rank in range(2):
         sampler = UniformTrainingSampler(40, 1, rank=rank, world_size=2)
-        stream = ToIterableDataset(MapDataset(_Identity(40), _same), sampler)
+        stream = ToIterableDataset(MapDataset(range(40), _same), sampler)
         loader = torch.utils.data.DataLoader(stream, batch_size=2, num_workers=2)
         seen += [int(one) for batch in itertools.islice(loader, 30) for one in batch]
     assert Counter(seen) == dict.fromkeys(range(40), 3)
-
-
-def _same(item):
-    return item
 
 
 def test_repeat_factors_equal_detectron2(random_store):
@@ -163,17 +169,17 @@ def test_class_index():
 
 
 @pytest.mark.parametrize(
-    "kind", [UniformTrainingSampler, RepeatFactorTrainingSampler, ClassAwareTrainingSampler]
+    "kind", [UniformTrainingSampler, RepeatFactorTrainingSampler, SoftBalanceTrainingSampler]
 )
 def test_data_without_images_or_objects(kind, make_store, picture):
     with pytest.raises(DataError):
         kind.from_dataset(make_store([], name="none"), seed=0)
-    if kind is ClassAwareTrainingSampler:
-        with pytest.raises(DataError, match="no image of the training data set has one"):
-            kind.from_dataset(make_store([picture("a", 8, 8)], name="bare"), seed=0)
+    bare = make_store([picture("a", 8, 8)], name="bare")
+    if kind is SoftBalanceTrainingSampler:
+        with pytest.raises(DataError, match="needs objects, but no image of the training data set has one"):
+            kind.from_dataset(bare, seed=0)
     else:
-        sampler = kind.from_dataset(make_store([picture("a", 8, 8)], name="bare"), seed=0)
-        assert take(sampler, 3) == [0, 0, 0]
+        assert take(kind.from_dataset(bare, seed=0), 3) == [0, 0, 0]
 
 
 def test_argument_errors():
@@ -185,22 +191,3 @@ def test_argument_errors():
         repeat_factors([], 0.0)
     with pytest.raises(DataError, match="at least 1"):
         RepeatFactorTrainingSampler(np.array([0.5]), 0)
-
-
-def test_a_custom_sampler():
-    class EveryOther(TrainingSampler):
-        @classmethod
-        def from_dataset(cls, dataset, *, seed, start=0):
-            return cls(seed=seed, start=start)
-
-        def epoch_size(self, epoch):
-            return 3
-
-        def epoch_indices(self, epoch):
-            return np.arange(3, dtype=np.int32) * 2 + epoch
-
-    assert take(EveryOther(seed=0), 7) == [0, 2, 4, 1, 3, 5, 2]
-    assert take(EveryOther(seed=0, start=4, rank=1, world_size=2), 2) == [5, 4]
-    assert take(make_sampler(EveryOther, [], seed=0, start=3), 2) == [1, 3]
-    with pytest.raises(ConfigError, match="EveryOther has no option 'speed'"):
-        make_sampler(EveryOther, [], seed=0, speed=1)

@@ -1,4 +1,4 @@
-"""Soft-balance sampling: its distribution, its limits, its stream, and what it says about bad input."""
+"""Soft-balance sampling: its distribution, its limits, and what it says about bad input."""
 
 import itertools
 import logging
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from longtail_det2.config import get_cfg
-from longtail_det2.data.build import build_train_loader, sampler_from_config
+from longtail_det2.data.build import sampler_from_config
 from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
 from longtail_det2.data.samplers import (
     ClassAwareTrainingSampler,
@@ -16,7 +16,7 @@ from longtail_det2.data.samplers import (
     make_sampler,
     soft_balance_probabilities,
 )
-from longtail_det2.utils.errors import ConfigError, DataError
+from longtail_det2.utils.errors import ConfigError
 
 DRAWS = 200_000
 LAMBDAS = [0, 0.3, 0.5, 0.7, 1, 1.5, 2]
@@ -76,48 +76,11 @@ def test_images_are_drawn_by_their_weights(index, random_store, lambda_):
             assert not fits(observed, image_weights(index, other, len(random_store)))
 
 
-def test_classes_are_drawn_by_their_probabilities():
-    """Every image has one class here, so the images tell which class was drawn."""
-    sizes = np.array([900, 90, 9, 1])
-    index = ClassIndex.build(np.arange(1001), np.repeat(np.arange(4), sizes))
-    for lambda_ in LAMBDAS:
-        drawn = take(SoftBalanceTrainingSampler(index, 1, lambda_=lambda_), DRAWS)
-        classes = np.repeat(np.arange(4), sizes)[drawn]
-        assert fits(np.bincount(classes, minlength=4), soft_balance_probabilities(sizes, lambda_))
-
-
 def test_lambda_one_is_class_aware_sampling(index):
     expected = take(ClassAwareTrainingSampler(index, 4), 1000)
-    assert take(SoftBalanceTrainingSampler(index, 4, lambda_=1.0), 1000) == expected
-    assert take(SoftBalanceTrainingSampler(index, 4, lambda_=1), 1000) == expected
-    assert take(SoftBalanceTrainingSampler(index, 4, lambda_=0.999), 1000) != expected
-
-
-@pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0, 2.0])
-def test_start_ranks_and_blocks(index, lambda_):
-    def make(**options):
-        return SoftBalanceTrainingSampler(index, 3, lambda_=lambda_, **options)
-
-    stream = take(make(), 140_000)
-    assert all(type(one) is int for one in stream[:10]) and make().epoch_indices(1).dtype == np.int32
-    assert take(SoftBalanceTrainingSampler(index, 4, lambda_=lambda_), 100) != stream[:100]
-    starts = np.random.default_rng(0).integers(0, 139_000, 8).tolist()
-    for start in [0, 1, 65_535, 65_536, 131_070, *starts]:
-        assert take(make(start=start), 50) == stream[start : start + 50]
-        for rank in range(3):
-            assert take(make(start=start, rank=rank, world_size=3), 20) == stream[start + rank :: 3][:20]
-
-
-def _same(item):
-    return item
-
-
-def test_counted_draws_are_the_stream(index, random_store):
-    sampler = SoftBalanceTrainingSampler(index, 3, start=77, rank=1, world_size=2)
-    stream = take(SoftBalanceTrainingSampler(index, 3), 210_000)
-    for begin, end in [(0, 1), (0, 210_000), (65_530, 65_540), (65_536, 131_072), (100, 199_999), (5, 5)]:
-        expected = np.bincount(np.array(stream[begin:end], int), minlength=len(random_store))
-        assert np.array_equal(sampler.draw_counts(begin, end, len(random_store)), expected)
+    for lambda_ in (1.0, 1, 0.999):
+        found = take(SoftBalanceTrainingSampler(index, 4, lambda_=lambda_), 1000)
+        assert (found == expected) == (lambda_ == 1)
 
 
 def test_classes_and_images_that_are_never_drawn(make_store, picture, caplog):
@@ -192,17 +155,11 @@ def test_lambda_out_of_range(index, lambda_):
         SoftBalanceTrainingSampler(index, 0, lambda_=lambda_)
 
 
-def test_other_errors(index, random_store, make_store, picture):
-    bare = make_store([picture("a", 8, 8)])
-    with pytest.raises(DataError, match="needs objects"):
-        SoftBalanceTrainingSampler.from_dataset(bare, seed=0)
-    for options in ({"lambda": 0.5}, {"threshold": 0.5}):
-        with pytest.raises(
-            ConfigError, match=f"SoftBalanceTrainingSampler has no option '{next(iter(options))}'"
-        ):
-            make_sampler("SoftBalanceTrainingSampler", random_store, seed=0, **options)
-    with pytest.raises(ConfigError, match="ClassAwareTrainingSampler has no option 'lambda_'"):
-        make_sampler("ClassAwareTrainingSampler", random_store, seed=0, lambda_=0.5)
-    with pytest.raises(ConfigError, match="RepeatFactorTrainingSampler has no option 'treshold'"):
-        options = {"sampler": "RepeatFactorTrainingSampler", "sampler_options": {"treshold": 0.5}}
-        build_train_loader(random_store, mapper=_same, total_batch_size=2, seed=0, **options)
+def test_unknown_options(random_store):
+    for name, option in (
+        ("SoftBalanceTrainingSampler", "threshold"),
+        ("ClassAwareTrainingSampler", "lambda_"),
+        ("RepeatFactorTrainingSampler", "treshold"),
+    ):
+        with pytest.raises(ConfigError, match=f"{name} has no option '{option}'"):
+            make_sampler(name, random_store, seed=0, **{option: 0.5})
