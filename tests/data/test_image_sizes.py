@@ -15,7 +15,8 @@ from longtail_det2.utils.errors import DataError
 
 
 def save(path, orientation=None, size=(40, 30), **options):
-    image = Image.new("RGB", size)
+    ramp = np.linspace(0, 255, size[0]).astype(np.uint8)
+    image = Image.fromarray(np.broadcast_to(ramp[:, None], (size[1], size[0], 3)))
     if orientation is not None:
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -24,12 +25,14 @@ def save(path, orientation=None, size=(40, 30), **options):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
 @pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
 def test_orientation_is_applied(tmp_path, suffix, orientation):
     path = save(tmp_path / f"image{suffix}", orientation)
-    assert read_image_size(path) == read_image(str(path), "BGR").shape[:2]
-    assert read_image_size(path) == ((40, 30) if orientation in (6, 8) else (30, 40))
+    turns = {3: 2, 6: 3, 8: 1}.get(orientation, 0)
+    expected = np.rot90(read_upright(save(tmp_path / f"plain{suffix}"), "BGR"), turns)
+    assert read_image_size(path) == expected.shape[:2]
+    assert np.abs(read_upright(path, "BGR").astype(int) - expected).max() <= 3
 
 
 def test_png_is_not_decoded(tmp_path):

@@ -65,23 +65,16 @@ def test_equal_boxes_as_a_dict_finds_them(seed):
     assert (np.diff(objects.image) >= 0).all()
 
 
-def test_order_of_rows_does_not_matter():
+@pytest.mark.parametrize("chunk", [7, openimages._CHUNK_ROWS])
+def test_order_of_rows_and_small_chunks_change_nothing(monkeypatch, chunk):
     rows = random_rows(7)
     rank = make_rank(rows[1])
-    shuffled = np.random.default_rng(0).permutation(len(rows[0]))
     ordered = group_rows(*rows, rank)
+    monkeypatch.setattr(openimages, "_CHUNK_ROWS", chunk)
+    shuffled = np.random.default_rng(0).permutation(len(rows[0]))
     other = group_rows(*(column[shuffled] for column in rows), rank)
     for name in ("image", "box", "flags", "label_offsets", "label"):
         np.testing.assert_array_equal(getattr(ordered, name), getattr(other, name))
-
-
-def test_small_chunks_change_nothing(monkeypatch):
-    rows = random_rows(4)
-    expected = group_rows(*rows, make_rank(rows[1]))
-    monkeypatch.setattr(openimages, "_CHUNK_ROWS", 7)
-    objects = group_rows(*rows, make_rank(rows[1]))
-    for name in ("image", "box", "flags", "label_offsets", "label"):
-        np.testing.assert_array_equal(getattr(objects, name), getattr(expected, name))
 
 
 def test_no_rows_and_empty_boxes():

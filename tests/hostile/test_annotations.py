@@ -4,19 +4,18 @@ import copy
 import json
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from hostile_data import COCO, HEADER, ROWS
+from hostile_data import COCO, ROWS
+from openimages_files import COLUMNS
 
-from longtail_det2.data.datasets.builtin import register_store
 from longtail_det2.data.datasets.coco import check_coco
 from longtail_det2.utils.errors import DataError
 
 
 def changed(row, **cells):
-    values = dict(zip(HEADER.split(","), ROWS[row].split(","), strict=True))
+    values = dict(zip(COLUMNS.split(","), ROWS[row].split(","), strict=True))
     values.update(cells)
     rows = [*ROWS[:row], ",".join(values.values()), *ROWS[row + 1 :]]
-    return "\n".join([HEADER, *rows]) + "\n"
+    return "\n".join([COLUMNS, *rows]) + "\n"
 
 
 SOUND = changed(0)
@@ -25,7 +24,7 @@ SOUND = changed(0)
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        (SOUND[:-12], "line 5: 6 cells"),
+        (SOUND[: SOUND.rindex(",0.75")], "line 5: 7 cells"),
         (SOUND[:58], "line 1"),
         ("", "empty"),
         ("\n", "empty"),
@@ -43,8 +42,8 @@ SOUND = changed(0)
         (changed(0, XMin="nan"), "line 2: bad box XMin=nan"),
         (changed(0, XMin=""), "line 2: bad box XMin=nan"),
         (changed(3, LabelName="/m/horse"), "line 5: label '/m/horse'.*--on-unknown-label skip"),
-        (SOUND.encode().replace(b"c,/m/animal", b"\xff,/m/animal"), "line 5: column ImageID"),
-        (SOUND.replace("a,/m/cat", "a\0,/m/cat"), "line 3: ImageID"),
+        (SOUND.encode().replace(b"c,xclick", b"\xff,xclick"), "line 5: column ImageID"),
+        (SOUND.replace("a,xclick,/m/man", "a\0,xclick,/m/man"), "line 3: ImageID"),
     ],
 )
 def test_box_files(data, text, named):
@@ -55,13 +54,6 @@ def test_box_files(data, text, named):
     assert not (data.root / "store").exists() and not data.left_over()
 
 
-def test_hierarchies(data):
-    data.write("hierarchy.json", json.dumps({"/m/cat": ["/m/animal"], "/m/animal": ["/m/cat"]}))
-    with pytest.raises(DataError, match=r"hierarchy\.json: cycle"):
-        data.open_images()
-    assert not (data.root / "store").exists()
-
-
 @pytest.mark.parametrize("text", ['{"a": ', "[" * 100_000, "\x00", '{"a": 1' + "0" * 5000 + "}", ""])
 def test_json_that_is_none(data, text):
     for name in ("coco_hierarchy.json", "coco.json"):
@@ -70,9 +62,13 @@ def test_json_that_is_none(data, text):
             data.prepare_coco()
 
 
-def spoil(part, index, **values):
-    """`COCO` with an entry changed; a value of None takes the key away."""
-    content = copy.deepcopy(COCO)
+URL = "http://images.cocodataset.org/train2017/"
+LVIS = {**COCO, "categories": [{**one, "frequency": "c"} for one in COCO["categories"]]}
+
+
+def spoil(part, index, content=COCO, **values):
+    """The content with an entry changed; a value of None takes the key away."""
+    content = copy.deepcopy(content)
     for key, value in values.items():
         content[part][index].pop(key, None)
         if value is not None:
@@ -112,7 +108,9 @@ def spoil(part, index, **values):
         (spoil("images", 0, height=0), "image 1 has height 0"),
         (spoil("images", 0, height=None), "image 1 has height None"),
         (spoil("images", 0, width=65), r"annotated as 65 x 48 .*a\.jpg.*--skip-bad"),
-        (spoil("images", 0, neg_category_ids=[7]), "image 1, neg_category_ids has the unknown category 7"),
+        (spoil("images", 0, neg_category_ids=[3, 7]), "image 1, neg_category_ids has .* 7; .*--skip-bad"),
+        (spoil("images", 0, neg_category_ids=3), "image 1, neg_category_ids"),
+        (spoil("images", 0, not_exhaustive_category_ids=[True]), "not_exhaustive_category_ids"),
         (spoil("images", 0, file_name=None), "image 1 has the file_name"),
         (spoil("images", 0, file_name="a\0.jpg"), "image 1 has the file_name"),
         (spoil("images", 0, file_name="\ud800.jpg"), "image 1 has the file_name"),
@@ -121,6 +119,14 @@ def spoil(part, index, **values):
         (spoil("images", 0, file_name="sub/../../a.jpg"), "outside the image folder"),
         (spoil("images", 0, file_name="/etc/passwd"), "'/etc/passwd' outside the image folder"),
         (spoil("images", 0, file_name="x" * 256), "File name too long"),
+        (spoil("images", 1, file_name=None, coco_url=7), "image 2 has the file_name 7"),
+        (spoil("images", 1, file_name=None, coco_url=URL), "image 2 has the file_name 'http"),
+        (spoil("images", 1, file_name=None, coco_url="http://[/x"), "image 2 has the file_name"),
+        (spoil("images", 1, file_name=None, coco_url=URL + "\0.jpg"), "image 2 has the file_name"),
+        (spoil("images", 1, file_name=None, coco_url=URL + "b.jpg"), r"train2017/b\.jpg.*--skip-bad"),
+        (spoil("categories", 1, LVIS, frequency="x"), r"category 2 \('cat'\) has the frequency 'x'"),
+        (spoil("categories", 1, LVIS, frequency=["r"]), r"category 2 \('cat'\) has the frequency \['r'\]"),
+        (spoil("categories", 2, LVIS, frequency=None), r"category 3 \('dog'\) has no frequency"),
         (spoil("categories", 0, name={"x": 1}), "category 1 has the name"),
         (spoil("categories", 1, id=1), "id 1 occurs twice among the categories"),
         (spoil("categories", 1, id="1"), "id 1 occurs twice among the categories"),
@@ -145,19 +151,22 @@ def test_the_summary_has_everything_at_once(data):
     content["images"][2]["width"] = 65
     content["annotations"][1]["category_id"] = 82
     content["annotations"][2]["bbox"] = [60, 10, 20, 20]
-    content["images"].append({"id": 4, "file_name": "nope.jpg"})
+    content["images"][0]["neg_category_ids"] = [3, 98]
+    content["images"].append({"id": 4, "file_name": "nope.jpg", "not_exhaustive_category_ids": [98]})
     content["annotations"].append({"id": 4, "image_id": 1, "category_id": 1, "bbox": [1, 1, 0, 5]})
     content["annotations"].append({"id": 5, "image_id": 1, "category_id": 1, "bbox": [60, 1, 10, 5]})
+    content["annotations"][-1]["segmentation"] = [[8, 4, 24, 4]]
     data.write("coco.json", json.dumps(content))
     report = check_coco(data.coco, data.images, data.coco_hierarchy)
-    bad = ("unknown_category", "image_file", "other_size", "box")
-    assert report.issues.counts() == dict.fromkeys([*bad, "cut_box", "empty_image", "unused_class"], 1)
-    lines = report.text().splitlines()[-7:]
-    assert [line.split()[0] for line in lines] == ["ERROR"] * 4 + ["warning"] * 3
-    with pytest.raises(DataError, match=r"nope\.jpg.*Further errors: .*1 labels of categories"):
+    kinds = ("image_file", "other_size", "box", "mask", "cut_box", "empty_image", "unused_class")
+    assert report.issues.counts() == {"unknown_category": 3, **dict.fromkeys(kinds, 1)}
+    lines = report.text().splitlines()[-8:]
+    assert [line.split()[0] for line in lines] == ["ERROR"] * 5 + ["warning"] * 3
+    with pytest.raises(DataError, match=r"category 98 \(3 labels.*Further errors: 1 image files that"):
         data.prepare_coco()
     store = data.prepare_coco(skip_bad=True)
     assert store.image_ids.tolist() == [b"1", b"2"] and store.num_objects == 2
+    assert store.image_label_status.tolist() == [0] and store.header["summary"]["images_left_out"] == 2
 
 
 def test_files_that_cannot_be_read(data):
@@ -170,16 +179,3 @@ def test_files_that_cannot_be_read(data):
         for prepare in (data.prepare_coco, data.open_images):
             with pytest.raises(DataError, match=path.name):
                 prepare()
-
-
-def test_coco_named_as_a_data_set(data):
-    data.write("coco.json", json.dumps(spoil("annotations", 1, category_id=82)))
-    register_store("named", f"{data.coco}:{data.images}:{data.coco_hierarchy}")
-    with pytest.raises(DataError, match=r"unknown category 82.*longtail-det2 prepare coco"):
-        DatasetCatalog.get("named")
-    data.write("coco.json", json.dumps(COCO))
-    assert len(DatasetCatalog.get("named")) == 3
-    assert MetadataCatalog.get("named").thing_classes == ["animal", "cat", "dog"]
-    fewer = {**COCO, "images": COCO["images"][:2], "annotations": COCO["annotations"][:2]}
-    data.write("coco.json", json.dumps(fewer))
-    assert len(DatasetCatalog.get("named")) == 2  # made again

@@ -72,16 +72,6 @@ def test_every_mode_gives_the_same_picture(tmp_path, name):
     assert read_image(tmp_path / name, "L").shape == (48, 64, 1)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-def test_exif_rotation(tmp_path, suffix):
-    path = tmp_path / f"turned.{suffix}"
-    rotated(GREY.convert("RGB"), path)
-    assert read_image_size(path) == (64, 48)
-    pixels = read_image(path, "RGB")
-    assert pixels.shape == (64, 48, 3)
-    assert pixels[2, :, 0].mean() < 20 and pixels[-3, :, 0].mean() > 235  # left becomes top
-
-
 def test_16_bits_and_exif_at_once(tmp_path):
     path = tmp_path / "both.png"
     rotated(Image.fromarray(RAMP.astype(np.uint16) * 257), path)

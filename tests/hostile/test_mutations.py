@@ -25,11 +25,11 @@ from longtail_det2.visualization.predictions import read_predictions
 TOKENS = [
     *(b'"', b",", b"\n", b"\r\n", b"\0", b"\xff", b"\xc3\x28", b"-1", b"1e400", b"NaN", b"Infinity", b"null"),
     *(b"true", b"[]", b"{}", b"{", b"]", b"9" * 30, b"9" * 5000, b"\\ud800", b"\\u0000", b"\\", b":", b" "),
-    *(b"'", b"/m/cat", b"../", b"\xef\xbb\xbf", b"-", b".", b"0", b"e", b"[" * 3000),
+    *(b"'", b"/m/man", b"../", b"\xef\xbb\xbf", b"-", b".", b"0", b"e", b"[" * 3000),
 ]
 VALUES = [
     *(None, True, False, 0, 1, -1, 7, 2**31, 2**63, 10**400, 0.5, 1e308, -1e308, float("nan"), float("inf")),
-    *("", "a", "1", "a.jpg", "\0", "\ud800", "../a.jpg", "cat", "dog", "/m/cat", "x" * 5000, "é", "\n", []),
+    *("", "a", "1", "a.jpg", "\0", "\ud800", "../a.jpg", "cat", "dog", "/m/man", "x" * 5000, "é", "\n", []),
     *({}, [1], [[]], [None], {"a": 1}, {"LabelName": "a"}, [0, 0, 1, 1], [1, 2, 2]),
 ]
 TARGETS = ["boxes", "labels", "classes", "hierarchy", "image", "predictions", "results"]
@@ -99,12 +99,12 @@ class Attempts:
         self.data = Data(root)
         rows = [
             "ImageID,LabelName,Score,XMin,XMax,YMin,YMax",
-            "a,/m/cat,0.5,0.1,0.5,0.2,0.6",
+            "a,/m/man,0.5,0.1,0.5,0.2,0.6",
             "b,/m/dog,0.25,0,1,0,1",
         ]
         self.data.predictions = self.data.write("predictions.csv", "\n".join(rows) + "\n")
         results = [
-            {"image_id": "a", "category_id": "/m/cat", "bbox": [1, 2, 3.5, 4], "score": 0.5},
+            {"image_id": "a", "category_id": "/m/man", "bbox": [1, 2, 3.5, 4], "score": 0.5},
             {"image_id": "b", "category_id": "/m/dog", "bbox": [1, 2, 3, 4], "score": 1},
         ]
         self.data.results = self.data.write("results.json", json.dumps(results))

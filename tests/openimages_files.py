@@ -34,17 +34,19 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        path.mkdir(exist_ok=True)
         self.write("classes.csv", CLASSES)
         self.write("hierarchy.json", json.dumps(TREE))
 
-    def write(self, name: str, text: str) -> Path:
-        (self.path / name).write_text(text, encoding="utf-8")
-        return self.path / name
+    def write(self, name: str, content: str | bytes) -> Path:
+        path = self.path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
 
-    def boxes(self, *rows: str, name: str = "boxes.csv", header: str = COLUMNS, end: str = "\n") -> Path:
-        return self.write(name, "\n".join([header, *rows]) + end)
+    def write_boxes(self, *rows: str, name: str = "boxes.csv", end: str = "\n") -> Path:
+        return self.write(name, "\n".join([COLUMNS, *rows]) + end)
 
-    def image_labels(self, *rows: str) -> Path:
+    def write_labels(self, *rows: str) -> Path:
         return self.write("labels.csv", "\n".join(["ImageID,Source,LabelName,Confidence", *rows]) + "\n")
 
     def image(self, name: str, size=(40, 30), **save) -> Path:
