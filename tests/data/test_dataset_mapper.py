@@ -1,13 +1,11 @@
 import copy
 import pickle
 
-import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from PIL import Image
+from factories import CAR, PUPPY
 
 from longtail_det2.config import get_cfg
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
@@ -15,8 +13,6 @@ from longtail_det2.data.datasets.builtin import register_store
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import ConfigError, DataError
-
-ANIMAL, DOG, PUPPY, PET, FISH, CAR = range(6)
 
 
 @pytest.fixture
@@ -71,14 +67,10 @@ def test_image_without_objects(dataset, make_mapper):
     assert instances.gt_boxes.tensor.shape == (0, 4) and instances.gt_group_of.shape == (0,)
 
 
-def test_group_of_boxes_may_be_dropped(dataset, make_mapper):
-    result = make_mapper(group_of="drop")(dataset[0])
-    assert result["instances"].gt_classes.tolist() == [PUPPY]
-
-
-def test_crowds_are_dropped_as_in_detectron2(dataset, make_mapper):
+def test_groups_may_be_dropped_and_crowds_are(dataset, make_mapper):
     record = dataset[0]
-    record["annotations"][0]["iscrowd"] = 1
+    assert make_mapper(group_of="drop")(record)["instances"].gt_classes.tolist() == [PUPPY]
+    record["annotations"][0]["iscrowd"] = 1  # as in Detectron2
     assert make_mapper()(record)["instances"].gt_classes.tolist() == [CAR]
 
 
@@ -106,51 +98,24 @@ def test_inference_keeps_truth_out(dataset, make_mapper):
     MultiLabelDatasetMapper(False, augmentations=[])(dataset[0])  # needs no classes
 
 
-def test_no_hierarchy_and_plain_detectron2_records(dataset):
-    mapper = MultiLabelDatasetMapper(True, augmentations=[], hierarchy=LabelHierarchy.flat("ab"))
-    record = {
-        "file_name": dataset[0]["file_name"],
-        "annotations": [{"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}],
-    }
-    result = mapper(record)
-    assert result["instances"].gt_boxes.tensor.tolist() == [[1, 2, 4, 6]]
-    assert result["instances"].gt_labels.tolist() == [[0, 1]]
-    assert (result["height"], result["width"]) == (40, 60)
-
-
-def test_records_with_category_ids_alone_or_without_annotations(dataset):
+def test_records_of_other_data_sets(dataset):
+    """Detectron2's with one label and another form of boxes, labels without a first one, no annotations."""
     mapper = MultiLabelDatasetMapper(True, augmentations=[], hierarchy=LabelHierarchy.flat("abc"))
-    one = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYXY_ABS}
     record = {"file_name": dataset[0]["file_name"]}
-    instances = mapper({**record, "annotations": [{**one, "category_ids": [2, 0]}]})["instances"]
-    assert instances.gt_classes.tolist() == [2] and instances.gt_labels.tolist() == [[1, 0, 1]]
-    instances = mapper({**record, "annotations": [{**one, "category_ids": [], "category_id": 1}]})[
-        "instances"
-    ]
-    assert instances.gt_classes.tolist() == [1] and instances.gt_labels.tolist() == [[0, 1, 0]]
-    with pytest.raises(DataError, match="neither 'category_ids' nor 'category_id'"):
-        mapper({**record, "annotations": [{"bbox": one["bbox"], "bbox_mode": one["bbox_mode"]}]})
-    assert len(mapper(record)["instances"]) == 0
-
-
-def test_image_errors_name_the_file(dataset, make_mapper, tmp_path):
-    mapper, record = make_mapper(), dataset[0]
-    with pytest.raises(DataError, match=r"nowhere\.png \(image 'a'\): image not found"):
-        mapper({**record, "file_name": str(tmp_path / "nowhere.png")})
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"broken\.png \(image 'a'\): cannot read the image"):
-        mapper({**record, "file_name": str(broken)})
-    whole = tmp_path / "whole.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(whole)
-    cut = tmp_path / "cut.jpg"
-    cut.write_bytes(whole.read_bytes()[:-900])
-    with pytest.raises(DataError, match=r"cut\.jpg \(image 'a'\): cannot read the image"):
-        mapper({**record, "file_name": str(cut)})
-    with pytest.raises(
-        DataError, match=r"a\.png \(image 'a'\): annotated as 50 x 40 pixels.*the file has 60 x 40"
+    one = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS}
+    for labels, first, truth in (
+        ({"category_id": 1}, 1, [0, 1, 0]),
+        ({"category_ids": [], "category_id": 1}, 1, [0, 1, 0]),
+        ({"category_ids": [2, 0]}, 2, [1, 0, 1]),
     ):
-        mapper({**record, "width": 50})
+        result = mapper({**record, "annotations": [{**one, **labels}]})
+        instances = result["instances"]
+        assert instances.gt_boxes.tensor.tolist() == [[1, 2, 4, 6]]
+        assert instances.gt_classes.tolist() == [first] and instances.gt_labels.tolist() == [truth]
+        assert (result["height"], result["width"]) == (40, 60)
+    with pytest.raises(DataError, match="neither 'category_ids' nor 'category_id'"):
+        mapper({**record, "annotations": [one]})
+    assert len(mapper(record)["instances"]) == 0
 
 
 def test_argument_errors():
@@ -170,9 +135,7 @@ def cfg(store):
     register_store("mapper_tiny", store.path)
     cfg = get_cfg()
     cfg.DATASETS.TRAIN = ("mapper_tiny",)
-    yield cfg
-    DatasetCatalog.remove("mapper_tiny")
-    MetadataCatalog.remove("mapper_tiny")
+    return cfg
 
 
 def test_from_config(cfg, store, dataset):

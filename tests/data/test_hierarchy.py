@@ -1,15 +1,15 @@
-import csv
 import json
 import pickle
 
 import numpy as np
 import pytest
+from factories import ANIMAL, CAR, DOG, FISH, PET, PUPPY
+from factories import CLASS_IDS as IDS
 
 from longtail_det2.data.hierarchy import HierarchyError, LabelHierarchy
+from longtail_det2.data.open_images_csv import read_classes
 
 # animal > dog > puppy; pet > dog (two parents), pet > fish; car alone.
-IDS = ["animal", "dog", "puppy", "pet", "fish", "car"]
-ANIMAL, DOG, PUPPY, PET, FISH, CAR = range(6)
 TREE = {
     "LabelName": "root",
     "Subcategory": [
@@ -98,43 +98,24 @@ def test_errors_name_file_and_label(tmp_path, source, ids, named):
         LabelHierarchy.from_json(path, ids)
 
 
-def test_files_that_are_none(tmp_path):
-    for content in (None, "{"):
-        if content:
-            (tmp_path / "broken.json").write_text(content)
-        with pytest.raises(HierarchyError, match=r"broken\.json"):
-            LabelHierarchy.from_json(tmp_path / "broken.json", IDS)
-
-
 def test_a_cycle_of_unlisted_labels():
     hidden = {"dog": ["u"], "u": ["v"], "v": ["u"]}
     with pytest.raises(HierarchyError, match=r"u -> v -> u|v -> u -> v"):
         LabelHierarchy.from_json(hidden, IDS, unlisted="contract")
 
 
-def test_expand_keeps_pairs_and_duplicates(hierarchy):
-    rows = np.array([10, 11, 10, 12], np.int32)
-    classes = np.array([PUPPY, CAR, DOG, PET], np.int16)
-    out_rows, out_classes = hierarchy.expand(rows, classes)
-    assert out_rows.dtype == np.int32 and out_classes.dtype == np.int16
-    assert out_rows.tolist() == [10, 10, 10, 10, 11, 10, 10, 10, 12]
-    assert out_classes.tolist() == [PUPPY, ANIMAL, DOG, PET, CAR, DOG, ANIMAL, PET, PET]
-    down = hierarchy.expand(rows, classes, up=False)
-    assert list(zip(*map(np.ndarray.tolist, down), strict=True)) == [
-        (10, PUPPY), (11, CAR), (10, DOG), (10, PUPPY), (12, PET), (12, DOG), (12, PUPPY), (12, FISH),
-    ]  # fmt: skip
-
-
-def test_expand_equals_the_matrix_on_random_pairs(hierarchy, monkeypatch):
+@pytest.mark.parametrize("up", [True, False])
+def test_expand_equals_the_matrix_on_random_pairs(hierarchy, monkeypatch, up):
+    """Pairs may repeat; each stands before its ancestors or descendants."""
     monkeypatch.setattr("longtail_det2.data.hierarchy._EXPAND_CHUNK", 7)
     generator = np.random.default_rng(0)
-    rows, classes = generator.integers(0, 9, 100), generator.integers(0, 6, 100)
-    expected = [
-        (r, t)
-        for r, c in zip(rows, classes, strict=True)
-        for t in [c, *np.flatnonzero(hierarchy.ancestors[c])]
-    ]
-    assert list(zip(*hierarchy.expand(rows, classes), strict=True)) == expected
+    rows = generator.integers(0, 9, 100).astype(np.int32)
+    classes = generator.integers(0, 6, 100).astype(np.int16)
+    relation = hierarchy.ancestors if up else hierarchy.ancestors.T
+    expected = [(r, t) for r, c in zip(rows, classes, strict=True) for t in [c, *np.flatnonzero(relation[c])]]
+    found = hierarchy.expand(rows, classes, up=up)
+    assert list(zip(*found, strict=True)) == expected
+    assert [one.dtype for one in found] == [np.int32, np.int16]
 
 
 def test_expand_edge_cases(hierarchy):
@@ -150,21 +131,6 @@ def test_expand_edge_cases(hierarchy):
 def test_expand_widens_a_type_that_cannot_hold_the_ancestors():
     wide = LabelHierarchy([str(i) for i in range(300)], [[299] if i == 0 else [] for i in range(300)])
     assert wide.expand(np.arange(1), np.zeros(1, np.int8))[1].tolist() == [0, 299]
-
-
-def test_encode_states_positive_ignored_negative(hierarchy):
-    truth = hierarchy.encode([[DOG], [PUPPY, DOG], [ANIMAL, PET], [CAR], [PET, DOG], []])
-    assert truth.dtype == np.int8
-    assert truth.tolist() == [
-        [1, 1, -1, 1, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, -1, -1, 1, -1, 0],
-        [0, 0, 0, 0, 0, 1],
-        [1, 1, -1, 1, 0, 0],  # pet is not specific here: fish stays negative
-        [0, 0, 0, 0, 0, 0],
-    ]
-    strict = hierarchy.encode([[DOG]], ignore_descendants=False)
-    assert strict.tolist() == [[1, 1, 0, 1, 0, 0]]
 
 
 def test_encode_equals_the_definition_on_random_dags():
@@ -184,6 +150,8 @@ def test_encode_equals_the_definition_on_random_dags():
             ignored = {j for i in specific for j in np.flatnonzero(down[i])} - positive
             assert set(np.flatnonzero(row == 1)) == positive
             assert set(np.flatnonzero(row == -1)) == ignored
+        strict = hierarchy.encode(lists, ignore_descendants=False)
+        assert strict.dtype == np.int8 and np.array_equal(strict, hierarchy.encode(lists) == 1)
 
 
 def test_flat_and_single_class():
@@ -194,14 +162,9 @@ def test_flat_and_single_class():
     assert flat.to_parents() == {} and LabelHierarchy.from_json({}, ["only"]) == flat
 
 
-def read_class_ids(path):
-    with path.open(newline="") as file:
-        return [row[0] for row in csv.reader(file)]
-
-
 def test_real_open_images_hierarchies(shared_dir):
     folder = shared_dir / "data" / "openimages"
-    ids = read_class_ids(folder / "challenge-2019-classes-500.csv")
+    ids, _ = read_classes(folder / "challenge-2019-classes-500.csv")
     derived = LabelHierarchy.from_json(folder / "derived-500-hierarchy.json", ids)
     assert (derived.num_classes, len(derived.leaves), len(derived.inner)) == (500, 443, 57)
     assert sum(len(parents) > 1 for parents in derived.parents) == 16
@@ -235,6 +198,8 @@ def test_deep_chains(tmp_path):
     with pytest.raises(HierarchyError, match="cycle"):
         LabelHierarchy.from_json({ids[i]: [ids[i - 1]] for i in range(depth)}, ids)
     path = tmp_path / "deep.json"
+    with pytest.raises(HierarchyError, match=r"deep\.json: no such file"):
+        LabelHierarchy.from_json(path, ["a"])
     path.write_text('{"LabelName": "a", "Subcategory": [' * 5000 + "]}" * 5000)
     with pytest.raises(HierarchyError, match=r"deep\.json: not a usable JSON file"):
         LabelHierarchy.from_json(path, ["a"])

@@ -6,13 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from detectron2.data.samplers import RepeatFactorTrainingSampler as Detectron2RepeatFactor
-from PIL import Image
+from factories import write_images
 
 from longtail_det2.data.datasets.coco import check_coco, prepare_coco
 from longtail_det2.data.datasets.coco_checks import compact_segmentation, file_name_in_url
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.samplers import repeat_factors
 from longtail_det2.data.store import ImageLabel
 from longtail_det2.utils.errors import DataError
 
@@ -21,7 +19,7 @@ SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 20.5, 10.0, 20.5]
 
 
 def image(key, name, absent=(), partly=()):
-    one = {"id": key, "coco_url": URL + name, "height": 48, "width": 64, "license": 1}
+    one = {"id": key, "coco_url": URL + name, "height": 48, "width": 64}
     return {**one, "neg_category_ids": list(absent), "not_exhaustive_category_ids": list(partly)}
 
 
@@ -57,12 +55,9 @@ CONTENT = {
 
 @pytest.fixture
 def images(tmp_path):
-    folder = tmp_path / "coco"
-    for one in CONTENT["images"]:
-        path = folder / one["coco_url"].removeprefix(URL)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (64, 48)).save(path)
-    return folder
+    names = [{**one, "file_name": one["coco_url"].removeprefix(URL)} for one in CONTENT["images"]]
+    write_images(tmp_path / "coco", {"images": names})
+    return tmp_path / "coco"
 
 
 @pytest.fixture
@@ -81,13 +76,6 @@ def prepare(tmp_path, images, write):
         return prepare_coco(write(content), images, tmp_path / name, hierarchy, **options)
 
     return run
-
-
-def without_frequency():
-    content = copy.deepcopy(CONTENT)
-    for one in content["categories"]:
-        del one["frequency"]
-    return content
 
 
 def test_store(prepare, images):
@@ -118,18 +106,17 @@ def test_store(prepare, images):
     assert parts == {1, 2} and records["184613"]["annotations"] == []
 
 
-def test_report(write, images):
+def test_report_with_and_without_frequencies(write, images, prepare):
     report = check_coco(write(CONTENT), images)
     assert report.issues.counts() == {"empty_image": 1}
     numbers = {"objects_with_mask": 6, "labels_verified_absent": 4, "labels_not_exhaustive": 3}
     assert {**numbers, "rare_classes": 1, "frequent_classes": 1}.items() <= report.summary.items()
     assert report.text().splitlines()[-1].startswith("  warning  ")
-
-
-def test_no_frequency_is_not_guessed(write, images, prepare):
-    report = check_coco(write(without_frequency()), images)
-    assert report.issues.counts() == {"empty_image": 1}
-    assert prepare(without_frequency()).class_frequencies is None
+    content = copy.deepcopy(CONTENT)
+    for one in content["categories"]:
+        del one["frequency"]
+    assert prepare(content).class_frequencies is None
+    assert check_coco(write(content), images).issues.counts() == {"empty_image": 1}
 
 
 def test_frequencies_and_a_hierarchy(prepare, tmp_path, write, images):
@@ -186,43 +173,3 @@ def test_the_real_photographs(shared_dir, tmp_path):
         for one in content["categories"]
     }
     assert store.image_counts().tolist() == [counted[key] for key in sorted(listed)]
-
-
-@pytest.fixture
-def long_tail(tmp_path, write, images):
-    """A store of 60 images, every third without objects, and its content."""
-    generator = np.random.default_rng(0)
-    content = {**copy.deepcopy(CONTENT), "images": [], "annotations": []}
-    for key in range(1, 61):
-        content["images"].append(image(key, "train2017/000000391895.jpg", absent=[9] if key % 3 == 0 else []))
-        for _ in range(int(generator.integers(1, 4)) if key % 3 else 0):
-            category = int(generator.choice([2, 5, 9], p=[0.9, 0.07, 0.03]))
-            x, y = generator.integers(0, 40, 2).tolist()
-            number = len(content["annotations"]) + 1
-            content["annotations"].append(annotation(number, key, category, (x, y, 8, 6)))
-    return prepare_coco(write(content), images, tmp_path / "tail"), content
-
-
-def factors_by_the_book(content, threshold, num_images):
-    """Gupta et al., LVIS, appendix B.2, written out: {image id: factor}."""
-    classes = {one["id"]: set() for one in content["images"]}
-    for one in content["annotations"]:
-        classes[one["image_id"]].add(one["category_id"])
-    share = {c: sum(c in has for has in classes.values()) / num_images for c in (2, 5, 9)}
-    repeat = {c: max(1.0, (threshold / share[c]) ** 0.5) for c in share if share[c]}
-    return {key: max((repeat[c] for c in has), default=1.0) for key, has in classes.items()}
-
-
-@pytest.mark.parametrize("filter_empty", [False, True])
-def test_repeat_factors_stay_with_their_images(long_tail, filter_empty):
-    store, content = long_tail
-    dataset = MultiLabelDataset(store, filter_empty=filter_empty)
-    assert len(dataset) == (40 if filter_empty else 60)
-    expected = factors_by_the_book(content, 0.5, len(dataset))
-    factors = repeat_factors(dataset, 0.5)
-    assert len(factors) == len(dataset) and len(set(np.round(factors, 4).tolist())) >= 3
-    records = [dataset[index] for index in range(len(dataset))]
-    for record, factor in zip(records, factors.tolist(), strict=True):
-        assert factor == pytest.approx(expected[int(record["image_id"])], rel=1e-6), record["image_id"]
-    theirs = Detectron2RepeatFactor.repeat_factors_from_category_frequency(records, 0.5).numpy()
-    assert np.array_equal(factors, theirs)

@@ -130,19 +130,19 @@ def test_two_ranks_with_two_workers_see_every_image_once_an_epoch():
     assert Counter(seen) == dict.fromkeys(range(40), 3)
 
 
-def test_repeat_factors_equal_detectron2(random_store):
-    offsets, labels = labels_per_image(random_store)
+@pytest.mark.parametrize("filter_empty", [False, True])
+def test_repeat_factors_equal_detectron2(random_store, filter_empty):
+    dataset = MultiLabelDataset(random_store, filter_empty=filter_empty)
+    offsets, labels = labels_per_image(dataset)
     records = [
         {"annotations": [{"category_id": int(label)} for label in labels[a:b]]}
         for a, b in itertools.pairwise(offsets)
     ]
-    dataset = MultiLabelDataset(random_store)
     for threshold in (0.01, 0.3, 1.0):
         expected = Detectron2RepeatFactor.repeat_factors_from_category_frequency(records, threshold).numpy()
-        assert np.array_equal(repeat_factors(random_store, threshold), expected)
-        assert np.array_equal(repeat_factors(dataset, threshold), expected)
-        assert np.array_equal(repeat_factors(records, threshold), expected)
-    assert repeat_factors(random_store, 0.3).max() > 1.5
+        for source in (dataset, records, *(() if filter_empty else (random_store,))):
+            assert np.array_equal(repeat_factors(source, threshold), expected)
+    assert repeat_factors(dataset, 0.3).max() > 1.5
 
 
 def test_repeat_factor_frequencies():
