@@ -34,18 +34,14 @@ def test_record(store):
     assert record["pos_category_ids"] == [] and record["neg_category_ids"] == []
 
 
-def test_image_without_objects_has_its_image_labels(store):
+def test_image_labels_and_plain_values(store):
     record = MultiLabelDataset(store)[1]
     assert record["annotations"] == []
     assert record["pos_category_ids"] == [4] and record["neg_category_ids"] == [5]
-
-
-def test_values_are_plain_python(store):
     record = MultiLabelDataset(store)[3]
-    assert type(record["height"]) is int and type(record["image_id"]) is str
-    for one in record["annotations"]:
-        assert all(type(value) is float for value in one["bbox"])
-        assert type(one["category_id"]) is int and type(one["category_ids"][0]) is int
+    one = record["annotations"][0]
+    values = [record["height"], record["image_id"], one["category_id"], *one["category_ids"], *one["bbox"]]
+    assert [type(value) for value in values] == [int, str, int, int, float, float, float, float]
 
 
 def test_filter_empty_and_indices(store):

@@ -289,15 +289,3 @@ def test_photographs(shared_dir, tmp_path):
     for index in range(0, len(store), 16):
         with Image.open(store.image_root / store.file_names[index].decode()) as image:
             assert image.size == tuple(store.image_sizes[index][::-1])
-
-
-def test_real_class_tree(shared_dir, folder):
-    files = shared_dir / "data" / "openimages"
-    labels = ("/m/04yx4", "/m/01g317", "/m/0dzct")  # man, person, human face
-    folder.write_boxes(*(row("a", label) for label in labels))
-    for name in ("derived-500-hierarchy.json", "bbox_labels_600_hierarchy.json"):
-        classes = files / "challenge-2019-classes-500.csv"
-        store = folder.prepare(classes=classes, hierarchy=files / name, output=name)
-        assert (store.num_classes, len(store.hierarchy.leaves), len(store.hierarchy.inner)) == (500, 443, 57)
-        names = [store.class_names[label] for label in store.labels]
-        assert names.index("Man") < names.index("Person")

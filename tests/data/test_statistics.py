@@ -82,21 +82,15 @@ def assert_counts(statistics, expected):
         assert one.dtype == np.int64
 
 
-def test_counts_as_loops_find_them_in_one_store_and_in_two(crowded, register):
+@pytest.mark.parametrize("block", [2, 1000])
+def test_counts_as_loops_find_them_in_one_store_and_in_two(crowded, register, monkeypatch, block):
+    monkeypatch.setattr(module, "_SETS_AT_ONCE", block)
     expected = [slow_counts(store) for store in crowded]
     names = [register(store) for store in crowded]
-    for name, store, counts in zip(names, crowded, expected, strict=True):
-        statistics = compute_statistics(name)
-        assert_counts(statistics, counts)
-        assert statistics.num_images == len(store) and statistics.class_ids == tuple(CLASS_IDS)
+    assert_counts(compute_statistics(names[0]), expected[0])
     together = compute_statistics(names)
     assert_counts(together, [one + other for one, other in zip(*expected, strict=True)])
-    assert together.num_images == sum(map(len, crowded))
-
-
-def test_blocks_change_nothing(crowded, register, monkeypatch):
-    monkeypatch.setattr(module, "_SETS_AT_ONCE", 2)
-    assert_counts(compute_statistics(register(crowded[0])), slow_counts(crowded[0]))
+    assert together.num_images == sum(map(len, crowded)) and together.class_ids == tuple(CLASS_IDS)
 
 
 def test_plain_records_count_like_their_store(crowded, register):
@@ -157,15 +151,6 @@ def test_rates_are_conditional_on_the_row(make_store, register):
     assert r[PUPPY].tolist() == [1, 1, 0, 1, 0, 0]
 
 
-def test_groups_are_instances_but_no_evidence(make_store, register):
-    box = (0, 0, 10, 10)
-    store = make_store([Picture("a", objects=[(box, [DOG, CAR], GROUP_OF), (box, [FISH], 0)])])
-    statistics = compute_statistics(register(store))
-    assert statistics.instance_counts.tolist() == [1, 1, 0, 2, 1, 1]
-    assert statistics.cooccurrence.diagonal().tolist() == [0, 0, 0, 1, 1, 0]
-    assert not statistics.cooccurrence[CAR].any()
-
-
 def test_one_class_and_no_objects(make_store, register):
     only = make_store([Picture("a", objects=[((0, 0, 5, 5), [0], 0)] * 2)], ["only"], None)
     assert compute_statistics(register(only)).cooccurrence.tolist() == [[2]]
@@ -206,14 +191,6 @@ def test_file_keeps_everything(tmp_path, full):
     for key in ("class_ids", "num_images", "hierarchy"):
         assert getattr(again, key) == getattr(statistics, key)
     assert [one.name for one in tmp_path.iterdir()] == ["statistics.json"]
-
-
-def test_file_of_other_classes_is_refused(tmp_path):
-    path = tmp_path / "statistics.json"
-    write_statistics(path, some_statistics())
-    for ids in (CLASS_IDS[::-1], CLASS_IDS[:5], [*CLASS_IDS, "bus"], [*CLASS_IDS[:5], "bus"]):
-        with pytest.raises(DataError, match=r"statistics\.json"):
-            read_statistics(path, ids)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +238,12 @@ def test_damaged_files_are_refused(tmp_path, keys, value):
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
-def test_files_that_are_cut_or_absent_or_cannot_be_written(tmp_path):
+def test_files_of_other_classes_cut_or_absent_or_that_cannot_be_written(tmp_path):
     path = tmp_path / "statistics.json"
     write_statistics(path, some_statistics())
+    for ids in (CLASS_IDS[::-1], CLASS_IDS[:5], [*CLASS_IDS, "bus"], [*CLASS_IDS[:5], "bus"]):
+        with pytest.raises(DataError, match=r"statistics\.json"):
+            read_statistics(path, ids)
     path.write_bytes(path.read_bytes()[:-30])
     for bad in (path, tmp_path, tmp_path / "absent.json"):
         with pytest.raises(DataError, match=str(bad)):
@@ -292,29 +272,24 @@ def test_arrays_that_cannot_be_are_refused(arrays):
         ClassStatistics("ab", 3, **{"image_counts": [1, 2], "instance_counts": [2, 3], **arrays})
 
 
-def test_bins_are_thirds_of_the_classes():
+def test_bins():
+    """Thirds of the classes; by thresholds as COCO-MLT and VOC-MLT split: head from 100, tail below 20."""
     assert frequency_bins(np.array([5, 100, 1, 50, 20, 2])).tolist() == [1, 0, 2, 0, 1, 2]
     assert frequency_bins(np.array([5, 4, 3, 2, 1])).tolist() == [0, 0, 1, 1, 2]
     assert frequency_bins(np.full(6, 7)).tolist() == [0, 0, 1, 1, 2, 2]
     assert frequency_bins(np.array([2, 1, 3]), ()).tolist() == [1, 2, 0]
     assert frequency_bins(np.zeros(0)).tolist() == []
-
-
-def test_bins_by_thresholds_begin_at_the_threshold():
-    """As COCO-MLT and VOC-MLT split: tail below 20, medium below 100, head from 100."""
     counts = np.array([0, 1, 19, 20, 21, 99, 100, 101])
     assert frequency_bins(counts, (20, 100)).tolist() == [2, 2, 2, 1, 1, 1, 0, 0]
     assert frequency_bins(np.array([3, 0, 0, 0, 0, 0])).tolist() == [0, 2, 2, 2, 2, 2]
     assert frequency_bins(np.array([0, 5]), (-1, 3)).tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("thresholds", [(100, 10), (1, 2, 3), (5,), (float("nan"), 1)])
-def test_bins_refuse_bad_thresholds(thresholds):
+@pytest.mark.parametrize(
+    ("counts", "thresholds"),
+    [([1, 2], one) for one in ((100, 10), (1, 2, 3), (5,), (float("nan"), 1))]
+    + [(one, None) for one in ([-1, 2], [[1]], [np.nan])],
+)
+def test_bins_refuse_bad_counts_and_thresholds(counts, thresholds):
     with pytest.raises(ConfigError):
-        frequency_bins(np.array([1, 2]), thresholds)
-
-
-def test_bins_refuse_bad_counts():
-    for counts in ([-1, 2], [[1]], [np.nan]):
-        with pytest.raises(ConfigError):
-            frequency_bins(np.array(counts))
+        frequency_bins(np.array(counts), thresholds)

@@ -21,26 +21,22 @@ def expected(oid) -> dict:
 
 
 @pytest.fixture
-def shuffled(oid, tmp_path):
+def shuffled(oid, tmp_path) -> Path:
     """Copies of the golden CSVs with rows and columns in random order and a column more."""
-
-    def make(seed: int) -> Path:
-        rng = random.Random(seed)
-        for name in ("boxes", "imagelabels", "predictions"):
-            with (oid / f"{name}.csv").open() as stream:
-                rows = list(csv.DictReader(stream))
-            rng.shuffle(rows)
-            columns = [*rows[0], "Extra"]
-            rng.shuffle(columns)
-            with (tmp_path / f"{name}.csv").open("w", newline="") as stream:
-                writer = csv.DictWriter(stream, columns, restval="text, with a comma")
-                writer.writeheader()
-                writer.writerows(rows)
-        for name in ("classes.csv", "hierarchy.json"):
-            (tmp_path / name).write_bytes((oid / name).read_bytes())
-        return tmp_path
-
-    return make
+    rng = random.Random(0)
+    for name in ("boxes", "imagelabels", "predictions"):
+        with (oid / f"{name}.csv").open() as stream:
+            rows = list(csv.DictReader(stream))
+        rng.shuffle(rows)
+        columns = [*rows[0], "Extra"]
+        rng.shuffle(columns)
+        with (tmp_path / f"{name}.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, columns, restval="text, with a comma")
+            writer.writeheader()
+            writer.writerows(rows)
+    for name in ("classes.csv", "hierarchy.json"):
+        (tmp_path / name).write_bytes((oid / name).read_bytes())
+    return tmp_path
 
 
 @pytest.fixture

@@ -150,52 +150,6 @@ def test_counts(monkeypatch):
     assert result.counts == counts | {"groups_found": 1} and result.num_images == 2
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_expansion_equals_loops_over_ancestors(seed):
-    truth, detections, classes, options = random_case(seed)
-    rng = np.random.default_rng(seed)
-    parents = [sorted(set(rng.integers(0, c, 2).tolist())) if c else [] for c in range(classes)]
-    hierarchy = LabelHierarchy([str(c) for c in range(classes)], parents)
-
-    def above(c):
-        found = set(parents[c])
-        for parent in parents[c]:
-            found |= above(parent)
-        return found
-
-    up = [above(c) for c in range(classes)]
-    down = [{d for d in range(classes) if c in up[d]} for c in range(classes)]
-    boxes = [(r, c) for r, own in enumerate(truth.cls) for c in (own, *sorted(up[own]))]
-    labels = [
-        (r, c)
-        for r, own in enumerate(truth.label_cls)
-        for c in (own, *sorted((up if truth.label_present[r] else down)[own]))
-    ]
-    scored = [(r, c) for r, own in enumerate(detections.cls) for c in (own, *sorted(up[own]))]
-
-    def split(pairs):
-        return np.array([p[0] for p in pairs], dtype=int), np.array([p[1] for p in pairs], dtype=int)
-
-    (box_rows, box_cls), (label_rows, label_cls), (det_rows, det_cls) = map(split, (boxes, labels, scored))
-    by_hand = GroundTruth(
-        truth.image[box_rows],
-        box_cls,
-        truth.box[box_rows],
-        truth.group_of[box_rows],
-        truth.label_image[label_rows],
-        label_cls,
-        truth.label_present[label_rows],
-    )
-    det_by_hand = Detections(
-        detections.image[det_rows], det_cls, detections.score[det_rows], detections.box[det_rows]
-    )
-    ap, num_gt = by_oracle(by_hand, det_by_hand, classes, options)
-    expanded = expand_ground_truth(truth, hierarchy)
-    result = evaluate(expanded, detections, classes, options, prediction_hierarchy=hierarchy)
-    np.testing.assert_allclose(result.ap, ap, atol=1e-12, rtol=0)
-    np.testing.assert_array_equal(result.num_gt, num_gt)
-
-
 @pytest.fixture(scope="module")
 def golden(oid):
     class_ids, _ = read_classes(oid / "classes.csv")

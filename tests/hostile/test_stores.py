@@ -8,14 +8,13 @@ import os
 import random
 import shutil
 import subprocess
-import traceback
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from factories import store_columns
-from test_mutations import mutate, mutate_json
+from test_mutations import mutate, mutate_json, run_many
 
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.builtin import register_coco, register_store
@@ -314,23 +313,22 @@ def use_everything(path, images):
 
 def run_spoiled(store, images, seeds):
     sound = {path: path.read_bytes() for path in sorted(store.path.iterdir())}
-    outcomes, failures = [], []
-    for seed in seeds:
+
+    def attempt(seed):
         rng = random.Random(seed)
         path = rng.choice(list(sound))
         spoil(rng, path)
         try:
             use_everything(store.path, images)
-            outcomes.append("ok")
+            return "ok"
         except DataError as error:
-            outcomes.append("refused")
             assert "\n" not in str(error)
-        except Exception:
-            failures.append(f"seed {seed}, {path.name}:\n{traceback.format_exc(limit=-3)}")
-        path.unlink()  # what is mapped stays as it is
-        path.write_bytes(sound[path])
-    assert not failures, f"{len(failures)} failures\n" + "\n".join(failures[:10])
-    return outcomes
+            return "refused"
+        finally:
+            path.unlink()  # what is mapped stays as it is
+            path.write_bytes(sound[path])
+
+    return run_many(attempt, seeds)
 
 
 def test_spoiled_stores(data, rich_store):
