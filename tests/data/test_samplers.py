@@ -1,10 +1,7 @@
 import itertools
-from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-from detectron2.data.common import MapDataset, ToIterableDataset
 from detectron2.data.samplers import RepeatFactorTrainingSampler as Detectron2RepeatFactor
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
@@ -113,21 +110,6 @@ def test_uniform_epochs_are_permutations():
     stream = np.array(take(uniform(), 21)).reshape(3, 7)
     assert (np.sort(stream, axis=1) == np.arange(7)).all()
     assert len({tuple(row) for row in stream.tolist()}) == 3
-
-
-def _same(item):
-    return item
-
-
-def test_two_ranks_with_two_workers_see_every_image_once_an_epoch():
-    """As Detectron2 0.6 runs samplers: inside each worker, by ToIterableDataset."""
-    seen = []
-    for rank in range(2):
-        sampler = UniformTrainingSampler(40, 1, rank=rank, world_size=2)
-        stream = ToIterableDataset(MapDataset(range(40), _same), sampler)
-        loader = torch.utils.data.DataLoader(stream, batch_size=2, num_workers=2)
-        seen += [int(one) for batch in itertools.islice(loader, 30) for one in batch]
-    assert Counter(seen) == dict.fromkeys(range(40), 3)
 
 
 @pytest.mark.parametrize("filter_empty", [False, True])

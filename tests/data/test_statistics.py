@@ -22,7 +22,6 @@ from factories import (
 )
 
 from longtail_det2.data import statistics as module
-from longtail_det2.data.datasets.builtin import register_store
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.statistics import (
@@ -35,21 +34,11 @@ from longtail_det2.data.statistics import (
 from longtail_det2.utils.errors import ConfigError, DataError
 
 
-@pytest.fixture
-def register():
-    names = itertools.count()
-
-    def register(source, class_ids=CLASS_IDS):
-        """Registers a store, or plain records; returns the name."""
-        name = f"statistics_{next(names)}"
-        if isinstance(source, list):
-            DatasetCatalog.register(name, lambda: source)
-            MetadataCatalog.get(name).set(thing_classes=list(class_ids))
-        else:
-            register_store(name, source.path)
-        return name
-
-    return register
+def register(records, name="plain"):
+    """Registers plain records; returns the name."""
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(thing_classes=CLASS_IDS)
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +72,16 @@ def assert_counts(statistics, expected):
 
 
 @pytest.mark.parametrize("block", [2, 1000])
-def test_counts_as_loops_find_them_in_one_store_and_in_two(crowded, register, monkeypatch, block):
+def test_counts_as_loops_find_them_in_one_store_and_in_two(crowded, monkeypatch, block):
     monkeypatch.setattr(module, "_SETS_AT_ONCE", block)
     expected = [slow_counts(store) for store in crowded]
-    names = [register(store) for store in crowded]
-    assert_counts(compute_statistics(names[0]), expected[0])
-    together = compute_statistics(names)
+    assert_counts(compute_statistics(crowded[0]), expected[0])
+    together = compute_statistics(crowded)
     assert_counts(together, [one + other for one, other in zip(*expected, strict=True)])
     assert together.num_images == sum(map(len, crowded)) and together.class_ids == tuple(CLASS_IDS)
 
 
-def test_plain_records_count_like_their_store(crowded, register):
+def test_plain_records_count_like_their_store(crowded):
     records = list(MultiLabelDataset(crowded[0]))
     flat = build_store(crowded[0].path.parent, crowded_pictures(0), parents=None, name="flat")
     name = register(records)
@@ -102,7 +90,7 @@ def test_plain_records_count_like_their_store(crowded, register):
     assert_counts(compute_statistics(name), slow_counts(crowded[0]))
 
 
-def test_detectron2_records_have_one_label_and_crowds(register):
+def test_detectron2_records_have_one_label_and_crowds():
     records = [
         {"annotations": [{"category_id": DOG}, {"category_id": DOG, "iscrowd": 1}]},
         {"annotations": [{"category_ids": [DOG, FISH]}, {"category_id": CAR, "category_ids": []}]},
@@ -114,25 +102,30 @@ def test_detectron2_records_have_one_label_and_crowds(register):
     assert statistics.cooccurrence[DOG].tolist() == [0, 2, 0, 0, 1, 0]
 
 
-def test_labels_that_are_not_classes_are_refused(register):
-    for label in (6, -1):
-        with pytest.raises(DataError, match=r"statistics_.*classes"):
-            compute_statistics(register([{"annotations": [{"category_id": label}]}]))
-    with pytest.raises(DataError, match="category_id"):
-        compute_statistics(register([{"annotations": [{"bbox": []}]}]))
+def test_labels_that_are_not_classes_are_refused():
+    records = []
+    register(records)
+    for message, entry in (
+        ("'plain' has labels that are not among its 6 classes", {"category_id": 6}),
+        ("'plain' has labels that are not among its 6 classes", {"category_id": -1}),
+        ("category_id", {"bbox": []}),
+    ):
+        records[:] = [{"annotations": [entry]}]
+        with pytest.raises(DataError, match=message):
+            compute_statistics("plain")
 
 
-def test_objects_with_very_many_labels(make_store, register):
+def test_objects_with_very_many_labels(make_store):
     """Label sets that do not fit into one 64-bit code."""
     generator = np.random.default_rng(0)
     ids = [f"c{index}" for index in range(300)]
     labels = [generator.choice(300, 12, replace=False).tolist() for _ in range(20)]
     objects = [((0, 0, 1 + n, 2), labels[n % 20][:: 1 if n % 2 else -1], 0) for n in range(30)]
     store = make_store([Picture("a", objects=objects)], ids, None)
-    assert_counts(compute_statistics(register(store)), slow_counts(store))
+    assert_counts(compute_statistics(store), slow_counts(store))
 
 
-def test_rates_are_conditional_on_the_row(make_store, register):
+def test_rates_are_conditional_on_the_row(make_store):
     """Three dogs, one of them also a fish; two animals of no known kind."""
     objects = [([DOG], 3), ([FISH, DOG], 1), ([ANIMAL], 2), ([CAR], 1)]
     pictures = [
@@ -140,7 +133,7 @@ def test_rates_are_conditional_on_the_row(make_store, register):
         for n, (labels, times) in enumerate(objects)
         for k in range(times)
     ]
-    statistics = compute_statistics(register(make_store(pictures)))
+    statistics = compute_statistics(make_store(pictures))
     r = statistics.rates()
     assert statistics.cooccurrence.diagonal().tolist() == [6, 4, 0, 4, 1, 1]
     assert r[DOG, ANIMAL] == r[DOG, PET] == r[FISH, PET] == 1
@@ -151,20 +144,20 @@ def test_rates_are_conditional_on_the_row(make_store, register):
     assert r[PUPPY].tolist() == [1, 1, 0, 1, 0, 0]
 
 
-def test_one_class_and_no_objects(make_store, register):
+def test_one_class_and_no_objects(make_store):
     only = make_store([Picture("a", objects=[((0, 0, 5, 5), [0], 0)] * 2)], ["only"], None)
-    assert compute_statistics(register(only)).cooccurrence.tolist() == [[2]]
+    assert compute_statistics(only).cooccurrence.tolist() == [[2]]
     for name, pictures in (("none", []), ("bare", [Picture("a"), Picture("b")])):
-        empty = compute_statistics(register(make_store(pictures, name=name)))
+        empty = compute_statistics(make_store(pictures, name=name))
         np.testing.assert_array_equal(empty.rates(), LabelHierarchy.from_json(PARENTS, CLASS_IDS).ancestors)
         assert not empty.image_counts.any() and not empty.instance_counts.any()
 
 
-def test_data_sets_that_do_not_go_together(make_store, register):
-    first = register(make_store(crowded_pictures(0)))
+def test_data_sets_that_do_not_go_together(make_store):
+    first = make_store(crowded_pictures(0))
     other = make_store([], [*CLASS_IDS[:4], "shark", "car"], {}, name="other")
     with pytest.raises(DataError, match=r"'fish'.*'shark'"):
-        compute_statistics([first, register(other)])
+        compute_statistics([first, other])
     with pytest.raises(ConfigError):
         compute_statistics([])
     with pytest.raises(DataError, match="nowhere"):

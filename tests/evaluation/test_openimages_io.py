@@ -74,6 +74,13 @@ def test_bad_predictions(write, row, named):
         read_detections(write(f"{PREDICTIONS}a,/m/a,.5,0,1,0,1\n\n{row}\n"), CLASSES, ["a"])
 
 
+def test_files_that_cannot_be_read(tmp_path):
+    for read in (read_classes, lambda path: read_detections(path, CLASSES, [])):
+        for path in (tmp_path, tmp_path / "absent.csv"):
+            with pytest.raises(DataError, match=r": cannot be read \((No such file|Is a directory)"):
+                read(path)
+
+
 @pytest.mark.parametrize("row", ["a,/m/a,0.6,0.5,0,1,0\n", "a,/m/a,0,1,0.7,0.5,0\n"])
 def test_inverted_boxes(write, row):
     with pytest.raises(DataError, match="line 2: bad box XMin="):
