@@ -123,6 +123,9 @@ def test_fractional_confidence(folder):
         folder.prepare(image_labels=labels)
     store = folder.prepare(image_labels=labels, skip_bad=True)
     assert image_labels(store, 0) == [(MAN, 1), (WOMAN, 0)]
+    labels = [folder.write_labels("a,,/m/man,2")]
+    with pytest.raises(DataError, match=r"labels\.csv, line 2: column Confidence holds 2; .*\[0, 1\]"):
+        folder.prepare(image_labels=labels, skip_bad=True)
 
 
 def test_unknown_labels(folder):
