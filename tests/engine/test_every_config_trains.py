@@ -11,7 +11,10 @@ from longtail_det2.engine import lazy, trainer
 
 pytestmark = pytest.mark.slow
 ITERATIONS = 20
-LIKE_ANOTHER = ("R_101", "X_101", "2x_LVIS", "OpenImages_sigmoid", "R_50_FPN_concurrent", "seesaw_rfs.py")
+LIKE_ANOTHER = (
+    *("R_101", "X_101", "2x_LVIS", "OpenImages_sigmoid", "R_50_FPN_concurrent", "seesaw_rfs.py"),
+    *("R_50_FPN_tsd.", "tsd_concurrent"),
+)
 """Parts of names of configs that have nothing but what others have: those are only built."""
 NAMES = [name for name in model_zoo.list_configs() if not any(one in name for one in LIKE_ANOTHER)]
 PHASES = [["UniformTrainingSampler", ITERATIONS - 8], ["SoftBalanceTrainingSampler", 8, {"lambda_": 0.7}]]

@@ -133,10 +133,13 @@ def test_evaluation_over_ranks_is_that_of_one(yaml_args, repository, tmp_path):
     assert rows == sorted(one["predictions.csv"].splitlines()) and len(rows) > 1
 
 
-@pytest.mark.parametrize("loss", ["SoftmaxCrossEntropyLoss", "SigmoidBCELoss"])
-def test_images_without_boxes_do_not_hang(yaml_args, repository, tmp_path, loss):
+@pytest.mark.parametrize(
+    ("loss", "branch"), [("SoftmaxCrossEntropyLoss", "BoxBranch"), ("SigmoidBCELoss", "TSDBoxBranch")]
+)
+def test_images_without_boxes_do_not_hang(yaml_args, repository, tmp_path, loss, branch):
     """With one image a rank, ranks meet the image without boxes alone."""
     options = ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", loss)
+    options += ("MODEL.ROI_BOX_HEAD.BRANCH", branch)
     args = yaml_args(*options, max_iter=10)
     done = launch(repository / "scripts/train_net.py", args.opts, "flags")
     assert done.returncode == 0, done.stderr
