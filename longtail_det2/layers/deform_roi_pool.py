@@ -88,7 +88,8 @@ def deform_roi_pool(
 
     height, width = (_of_level([one.shape[dim] for one in maps], levels, levels) for dim in (2, 3))
     first = _of_level(starts, levels, levels) + rois[:, 0].long() * height * width
-    index = (first + y.movedim(0, -1) * width).movedim(-1, 0)[..., None] + x[..., None, :]
+    first, width = (one.view(-1, 1, 1, 1, 1) for one in (first, width))
+    index = first + y[..., None] * width + x[..., None, :]
     weights = weights_y[..., None] * weights_x[..., None, :]
     entries = (rois.shape[0] * output_size * output_size, 4 * sampling_ratio * sampling_ratio)
     pooled = _weighted_sum(rows, index.reshape(entries), weights.reshape(entries).to(rows.dtype))
