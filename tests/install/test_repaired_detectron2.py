@@ -11,15 +11,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _fcos_head(norm):
+def test_group_norm_head_builds():
     from detectron2.layers import ShapeSpec
     from detectron2.modeling.meta_arch.fcos import FCOSHead
 
-    return FCOSHead(input_shape=[ShapeSpec(channels=32, stride=8)], num_classes=3, conv_dims=[32], norm=norm)
-
-
-def test_group_norm_head_builds():
-    assert any(isinstance(module, torch.nn.GroupNorm) for module in _fcos_head("GN").modules())
+    shape = [ShapeSpec(channels=32, stride=8)]
+    head = FCOSHead(input_shape=shape, num_classes=3, conv_dims=[32], norm="GN")
+    assert any(isinstance(module, torch.nn.GroupNorm) for module in head.modules())
 
 
 def test_fcos_labels_an_image_without_boxes():
@@ -40,24 +38,6 @@ def test_fcos_labels_an_image_without_boxes():
     assert labels[0].tolist() == [3, 3]
     assert boxes[0].tensor.shape == (2, 4)
     assert labels[1].tolist() == [1, 3]
-
-
-def test_thresholds_are_arguments():
-    from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-
-    class Recorder:
-        test_score_thresh, test_topk_candidates = 0.9, 1
-        seen = ()
-
-        def _decode_per_level_predictions(self, anchors, scores, deltas, threshold, top_k, size):
-            self.seen = (threshold, top_k)
-            from detectron2.structures import Instances
-
-            return Instances(size)
-
-    recorder = Recorder()
-    DenseDetector._decode_multi_level_predictions(recorder, [None], [None], [None], 0.1, 7, (4, 4))
-    assert recorder.seen == (0.1, 7)
 
 
 def test_zoo_configs_are_in_the_wheel():
@@ -90,15 +70,12 @@ def test_a_mapper_may_refuse_an_image():
     assert dataset[1] in (0, 2, 3)
 
 
-@pytest.mark.parametrize("kind", ["StepLR", "LambdaLR"])
-def test_schedulers_of_torch_are_saved_and_restored(kind):
+def test_schedulers_of_torch_are_saved_and_restored():
     from detectron2.engine.hooks import LRScheduler
-
-    options = {"StepLR": {"step_size": 5}, "LambdaLR": {"lr_lambda": lambda step: 1.0}}[kind]
 
     def hook():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-        return LRScheduler(optimizer, getattr(torch.optim.lr_scheduler, kind)(optimizer, **options))
+        return LRScheduler(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=5))
 
     first, second = hook(), hook()
     first.scheduler.optimizer.step()
@@ -117,9 +94,3 @@ def test_no_alias_that_some_numpy_lacks_is_left():
     sources = Path(detectron2.__file__).parent.rglob("*.py")
     left = [path.name for path in sources if re.search(r"\bnp\.(bool|int|float|str)\)", path.read_text())]
     assert left == []
-
-
-def test_lazy_configs_become_python(tmp_path):
-    from detectron2.config import LazyCall, LazyConfig
-
-    assert "Linear" in LazyConfig.to_py(LazyCall(torch.nn.Linear)(in_features=1, out_features=2))
