@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""Trains on a Slurm cluster: submits one job in which every node runs torchrun; resumes after preemption.
+"""Train on a Slurm cluster: one job with a process per GPU, which resumes after preemption.
 
-What follows `--` is the command line of the train script. Each node runs one submitit task, and the task runs
-torchrun with one process a GPU. When the job's time is up or Slurm announces preemption, submitit puts it
-back into the queue, and the next run goes on from the newest checkpoint (`--resume`). So does a job that
-Slurm itself puts back, after preemption or because a node failed.
+What follows `--` is the command line of the train script. When the job's time is up or Slurm announces
+preemption, submitit puts it back into the queue, and the next run goes on from the newest checkpoint
+(`--resume`). So does a job that Slurm itself puts back, after preemption or because a node failed.
 """
 
 from __future__ import annotations
@@ -17,17 +16,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STOP_SECONDS = 30
-"""Seconds that torchrun has to stop its processes before it is killed."""
-
 EPILOG = """\
 examples (from a login node, in the environment that has longtail_det2):
 
-  python scripts/launchers/slurm_submitit.py --nodes 2 --gpus-per-node 8 --cpus-per-task 64 \\
+  python scripts/launchers/slurm_submitit.py --nodes 2 --gpus-per-node 8 --cpus-per-task 8 \\
       --partition gpu --time 2880 --slurm account=vision -- \\
       --config-file openimages/faster_rcnn_R_50_FPN_OpenImages_sigmoid.yaml OUTPUT_DIR /shared/runs/r50
 
@@ -41,61 +38,47 @@ Stores, images, OUTPUT_DIR and --folder must lie where all nodes see them.
 
 
 @dataclass
-class Torchrun:
-    """What submitit runs on each node; pickled, so it holds plain values only.
+class Training:
+    """What submitit runs in each process; pickled, so it holds plain values only.
 
     Attributes:
         script: train script.
         arguments: its command line.
-        processes: processes a node; 0 for as many as there are GPUs.
-        port: where the processes of all nodes meet, on the first node; 0 (one node only) for a free one.
         resume: go on from the newest checkpoint, whether or not `arguments` say so.
     """
 
     script: str
     arguments: tuple[str, ...]
-    processes: int
-    port: int
     resume: bool = False
 
-    def command(self, num_nodes: int, node: int, master: str) -> list[str]:
-        """The torchrun command line of one node.
+    def command(self) -> list[str]:
+        """The command line of the train script."""
+        restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+        resume = (self.resume or restarted) and "--resume" not in self.arguments
+        # --resume comes before the options, which take all that follows.
+        return [sys.executable, self.script, *(["--resume"] if resume else []), *self.arguments]
 
-        Args:
-            num_nodes: nodes of the job.
-            node: this one's number, from 0.
-            master: host name of node 0.
-        """
-        # The module and not the command torchrun: the interpreter is then surely this one.
-        result = [sys.executable, "-m", "torch.distributed.run"]
-        if num_nodes == 1 and not self.port:
-            result += ["--standalone"]
-        else:
-            result += [f"--nnodes={num_nodes}", f"--node-rank={node}"]
-            result += [f"--master-addr={master}", f"--master-port={self.port}"]
-        result += [f"--nproc-per-node={self.processes or 'gpu'}", self.script]
-        if self.resume and "--resume" not in self.arguments:
-            result += ["--resume"]  # before the options, which take all that follows
-        return [*result, *self.arguments]
+    def __call__(self) -> None:
+        """Run the train script, which finds the other processes as inside torchrun.
 
-    def __call__(self) -> int:
-        """Runs torchrun on this node until it ends.
+        It is a process of its own, which is killed when submitit ends this one, and ignores the signal that
+        announces preemption: some clusters send it to all processes of the job.
 
         Raises:
-            RuntimeError: torchrun failed, which makes the job a failed one.
+            RuntimeError: it failed, which makes the job a failed one.
         """
-        import submitit
+        from submitit.helpers import TorchDistributedEnvironment
 
-        environment = submitit.JobEnvironment()
-        restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-        task = replace(self, resume=self.resume or restarted)
-        master = environment.hostnames[0]
-        command = task.command(environment.num_nodes, environment.node, master)
-        print(shlex.join(command), flush=True)
-        status = run_until_stopped(command)
+        # Each process takes the GPU of its local rank.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        print(shlex.join(self.command()), flush=True)
+        ignore_announcement = partial(signal.signal, signal.SIGUSR2, signal.SIG_IGN)
+        status = subprocess.call(self.command(), cwd=REPOSITORY, preexec_fn=ignore_announcement)
+        if status and os.environ["RANK"] != "0":
+            sys.exit(status)  # leaves no result behind, which the next run's would be mistaken for
         if status:
-            raise RuntimeError(f"torchrun ended with exit code {status}; its messages are in this job's logs")
-        return status
+            raise RuntimeError(f"training ended with exit code {status}; its messages are in this job's logs")
 
     def checkpoint(self) -> Any:
         """Called by submitit before it puts the job back into the queue: the same, but resuming."""
@@ -104,63 +87,39 @@ class Torchrun:
         return DelayedSubmission(replace(self, resume=True))
 
 
-def run_until_stopped(command: Sequence[str]) -> int:
-    """Runs a command; stops it, with all that it started, if this process is told to end.
-
-    submitit announces preemption by SIGUSR2, which some clusters send to all processes of the job. The
-    command ignores it: submitit's own handler, in this process, decides.
-    """
-
-    def ignore_announcement() -> None:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
-    process = subprocess.Popen(command, cwd=REPOSITORY, preexec_fn=ignore_announcement)
-    try:
-        return process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line; what follows `--` is in `train`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=form)
     add = parser.add_argument
     add("--cluster", choices=("slurm", "local"), default="slurm", help="local: run here (default: slurm)")
-    add("--folder", type=Path, default=Path("output/slurm"), metavar="DIR", help="logs (%%j: the job's id)")
+    add(
+        "--folder",
+        type=Path,
+        default=Path("output/slurm"),
+        metavar="DIR",
+        help="logs (default: output/slurm)",
+    )
     add("--script", default="scripts/train_net.py", metavar="FILE", help="default: scripts/train_net.py")
     add("--name", default="longtail_det2", help="of the job")
     add("--nodes", type=int, default=1, metavar="N", help="default: 1")
     add("--gpus-per-node", type=int, default=0, metavar="N", help="GPUs to ask for (default: 0)")
     add("--processes-per-node", type=int, default=0, metavar="N", help="default: one a GPU")
-    add("--cpus-per-task", type=int, default=8, metavar="N", help="CPU cores a node (default: 8)")
+    add("--cpus-per-task", type=int, default=8, metavar="N", help="CPU cores a process (default: 8)")
     add("--mem-gb", type=float, metavar="GB", help="memory a node")
     add("--time", type=int, default=1440, metavar="MIN", help="minutes until it is requeued (default: 1440)")
     add("--partition", metavar="NAME", help="Slurm partition")
     add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="more sbatch options, account=NAME ...")
     add("--signal-delay", type=int, default=120, metavar="S", help="seconds of warning (default: 120)")
     add("--max-timeouts", type=int, default=20, metavar="N", help="most requeues for time (default: 20)")
-    add("--port", type=int, default=29500, metavar="N", help="on the first of several nodes (default: 29500)")
     add("--wait", action="store_true", help="wait for the end of the job")
-    own, train = split_arguments(sys.argv[1:] if arguments is None else list(arguments))
-    args = parser.parse_args(own)
-    args.train = train
-    problem = find_problem(args)
-    if problem:
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    place = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:place])
+    args.train = words[place + 1 :]
+    if problem := find_problem(args):
         parser.error(problem)
     return args
-
-
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before and after the first `--`."""
-    place = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:place], arguments[place + 1 :]
 
 
 def find_problem(args: argparse.Namespace) -> str:
@@ -169,14 +128,9 @@ def find_problem(args: argparse.Namespace) -> str:
         return "the train script's own arguments are missing; they follow --, such as -- --config-file FILE"
     if not (REPOSITORY / args.script).is_file():
         return f"--script: {REPOSITORY / args.script} is no file"
-    if min(args.nodes, args.cpus_per_task, args.time) < 1:
-        return "--nodes, --cpus-per-task and --time must be at least 1"
-    if args.cluster == "local" and args.nodes > 1:
-        return "--cluster local has one node; leave --nodes out"
     if not (args.gpus_per_node or args.processes_per_node):
         return "give --gpus-per-node, or --processes-per-node for training on CPUs"
-    wrong = [entry for entry in args.slurm if "=" not in entry]
-    if wrong:
+    if wrong := [entry for entry in args.slurm if "=" not in entry]:
         return f"--slurm: {wrong[0]!r} is not of the form key=value"
     return ""
 
@@ -185,56 +139,39 @@ def make_executor(args: argparse.Namespace) -> Any:
     """The submitit executor with the resources that the command line asks for."""
     import submitit
 
-    timeouts = {} if args.cluster == "local" else {"slurm_max_num_timeout": args.max_timeouts}
-    executor = submitit.AutoExecutor(folder=args.folder / "%j", cluster=args.cluster, **timeouts)
-    executor.update_parameters(
-        name=args.name,
-        nodes=args.nodes,
-        tasks_per_node=1,
-        gpus_per_node=args.gpus_per_node,
-        cpus_per_task=args.cpus_per_task,
-        timeout_min=args.time,
-    )
-    if args.cluster == "local":
-        return executor
-    if args.mem_gb:
-        executor.update_parameters(mem_gb=args.mem_gb)
-    if args.partition:
-        executor.update_parameters(slurm_partition=args.partition)
-    executor.update_parameters(
-        slurm_signal_delay_s=args.signal_delay,
-        slurm_additional_parameters={
-            "requeue": True,
-            **dict(entry.split("=", 1) for entry in args.slurm),
-        },
-    )
+    folder = args.folder / "%j"  # the job's id
+    executor = submitit.AutoExecutor(folder, cluster=args.cluster, slurm_max_num_timeout=args.max_timeouts)
+    parameters = {
+        "name": args.name,
+        "nodes": args.nodes,
+        "tasks_per_node": args.processes_per_node or args.gpus_per_node,
+        "gpus_per_node": args.gpus_per_node,
+        "cpus_per_task": args.cpus_per_task,
+        "mem_gb": args.mem_gb,
+        "timeout_min": args.time,
+        "slurm_partition": args.partition,
+        "slurm_signal_delay_s": args.signal_delay,
+        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # the others would wait for the one that failed
+        "slurm_additional_parameters": {"requeue": True, **dict(one.split("=", 1) for one in args.slurm)},
+    }
+    executor.update_parameters(**{key: value for key, value in parameters.items() if value is not None})
     return executor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0; with --wait 1 if the job failed; 2 if it cannot be submitted."""
+    """Return the exit status: 0; with --wait 1 if the job failed; 2 if it cannot be submitted."""
     args = parse_arguments(arguments)
     try:
         executor = make_executor(args)
     except ModuleNotFoundError:
-        print("error: submitit is not installed: pip install 'longtail-det2[slurm]'", file=sys.stderr)
+        print("error: submitit is not installed: pip install submitit", file=sys.stderr)
         return 2
-    except RuntimeError as error:  # no sbatch on this machine
+    except (RuntimeError, ValueError) as error:  # no sbatch on this machine, several nodes of a local cluster
         print(f"error: {error}", file=sys.stderr)
         return 2
-    one_node = args.nodes == 1
-    job = executor.submit(
-        Torchrun(
-            script=str(REPOSITORY / args.script),
-            arguments=tuple(args.train),
-            processes=args.processes_per_node or args.gpus_per_node,
-            port=0 if one_node else args.port,
-        )
-    )
+    job = executor.submit(Training(str(REPOSITORY / args.script), tuple(args.train)))
     print(f"job {job.job_id}\nlogs {job.paths.stdout}\n     {job.paths.stderr}")
-    if not args.wait:
-        return 0
-    error = job.exception()
+    error = job.exception() if args.wait else None
     if error is not None:
         print(f"error: job {job.job_id} failed: {error}", file=sys.stderr)
     return 0 if error is None else 1
