@@ -24,42 +24,26 @@ def kept(folder):
     return sorted((int(name) if name.isdigit() else name for name in names), key=str)
 
 
-def test_newest_are_kept(tmp_path):
-    train(tmp_path, 0, 10, keep=2)
-    assert kept(tmp_path) == [7, 9]
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000009.pth"
-
-
-def test_zero_keeps_all(tmp_path):
-    train(tmp_path, 0, 4, keep=0)
-    train(tmp_path, 4, 6, keep=0, max_iter=6)
-    assert kept(tmp_path) == [1, 3, 5, "final"]
+@pytest.mark.parametrize(
+    ("runs", "left"),
+    [
+        ([(0, 10, 2)], [7, 9]),
+        ([(0, 4, 0), (4, 6, 0)], [1, 3, 5]),  # 0 keeps all
+        ([(0, 6, 2), (6, 8, 2)], [5, 7]),  # a resumed run counts those from before
+        ([(0, 12, 0), (12, 14, 2)], [11, 13]),  # and may keep fewer
+        ([(0, 8, 4), (4, 6, 3)], [1, 3, 5]),  # it goes on after 3: later ones, which may be damaged, go first
+    ],
+)
+def test_newest_are_kept(tmp_path, runs, left):
+    for start, stop, keep in runs:
+        train(tmp_path, start, stop, keep=keep)
+    assert kept(tmp_path) == left
+    assert (tmp_path / "last_checkpoint").read_text() == f"model_{left[-1]:07}.pth"
 
 
 def test_the_last_one_of_all_is_always_kept(tmp_path):
     train(tmp_path, 0, 6, keep=1, max_iter=6)
     assert kept(tmp_path) == [5, "final"]
-
-
-def test_a_resumed_run_counts_the_checkpoints_from_before(tmp_path):
-    train(tmp_path, 0, 6, keep=2)
-    train(tmp_path, 6, 8, keep=2)
-    assert kept(tmp_path) == [5, 7]
-    train(tmp_path, 8, 10, keep=2)
-    assert kept(tmp_path) == [7, 9]
-
-
-def test_a_resumed_run_may_keep_fewer(tmp_path):
-    train(tmp_path, 0, 12, keep=0)
-    train(tmp_path, 12, 14, keep=2)
-    assert kept(tmp_path) == [11, 13]
-
-
-def test_checkpoints_that_are_made_again_are_the_first_to_go(tmp_path):
-    """The run goes on after iteration 3, although there are later checkpoints, which may be damaged."""
-    train(tmp_path, 0, 8, keep=4)
-    train(tmp_path, 4, 6, keep=3)
-    assert kept(tmp_path) == [1, 3, 5]
 
 
 def test_a_new_run_leaves_those_of_others(tmp_path):

@@ -13,58 +13,26 @@ def golden(golden_dir):
         return dict(file.items())
 
 
-def cases(golden, kind):
+@pytest.mark.parametrize("kind", ["lin", "conv"])
+def test_values_and_gradients_of_the_released_code(golden, kind):
     for index in range(int(golden[f"n_{kind}"])):
-        name = f"{kind}{index}"
-        options = json.loads(str(golden[f"{name}_kw"]))
+        arrays = {key: golden[f"{kind}{index}_{key}"] for key in ("x", "w", "b", "go", "kw")}
+        options = json.loads(str(arrays.pop("kw")))
         options["temperature"] = options.pop("tempearture")
-        yield options, {key: golden[f"{name}_{key}"] for key in ("x", "w", "b", "go")}, name
-
-
-def check(layer, arrays, golden, name):
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(arrays["w"]))
-        layer.bias.copy_(torch.from_numpy(arrays["b"]))
-    features = torch.from_numpy(arrays["x"]).double().requires_grad_()
-    found = layer(features)
-    found.backward(torch.from_numpy(arrays["go"]).double())
-    for value, key in (
-        (found, "out"),
-        (features.grad, "gx"),
-        (layer.weight.grad, "gw"),
-        (layer.bias.grad, "gb"),
-    ):
-        wanted = torch.from_numpy(golden[f"{name}_{key}_f64"])
-        torch.testing.assert_close(value.detach(), wanted, rtol=1e-10, atol=1e-10)
-
-
-def test_linear_equals_the_released_code(golden):
-    for options, arrays, name in cases(golden, "lin"):
-        size = arrays["w"].shape
-        check(NormalizedLinear(size[1], size[0], **options).double(), arrays, golden, name)
-
-
-def test_convolution_equals_the_released_code(golden):
-    for options, arrays, name in cases(golden, "conv"):
-        outputs, inputs, kernel, _ = arrays["w"].shape
-        options["kernel_size"] = options.pop("kernel", kernel)
-        check(NormalizedConv2d(inputs, outputs, **options).double(), arrays, golden, name)
-
-
-def test_cosines():
-    layer = NormalizedLinear(8, 5, temperature=3.0)
-    features = torch.randn(4, 8)
-    cosines = torch.cosine_similarity(features[:, None], layer.weight[None], dim=2)
-    torch.testing.assert_close(layer(features), 3.0 * cosines, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(layer(7.0 * features), layer(features), rtol=1e-4, atol=1e-4)
-
-
-def test_a_pointwise_convolution_is_the_linear_layer():
-    linear, conv = NormalizedLinear(8, 5), NormalizedConv2d(8, 5, 1)
-    with torch.no_grad():
-        conv.weight.copy_(linear.weight[:, :, None, None])
-    image = torch.randn(2, 8, 3, 4)
-    torch.testing.assert_close(conv(image), linear(image.movedim(1, -1)).movedim(-1, 1))
+        features, weight, bias, gradient = (torch.from_numpy(one).double() for one in arrays.values())
+        outputs, inputs, *kernel = weight.shape
+        if kind == "conv":
+            options["kernel_size"] = options.pop("kernel", kernel[0])
+        layer = (NormalizedLinear if kind == "lin" else NormalizedConv2d)(inputs, outputs, **options).double()
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+        found = layer(features.requires_grad_())
+        found.backward(gradient)
+        values = {"out": found, "gx": features.grad, "gw": layer.weight.grad, "gb": layer.bias.grad}
+        for key, value in values.items():
+            wanted = torch.from_numpy(golden[f"{kind}{index}_{key}_f64"])
+            torch.testing.assert_close(value.detach(), wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])

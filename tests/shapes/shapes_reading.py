@@ -1,9 +1,9 @@
-"""Options of a small generated data set, and slow, obvious readers of what the generator writes."""
+"""Options of a small generated data set, and readers of what the generator writes."""
 
 import csv
+import dataclasses
 import json
 
-import numpy as np
 from pycocotools import mask as coco_mask
 
 from longtail_det2.shapes import ShapesOptions
@@ -20,6 +20,7 @@ OPTIONS = ShapesOptions(
     num_leaves=24,
     seed=3,
 )
+FEW = dataclasses.replace(OPTIONS, train_images=80, validation_images=20)
 
 
 def read_csv(path):
@@ -31,19 +32,8 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
-def polygons_to_mask(polygons, size):
-    """Even-odd test of pixel centres, one polygon after the other: slow and obvious."""
-    mask = np.zeros((size, size), dtype=bool)
-    centres = np.arange(size) + 0.5
-    for polygon in polygons:
-        x, y = np.array(polygon[0::2], dtype=float), np.array(polygon[1::2], dtype=float)
-        inside = np.zeros((size, size), dtype=bool)
-        for x0, y0, x1, y1 in zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True):
-            if x0 == x1 and y0 != y1:
-                rows = (centres > min(y0, y1)) & (centres < max(y0, y1))
-                inside ^= rows[:, None] & (centres > x0)[None, :]
-        mask |= inside
-    return mask
+def polygons_to_mask(polygons, height, width):
+    return rle_to_mask(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
 
 
 def rle_to_mask(rle):

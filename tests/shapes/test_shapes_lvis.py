@@ -16,24 +16,11 @@ from longtail_det2.shapes.vocabulary import ShapesVocabulary
 from longtail_det2.shapes.writers import CoLabelRule
 
 SPLITS = ("train", "validation")
-LEAF = OPTIONS
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lvis") / "data"
-    generate_shapes(folder, LEAF, workers=1, progress=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def vocabulary():
-    return ShapesVocabulary.build(LEAF.num_leaves)
 
 
 @pytest.fixture(scope="module")
 def plans(vocabulary):
-    return {split: plan_split(LEAF, vocabulary, split)[0] for split in SPLITS}
+    return {split: plan_split(OPTIONS, vocabulary, split)[0] for split in SPLITS}
 
 
 def by_image(content):
@@ -120,7 +107,7 @@ def test_the_fields_of_lvis(dataset, vocabulary):
         instances[annotation["category_id"]] += 1
         assert set(annotation) == {"id", "image_id", "category_id", "bbox", "area", "segmentation"}
         assert all(len(polygon) >= 8 and len(polygon) % 2 == 0 for polygon in annotation["segmentation"])
-        mask = polygons_to_mask(annotation["segmentation"], 96)
+        mask = polygons_to_mask(annotation["segmentation"], 96, 96)
         x, y, width, height = annotation["bbox"]
         assert mask.sum() == annotation["area"] == mask[y : y + height, x : x + width].sum() > 0
     assert [one["id"] for one in train["categories"]] == list(range(1, vocabulary.num_leaves + 1))

@@ -10,7 +10,7 @@ from shapes_reading import OPTIONS
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.shapes import ShapesOptions
 from longtail_det2.shapes.plan import geometric_counts, plan_split
-from longtail_det2.shapes.vocabulary import COLOURS, SHAPES, ShapesVocabulary
+from longtail_det2.shapes.vocabulary import SHAPES, ShapesVocabulary
 from longtail_det2.utils.errors import ConfigError
 
 # Classes
@@ -38,12 +38,6 @@ def test_a_subset_of_leaves_is_spread_evenly_and_lists_only_what_occurs(num_leav
     assert max(used.values()) - min(used[s] for s in SHAPES) <= 1
     for label in range(num_leaves, vocabulary.num_classes):
         assert vocabulary.leaves_below(label)
-
-
-def test_colours_are_well_separated():
-    values = np.array(list(COLOURS.values()), dtype=float)
-    distances = np.linalg.norm(values[:, None] - values[None], axis=-1)
-    assert distances[~np.eye(len(values), dtype=bool)].min() > 75
 
 
 def test_confused_leaves_share_shape_or_colour():

@@ -10,8 +10,7 @@ def image_of(labels, classes):
     count = len(classes)
     image.gt_boxes = Boxes(torch.arange(4.0).repeat(count, 1) + torch.arange(count)[:, None])
     image.gt_classes = torch.tensor(classes, dtype=torch.int64)
-    if labels is not None:
-        image.gt_labels = torch.tensor(labels, dtype=torch.int8).reshape(count, 3)
+    image.gt_labels = torch.tensor(labels, dtype=torch.int8).reshape(count, 3)
     return image
 
 
@@ -26,16 +25,6 @@ def test_targets_of_matches():
     assert targets.positives.classes.tolist() == [2, 0, 2]
     assert targets.positives.labels.tolist() == [[0, -1, 1, 0], [1, 1, 0, 0], [0, -1, 1, 0]]
     assert boxes.tolist() == [[1, 2, 3, 4], [0, 1, 2, 3], [1, 2, 3, 4]]
-
-
-def test_targets_without_labels_field_are_one_hot():
-    targets, _ = DenseTargets.from_matches([torch.tensor([0, 1])], [image_of(None, [2, 0])], 3)
-    assert targets.positives.labels.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
-
-
-def test_targets_without_positives():
-    targets, boxes = DenseTargets.from_matches([torch.full((4,), BACKGROUND)], [image_of([], [])], 3)
-    assert boxes.shape == (0, 4) and targets.positives.labels.shape == (0, 4) and targets.background.all()
 
 
 def test_targets_that_do_not_fit_are_refused():

@@ -16,13 +16,6 @@ def proposals(classes, labels=None):
     return image
 
 
-def test_from_classes_is_one_hot():
-    targets = MultiLabelTargets.from_classes(torch.tensor([2, 0, 3]), 3)
-    assert targets.num_classes == 3 and len(targets) == 3
-    assert targets.labels.dtype == torch.int8
-    assert targets.labels.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
-
-
 PROPOSALS = [  # images, K, wanted labels
     (
         [proposals([1, 3], [[1, 1, -1], [1, 1, -1]])],
@@ -50,10 +43,3 @@ def test_shapes_that_do_not_fit_are_named():
         MultiLabelTargets.from_proposals([proposals([0], [[1, 0, 0]])], 4)
     with pytest.raises(ValueError, match="classes"):
         MultiLabelTargets(torch.zeros(2, dtype=torch.int64), torch.zeros(3, 4, dtype=torch.int8))
-
-
-def test_known_and_foreground():
-    classes = torch.tensor([0, 3, -1])
-    targets = MultiLabelTargets(classes, torch.zeros(3, 4, dtype=torch.int8))
-    assert targets.known.tolist() == [True, True, False]
-    assert targets.foreground.tolist() == [True, False, False]
