@@ -91,7 +91,7 @@ def yaml_args(pictures, tmp_path):
 def lazy_args(pictures, tmp_path):
     """The same for the lazy twin."""
 
-    def make(*options, flags=(), config="shapes/faster_rcnn_tiny_softmax_shapes.py", max_iter=3):
+    def make(*options, flags=(), config="shapes/faster_rcnn_tiny_softmax_shapes.py", max_iter=3, tiny=True):
         small = [
             f"datasets.stores=['mini_train={pictures}/train','mini_test={pictures}/test']",
             "dataloader.train.dataset.names=mini_train",
@@ -100,14 +100,17 @@ def lazy_args(pictures, tmp_path):
             "dataloader.train.total_batch_size=2",
             "lr_multiplier.warmup_iters=1",
             "train.log_period=1",
-            "model.backbone.stage_channels=[4,8,8]",
-            "model.roi_heads.box_head.fc_dims=[16,16]",
-            "model.roi_heads.box_predictor.input_shape.channels=16",
             "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
             "dataloader.test.mapper.augmentations.0.short_edge_length=64",
             "train.device=cpu",
             f"train.output_dir={tmp_path / 'run'}",
         ]
+        if tiny:
+            small += [
+                "model.backbone.stage_channels=[4,8,8]",
+                "model.roi_heads.box_head.fc_dims=[16,16]",
+                "model.roi_heads.box_predictor.input_shape.channels=16",
+            ]
         return parse_args([*flags, "--config-file", str(config), *small, *options])
 
     return make

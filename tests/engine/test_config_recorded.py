@@ -56,8 +56,7 @@ def test_config_of_the_project_however_it_was_named(train, tmp_path, repository,
 
 
 def test_own_yaml_config(train, tmp_path, repository):
-    own = tmp_path / "mine" / "my_config.yaml"
-    own.parent.mkdir()
+    own = tmp_path / "my_config.yaml"
     own.write_text(f"_BASE_: {repository}/configs/{NAME}.yaml\n")
     run = train(own)
     card = published(run, tmp_path)
@@ -68,8 +67,7 @@ def test_own_yaml_config(train, tmp_path, repository):
 
 
 def test_own_lazy_config(train, tmp_path):
-    own = tmp_path / "mine" / "my_config.py"
-    own.parent.mkdir()
+    own = tmp_path / "my_config.py"
     own.write_text(
         "from longtail_det2 import model_zoo\n"
         f"base = model_zoo.get_config('{NAME}.py')\n"

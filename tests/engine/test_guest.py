@@ -9,7 +9,8 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
-from PIL import Image
+from factories import write_images
+from runs import metrics
 
 import longtail_det2.modeling  # noqa: F401 - registers heads, losses, detectors and backbones
 from longtail_det2.config import add_longtail_config
@@ -24,26 +25,20 @@ LOSSES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory):
-    """A COCO file of six images with one object each, and the folder of the images."""
-    folder = tmp_path_factory.mktemp("guest")
-    generator = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(6):
-        pixels = generator.integers(0, 60, (64, 64, 3), dtype=np.uint8)
-        pixels[10:40, 10:44] = 200
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        images.append({"id": number + 1, "file_name": f"{number}.png", "width": 64, "height": 64})
-        annotation = {"id": number + 1, "image_id": number + 1, "category_id": number % 3 + 1}
-        annotations.append({**annotation, "bbox": [10, 10, 34, 30], "area": 1020, "iscrowd": 0})
-    categories = [{"id": one, "name": f"class {one}"} for one in (1, 2, 3)]
+@pytest.fixture
+def coco(tmp_path):
+    """The data set "guest_train": six images of a COCO file with one object each."""
+    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in range(1, 7)]
+    place = {"bbox": [10, 10, 34, 30], "area": 1020, "iscrowd": 0}
+    annotations = [{"id": i, "image_id": i, "category_id": i % 3 + 1, **place} for i in range(1, 7)]
+    categories = [{"id": i, "name": f"class {i}"} for i in (1, 2, 3)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "train.json").write_text(json.dumps(content))
-    return folder
+    write_images(tmp_path, content)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    register_coco_instances("guest_train", {}, str(tmp_path / "train.json"), str(tmp_path))
 
 
-def guest_config(folder, output, *options):
+def guest_config(output, *options):
     """A config as a user of Detectron2 writes it; only what makes it small is added."""
     cfg = get_cfg()
     add_longtail_config(cfg)
@@ -63,28 +58,22 @@ def guest_config(folder, output, *options):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_detectron2s_trainer_trains_with_each_loss(coco, tmp_path, loss):
-    register_coco_instances("guest_train", {}, str(coco / "train.json"), str(coco))
     options = ["MODEL.ROI_HEADS.NAME", "MultiLabelROIHeads", "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", loss]
     if loss == "ConcurrentSoftmaxLoss":  # the one that needs statistics of the data
         write_statistics(tmp_path / "statistics.json", compute_statistics(["guest_train"]))
         options += ["DATASETS.STATISTICS", str(tmp_path / "statistics.json")]
-    trainer = DefaultTrainer(guest_config(coco, tmp_path / "run", *options))
+    trainer = DefaultTrainer(guest_config(tmp_path / "run", *options))
     assert type(trainer.model.roi_heads.box_predictor.classification_loss).__name__ == loss
     trainer.train()
-    lines = (tmp_path / "run/metrics.json").read_text().splitlines()
-    last = json.loads(lines[-1])
-    assert np.isfinite(last["total_loss"]) and "loss_cls" in str(sorted(last))
+    last = metrics(tmp_path / "run")[-1]
+    assert np.isfinite(last["total_loss"]) and "loss_cls" in last
     assert (tmp_path / "run/model_final.pth").is_file()
 
 
-def test_detectron2s_own_heads_train_as_before(coco, tmp_path):
-    register_coco_instances("guest_train", {}, str(coco / "train.json"), str(coco))
-    trainer = DefaultTrainer(guest_config(coco, tmp_path / "run"))
+def test_detectron2s_own_heads_train_and_its_defaults_and_catalogs_stay(coco, tmp_path):
+    trainer = DefaultTrainer(guest_config(tmp_path / "run"))
     assert type(trainer.model.roi_heads).__name__ == "StandardROIHeads"
     trainer.train()
-
-
-def test_detectron2s_defaults_and_catalogs_stay(coco):
     assert get_cfg().MODEL.ROI_HEADS.NUM_CLASSES == 80
     assert get_cfg().DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
     assert not any(name.startswith(("shapes", "openimages")) for name in DatasetCatalog.list())

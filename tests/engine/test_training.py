@@ -53,42 +53,6 @@ def test_training_is_a_function_of_the_seed(yaml_args, tmp_path):
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_resume_goes_on_with_everything(yaml_args, tmp_path):
-    """Weights, optimizer, schedule, iteration, images and the model's random numbers."""
-    options = ("SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.BASE_LR", "0.001")
-    trainer.main(yaml_args(*options, max_iter=4))
-    run = tmp_path / "run"
-    whole = torch.load(run / "model_final.pth")
-    (run / "last_checkpoint").write_text("model_0000001.pth")
-    seen = []
-    original = trainer.Trainer.build_train_loader
-
-    class Spy(trainer.Trainer):
-        @classmethod
-        def build_train_loader(cls, cfg, start=0):
-            seen.append(start)
-            return original(cfg, start)
-
-    cfg = trainer.configure(yaml_args(*options, flags=["--resume"], max_iter=4))
-    resumed = Spy(cfg)
-    resumed.resume_or_load(resume=True)
-    assert resumed.start_iter == 2
-    assert resumed.parts.scheduler.last_epoch == 2
-    assert resumed.step.optimizer.state_dict()["state"]
-    resumed.train()
-    assert seen == [4]  # two iterations of two images
-    again = torch.load(run / "model_final.pth")
-    assert again["trainer"]["iteration"] == whole["trainer"]["iteration"] == 3
-    assert again["trainer"]["hooks"]["LRScheduler"] == whole["trainer"]["hooks"]["LRScheduler"]
-    torch.testing.assert_close(again["model"], whole["model"], rtol=0, atol=0)
-    momenta, raw = (
-        [data["trainer"]["optimizer"]["state"] for data in (again, whole)],
-        [data["trainer"]["hooks"]["MetricsLog"]["values"]["total_loss"] for data in (again, whole)],
-    )
-    torch.testing.assert_close(*momenta, rtol=0, atol=0)
-    assert raw[0] == raw[1] and list(logged(run)) == [0, 1, 2, 3]
-
-
 def test_eval_only_needs_no_training_data(yaml_args, lazy_args, tmp_path, pictures):
     trained = trainer.main(yaml_args())
     weights = str(tmp_path / "run/model_final.pth")

@@ -244,14 +244,6 @@ def test_build_errors_name_the_key(name, num_classes, key):
         build_classification_loss(cfg, num_classes)
 
 
-def test_softmax_is_cross_entropy():
-    targets, loss = multi_label_targets(), make_loss("SoftmaxCrossEntropyLoss")
-    logits = random_logits(loss)
-    torch.testing.assert_close(
-        total(loss, logits, targets), F.cross_entropy(logits, targets.classes, ignore_index=-1)
-    )
-
-
 def test_sigmoid_is_binary_cross_entropy_and_ignored_entries_weigh_zero():
     targets, loss = multi_label_targets(), make_loss("SigmoidBCELoss")
     logits, labels = random_logits(loss), targets.labels[:, :5]
@@ -275,16 +267,6 @@ def test_focal_loss(alpha, gamma):
     right, weight = p * truth + (1 - p) * (1 - truth), alpha * truth + (1 - alpha) * (1 - truth)
     exact = (weight if alpha >= 0 else 1) * (1 - right) ** gamma * -right.log()
     torch.testing.assert_close(found, exact.sum(dim=1), rtol=1e-13, atol=0)
-
-
-def test_reduction():
-    unreduced = {"loss_cls": torch.tensor([1.0, 3.0]), "loss_objectness": torch.tensor([2.0, 0.0])}
-    assert reduce_losses(unreduced, 2.0) == {"loss_cls": 2.0, "loss_objectness": 1.0}
-    # A weight of the classification holds for all of its keys that have no weight of their own.
-    weights = {"loss_cls": 3.0, "loss_box_reg": 9.0}
-    assert reduce_losses(unreduced, 2, weights) == {"loss_cls": 6.0, "loss_objectness": 3.0}
-    weights["loss_objectness"] = 0.0
-    assert reduce_losses(unreduced, torch.tensor(2.0), weights) == {"loss_cls": 6.0, "loss_objectness": 0.0}
 
 
 def dense_targets():

@@ -54,11 +54,8 @@ def detectron2s(cfg, ours):
         twin = build_model(cfg)
         assert type(twin.roi_heads).__name__ == cfg.MODEL.ROI_HEADS.NAME
     else:
-        common = {
-            "input_shape": [ours.backbone.output_shape()["p3"]],
-            "conv_dims": [8],
-            "num_classes": 4,
-        }
+        shapes = [ours.backbone.output_shape()["p3"]]
+        common = {"input_shape": shapes, "conv_dims": [8], "num_classes": 4}
         shared = {
             "backbone": ours.backbone,
             "head_in_features": ["p3"],

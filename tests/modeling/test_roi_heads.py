@@ -78,18 +78,16 @@ def test_box_loss_of_single_labels_is_detectron2s(loss_type, agnostic):
 
 
 def test_box_loss_trains_the_deltas_of_every_positive_label():
-    labels = torch.tensor([[1, 1, -1, 0]], dtype=torch.int8)
     deltas = torch.zeros(1, 12, requires_grad=True)
-    args = {"transform": TRANSFORM}
-    targets = MultiLabelTargets(torch.tensor([0]), labels)
-    loss = multi_label_box_loss(boxes(1), boxes(1, 1), deltas, targets, **args)
-    loss.backward()
-    gradient = deltas.grad.view(3, 4)
-    assert gradient[0].any() and gradient[1].any() and not gradient[2].any()
-    single = multi_label_box_loss(
-        boxes(1), boxes(1, 1), deltas, MultiLabelTargets.from_classes(torch.tensor([0]), 3), **args
+    several = MultiLabelTargets(torch.tensor([0]), torch.tensor([[1, 1, -1, 0]], dtype=torch.int8))
+    single = MultiLabelTargets.from_classes(torch.tensor([0]), 3)
+    loss, other = (
+        multi_label_box_loss(boxes(1), boxes(1, 1), deltas, targets, transform=TRANSFORM)
+        for targets in (several, single)
     )
-    torch.testing.assert_close(loss, single)  # a region weighs the same however many labels it has
+    loss.backward()
+    assert deltas.grad.view(3, 4).any(dim=1).tolist() == [True, True, False]
+    torch.testing.assert_close(loss, other)  # a region weighs the same however many labels it has
 
 
 def test_box_loss_without_foreground_is_attached_zero():
@@ -159,21 +157,7 @@ def test_one_weight_holds_for_every_key_of_the_classification_loss():
 
 
 def test_counters_change_once_per_training_step():
-    head = predictor(SeesawLoss(num_classes=3))
-    predictions = (torch.zeros(2, 5, requires_grad=True), torch.zeros(2, 12))
-
-    def counted():
-        head.losses(predictions, [proposals_of([0, 3])])
-        return head.classification_loss.class_counts.tolist()
-
-    with torch.no_grad():
-        assert counted() == [0, 0, 0, 0]
-    assert head.eval() and counted() == [0, 0, 0, 0]
-    assert head.train() and counted() == [1, 0, 0, 1]
-
-
-def test_recomputed_activations_count_once():
-    """Under activation checkpointing the losses run twice in a training step."""
+    """Under activation checkpointing the losses run twice in one."""
     head = predictor(SeesawLoss(num_classes=3), loss_normalizer=LossNormalizer("foreground_average"))
 
     def total(logits, deltas):
@@ -181,8 +165,12 @@ def test_recomputed_activations_count_once():
 
     logits, deltas = torch.zeros(2, 5, requires_grad=True), torch.zeros(2, 12, requires_grad=True)
     checkpoint(total, logits, deltas, use_reentrant=False).backward()
-    assert logits.grad.any() and head.classification_loss.class_counts.tolist() == [1, 0, 0, 1]
-    assert head.loss_normalizer.average.item() == pytest.approx(0.9 * 100 + 0.1)
+    assert logits.grad.any() and head.loss_normalizer.average.item() == pytest.approx(0.9 * 100 + 0.1)
+    with torch.no_grad():
+        total(logits, deltas)
+    head.eval()
+    total(logits, deltas)
+    assert head.classification_loss.class_counts.tolist() == [1, 0, 0, 1]
 
 
 def test_a_classifier_without_bias_is_warned_of_where_the_bias_matters(caplog):
@@ -228,21 +216,6 @@ def test_inference_gives_a_box_several_labels():
     assert kept[0].tolist() == [0, 0]
 
 
-def test_inference_with_bounded_candidates_keeps_the_best():
-    torch.manual_seed(0)
-    settings = {"test_score_thresh": 0.0, "test_nms_thresh": 1.0, "test_topk_per_image": 5}
-    full, bounded = (
-        predictor(
-            SigmoidBCELoss(num_classes=3), cls_agnostic_bbox_reg=True, test_pre_nms_topk=limit, **settings
-        )
-        for limit in (0, 5)
-    )
-    predictions = (torch.randn(30, 3), torch.zeros(30, 4))
-    results = [head.inference(predictions, [proposals_of([0] * 30)])[0][0] for head in (full, bounded)]
-    assert torch.equal(results[0].scores, results[1].scores)
-    assert torch.equal(results[0].pred_boxes.tensor, results[1].pred_boxes.tensor)
-
-
 def test_accuracy_is_logged_for_any_of_the_labels():
     head = predictor(SigmoidBCELoss(num_classes=3))
     logits = torch.tensor([[0.0, 5.0, 0.0], [5.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
@@ -258,13 +231,3 @@ def test_tiny_backbone_shapes():
     assert backbone.output_shape()["p3"].stride == 8
     with pytest.raises(ValueError, match="three stages"):
         TinyBackbone(stage_channels=(8, 8))
-
-
-def test_tiny_backbone_channels_last_is_the_same_function():
-    torch.manual_seed(0)
-    backbone = TinyBackbone().eval()
-    image = torch.randn(1, 3, 64, 64)
-    expected = backbone(image)["p3"]
-    found = backbone.to(memory_format=torch.channels_last)(image)["p3"]
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
