@@ -27,14 +27,6 @@ def test_import_registers_nothing():
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_every_key_has_a_comment(repository):
-    lines = (repository / "longtail_det2/config.py").read_text().splitlines()
-    for index, line in enumerate(lines):
-        if line.startswith("    cfg.") and " = " in line and not line.endswith("= CN()"):
-            above = lines[index - 1].strip()
-            assert above.startswith("#"), f"line {index + 1} has no comment: {line.strip()}"
-
-
 def settings(node, prefix=""):
     """Values of a config by key."""
     for key, value in node.items():

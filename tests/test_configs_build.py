@@ -48,21 +48,6 @@ def twins(request):
     return cfg, lazy
 
 
-def test_each_family_and_method_has_lazy_configs():
-    assert LAZY < YAML
-    for part in (
-        "faster_rcnn",
-        "mask_rcnn",
-        "cascade_rcnn",
-        "retinanet",
-        "fcos",
-        "own_data/",
-        "_seesaw",
-        "_concurrent",
-    ):
-        assert any(part in name for name in LAZY), part
-
-
 @pytest.mark.parametrize("name", sorted(name for name in YAML - LAZY if "tiny" not in name))
 def test_builds(name):
     """The tiny ones are built where they are exported and trained."""

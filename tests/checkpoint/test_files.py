@@ -228,18 +228,6 @@ def test_forms_of_other_projects(tmp_path):
         assert torch.equal(read_weights(tmp_path / name).tensors["weight"], weights["weight"])
 
 
-@pytest.mark.parametrize("suffix", ["pth", "pkl"])
-def test_weights_of_another_model(tmp_path, suffix):
-    weights = {"bbox_head.fc_cls.weight": np.zeros((3, 4), np.float32)}
-    path = tmp_path / f"other.{suffix}"
-    if suffix == "pth":
-        torch.save({name: torch.as_tensor(value) for name, value in weights.items()}, path)
-    else:
-        path.write_bytes(pickle.dumps(weights))
-    with pytest.raises(ConfigError, match=r"has no weights of this model"):
-        make(tmp_path).load(str(path))
-
-
 def test_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("<urlopen error [Errno -2] Name or service not known>\nmore")

@@ -21,17 +21,7 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Snippet:
-    """One fenced block.
-
-    Attributes:
-        document: file it is from.
-        line: where its code begins.
-        language: as the fence says.
-        code: the text.
-        name: NAME of the comment; empty if it is not to be run.
-        target: PATH of the comment; empty for a block to run.
-        reason: REASON of the comment.
-    """
+    """One fenced block, where its code begins, and what the comment before it says."""
 
     document: Path
     line: int
@@ -53,17 +43,8 @@ def read_snippets(document: Path) -> list[Snippet]:
             if colon:
                 entries[key.strip()] = value.strip()
         line = text.count("\n", 0, match.start("code")) + 1
-        found.append(
-            Snippet(
-                document,
-                line,
-                match["language"],
-                match["code"],
-                entries.get("test", ""),
-                entries.get("file", ""),
-                entries.get("not run", ""),
-            )
-        )
+        said = (entries.get(key, "") for key in ("test", "file", "not run"))
+        found.append(Snippet(document, line, match["language"], match["code"], *said))
     return found
 
 

@@ -21,10 +21,6 @@ def test_every_block_is_run_or_says_why_not():
     assert not silent
 
 
-def test_only_python_and_bash_are_run():
-    assert all(one.language in ("python", "bash") for one in SNIPPETS if one.name and not one.target)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_tutorial(name, tmp_path):

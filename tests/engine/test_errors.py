@@ -7,8 +7,6 @@ from runs import run_script
 from longtail_det2.cli.run import parse_args, run
 from longtail_det2.data.datasets.builtin import register_datasets
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.setup import resolve_num_classes
-from longtail_det2.utils.errors import DataError
 
 NORMALISED = ["MODEL.ROI_BOX_HEAD.CLASSIFIER", "NormalizedLinear"]
 
@@ -109,18 +107,6 @@ def test_checkpoint_of_another_class_count(yaml_args, pictures, tmp_path, capsys
     assert trainer.main(yaml_args(*options, "MODEL.RESET_WEIGHTS", "roi_heads.box_predictor"))
 
 
-def test_error_in_a_loading_process(yaml_args, pictures, tmp_path, store_maker, capsys):
-    """The message is the error's alone, although another process raised it."""
-    store = store_maker(tmp_path / "broken", images=3)
-    for picture in (tmp_path / "broken-images").iterdir():
-        picture.unlink()
-    stores = f"mini_train={store},mini_test={pictures}/test"
-    for workers in ("0", "1"):
-        args = yaml_args("DATASETS.STORES", stores, "DATALOADER.NUM_WORKERS", workers)
-        message = fails(trainer.main, args, capsys)
-        assert message.startswith(f"error: {tmp_path}/broken-images/00") and "image not found" in message
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_error_in_the_middle_of_training(front, pictures, tmp_path, store_maker, capsys, workers):
     """The user sees one line; the traceback, also that of a loading process, is in log.txt alone."""
@@ -179,13 +165,3 @@ def test_stores_may_take_a_built_in_name(pictures, tmp_path):
     assert MetadataCatalog.get("shapes_train").class_ids == ["car", "bus"]
     register_datasets(str(tmp_path), [f"shapes_train={pictures}/others"])
     assert "openimages_v6_train" in DatasetCatalog.list()
-
-
-def test_resolve_num_classes(pictures, tmp_path):
-    register_datasets(str(tmp_path), [f"a={pictures}/train", f"b={pictures}/test", f"c={pictures}/others"])
-    assert resolve_num_classes(["a"], ["b"], -1) == ("animal", "cat", "dog", "ball")
-    assert resolve_num_classes([], ["b"], 4) == ("animal", "cat", "dog", "ball")
-    with pytest.raises(DataError, match=r"'a'.*'c'"):
-        resolve_num_classes(["a"], ["c"], -1)
-    with pytest.raises(DataError, match="shapes_train"):
-        resolve_num_classes(["shapes_train"], [], -1)

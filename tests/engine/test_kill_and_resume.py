@@ -4,6 +4,7 @@ LONGTAIL_DET2_KILLS says how often (20 for the whole check). The runs take turns
 form of one config, and resumed runs load images with another number of workers than the killed ones.
 """
 
+import json
 import os
 import random
 import shutil
@@ -13,7 +14,11 @@ import sys
 import time
 
 import pytest
-from runs import differences
+from runs import SECONDS, differences, start_ranks
+from runs import finish as finish_ranks
+from runs import kill as kill_ranks
+
+from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
 
 KILLS = int(os.environ.get("LONGTAIL_DET2_KILLS", "3"))
 FINAL = "model_final.pth"
@@ -88,3 +93,38 @@ def test_killed_and_resumed_training_equals_uninterrupted_training(yaml_args, la
         kill(forms[name], run, workers, moments.uniform(0, seconds[name]))
         finish(start(forms[name], run, 1 - workers, "--resume"), run)
         assert differences(tmp_path / f"whole-{name}", run) == [], f"kill {number}, {name}"
+
+
+@pytest.mark.slow
+def test_two_processes_killed_inside_the_second_phase(yaml_args, repository, tmp_path):
+    """SIGKILL to all, resumed: all is equal to the bit, frequencies and what the loss counted included."""
+    phases = "(('UniformTrainingSampler', 8), ('SoftBalanceTrainingSampler', 20, {'lambda_': 0.5}))"
+
+    def command(run, workers, *flags):
+        options = [
+            *("DATALOADER.SAMPLER_TRAIN", "PhasedTrainingSampler", "DATALOADER.PHASES", phases),
+            *("SEED", "2", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.CHECKPOINT_PERIOD", "3"),
+            *("DATALOADER.ASPECT_RATIO_GROUPING", "True", "DATALOADER.NUM_WORKERS", str(workers)),
+            *("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "SeesawLoss"),
+            *("SOLVER.LOG_PERIOD", "20", "SOLVER.BASE_LR", "0.002"),
+        ]
+        args = yaml_args(*options, "DATASETS.TEST", "()", "OUTPUT_DIR", str(run), max_iter=28)
+        script = repository / "scripts/train_net.py"
+        return [script, *flags, "--config-file", args.config_file, *args.opts]
+
+    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "output.txt"
+    finish_ranks(start_ranks(command(whole, 0), log), log)
+    processes = start_ranks(command(killed, 2), log)
+    end = time.monotonic() + SECONDS
+    while not (killed / "model_0000011.pth").is_file():  # four iterations into the second phase
+        assert all(process.poll() is None for process in processes) and time.monotonic() < end
+        time.sleep(0.01)
+    kill_ranks(processes)
+    assert not (killed / "model_final.pth").is_file()
+    finish_ranks(start_ranks(command(killed, 2, "--resume"), log), log)
+    assert differences(whole, killed) == []
+    assert (whole / SAMPLED_CLASSES_FILE).read_text() == (killed / SAMPLED_CLASSES_FILE).read_text()
+    phases = json.loads((whole / SAMPLED_CLASSES_FILE).read_text())["phases"]
+    assert [phase["images_drawn"] for phase in phases] == [32, 80]  # over both processes
+    lines = [json.loads(line) for line in (killed / "metrics.json").read_text().splitlines()]
+    assert {line["iteration"]: line["phase"] for line in lines if "phase" in line} == {19: 2, 27: 2}

@@ -12,14 +12,10 @@ from runs import differences, logged, metrics, weights
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.samplers import (
-    ClassIndex,
     Phase,
-    PhasedTrainingSampler,
-    SoftBalanceTrainingSampler,
-    UniformTrainingSampler,
 )
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE, SamplingLog, draws_by_class
+from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE, SamplingLog
 
 YAML = [
     *("DATALOADER.SAMPLER_TRAIN", "PhasedTrainingSampler", "SEED", "5", "SOLVER.BASE_LR", "0.001"),
@@ -58,13 +54,6 @@ def test_a_phased_run_logs_its_phases_and_rates(yaml_args, tmp_path):
     cosine = [0.06 + 0.94 * 0.5 * (1 + math.cos(math.pi * step / 7)) for step in range(1, 7)]
     expected = [0.02, *cosine]
     assert [line["lr"] for line in lines] == pytest.approx([0.001 * value for value in expected])
-
-
-def test_lazy_and_yaml_phased_training_are_the_same(yaml_args, lazy_args, tmp_path):
-    trainer.main(yaml_args(*YAML, max_iter=7))
-    (tmp_path / "run").rename(tmp_path / "yaml")
-    lazy.main(lazy_args(*LAZY, max_iter=7))
-    assert_equal_runs(tmp_path / "yaml", tmp_path / "run")
 
 
 def test_resume_inside_the_second_phase_is_exact(front, tmp_path):
@@ -185,15 +174,3 @@ def test_a_file_that_cannot_be_written_does_not_stop_training(pictures, tmp_path
     loop.train(0, 3)
     assert loop.iter == 3
     assert f"{tmp_path}/missing/{SAMPLED_CLASSES_FILE} cannot be written: " in caplog.text
-
-
-def test_frequencies_of_a_long_tail_follow_the_sampler():
-    """With natural and then balanced draws, the rarest class goes from hardly ever to a third."""
-    labels = np.repeat([0, 1, 2], [900, 90, 10])
-    index = ClassIndex.build(np.arange(1001), labels)
-    parts = [UniformTrainingSampler(1000, 0), SoftBalanceTrainingSampler(index, 0, lambda_=1.0)]
-    sampler = PhasedTrainingSampler(parts, [9000, 9000], 0)
-    natural = draws_by_class(index, sampler.draw_counts(0, 9000, 1000))
-    balanced = draws_by_class(index, sampler.draw_counts(9000, 18000, 1000))
-    assert natural.tolist() == [8100, 810, 90]
-    assert balanced == pytest.approx([3000] * 3, abs=5 * math.sqrt(3000))

@@ -11,7 +11,7 @@ from shapes_reading import OPTIONS, polygons_to_mask, read_csv, read_json
 from longtail_det2.data.datasets.coco import prepare_coco
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.shapes import ShapesOptions, generate_shapes
-from longtail_det2.shapes.plan import PlannedImage, PlannedObject, plan_split
+from longtail_det2.shapes.plan import plan_split
 from longtail_det2.shapes.vocabulary import ShapesVocabulary
 from longtail_det2.shapes.writers import CoLabelRule
 
@@ -80,21 +80,6 @@ def test_co_labels_leave_every_class_about_its_frequency():
         rarest = np.argsort(counts)[:20]
         assert annotated[rarest].sum() > 0.7 * counts[rarest].sum()
         assert all(rule.leaf_of(leaves) == rule.leaf_of(leaves[::-1]) in leaves for leaves in objects)
-
-
-def images_of(*leaves):
-    return [PlannedImage(tuple(PlannedObject(one, one) for one in leaves), ())]
-
-
-def test_the_class_with_fewer_objects_gets_the_objects_of_two_colours():
-    rule = CoLabelRule(images_of((0,), (0,), (0,), (1,), (0, 1), (1, 0), (1, 2), (2, 0)), 4)
-    # 2 has none of its own and takes those that it shares with 0, which has most; then it has as many as 1,
-    # and fewer pairs.
-    assert [rule.leaf_of(pair) for pair in ((0, 2), (1, 2), (0, 1))] == [2, 2, 1]
-    assert rule.leaf_of((3,)) == 3 and rule.leaf_of((0, 3)) == 3  # no pair of the training split
-    # 0 and 2 have one pair each, 1 has both: so that each of them has one.
-    chain = CoLabelRule(images_of((0, 1), (1, 2), (2, 3)), 4)
-    assert len({chain.leaf_of(pair) for pair in ((0, 1), (1, 2), (2, 3))}) == 3
 
 
 def test_the_fields_of_lvis(dataset, vocabulary):
