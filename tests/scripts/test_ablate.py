@@ -68,10 +68,8 @@ class Ablation:
             "metrics": {"mAP50": "all", "lvis_bbox/AP": "AP"},
             "data": {"real": {"folder": str(folder)}},
             "rows": {
-                "first": {
-                    "label": "the first",
-                    "evaluate": {"few": {"label": "a|b", "overrides": {"TEST.DETECTIONS_PER_IMAGE": 50}}},
-                },
+                "first": {"label": "the first"},
+                "few": {"weights": "first", "label": "a|b", "overrides": {"TEST.DETECTIONS_PER_IMAGE": 50}},
                 "second": {"label": "the second", "overrides": {"SOLVER": {"BASE_LR": 0.3, "MOMENTUM": 2.0}}},
             },
         }
@@ -99,7 +97,7 @@ def ablation(tmp_path, monkeypatch):
 def test_values_and_paired_differences(ablation):
     assert ablation.run("--jobs", "2") == 0
     frame = ablation.module.pd.read_csv(ablation.output / "results.csv")
-    assert set(frame["line"]) == {"first", "first@few", "second"} and len(frame) == 9
+    assert set(frame["line"]) == {"first", "few", "second"} and len(frame) == 9
     first, second = (
         frame[frame["line"] == line].sort_values("seed")["mAP50"] for line in ("first", "second")
     )
@@ -107,20 +105,20 @@ def test_values_and_paired_differences(ablation):
     assert frame["mAP50_tail"].isna().all()
     interval = ablation.module.stats.ttest_rel(second.to_numpy(), first.to_numpy()).confidence_interval()
     table = (ablation.output / "table.md").read_text()
-    assert f"{22 + 2 / 3:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]**" in table
-    assert "| the first " in table and "| a\\|b" in table and "22.0 ± 1.0" in table
+    assert f"**{22 + 2 / 3:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]**" in table
+    assert "| the first  | 3   | 22.0 ± 1.0 " in table and "| a\\|b" in table
     assert (ablation.output / "differences.png").stat().st_size > 1000
 
 
 def test_finished_steps_are_not_run_again(ablation):
     ablation.table["seeds"] = [1]
     assert ablation.run() == 0
-    assert ablation.calls() == ["first --resume", "first@few --eval-only", "second --resume"]
+    assert ablation.calls() == ["few --eval-only", "first --resume", "second --resume"]
     assert ablation.run("--seeds", "1") == 0 and ablation.calls() == []
     ablation.table["rows"]["second"]["overrides"] = {"SOLVER.BASE_LR": 0.2}
     assert ablation.run() == 0 and ablation.calls() == ["second --resume"]
-    ablation.table["rows"]["first"]["evaluate"]["few"]["overrides"] = {"TEST.DETECTIONS_PER_IMAGE": 10}
-    assert ablation.run("--only", "first") == 0 and ablation.calls() == ["first@few --eval-only"]
+    ablation.table["rows"]["few"]["overrides"] = {"TEST.DETECTIONS_PER_IMAGE": 10}
+    assert ablation.run("--only", "first") == 0 and ablation.calls() == ["few --eval-only"]
 
 
 def test_failures_do_not_stop_the_others(ablation, capsys):
@@ -134,9 +132,10 @@ def test_failures_do_not_stop_the_others(ablation, capsys):
 def test_a_folder_is_worked_in_by_one_process(ablation, capsys):
     import fcntl
 
-    folder = ablation.output / "runs" / "real" / "second" / "seed1"
-    folder.mkdir(parents=True)
-    with (folder / "lock").open("w") as lock:
+    assert ablation.run("--only", "second", "--seeds", "1") == 0 and ablation.calls()
+    [result] = ablation.output.glob("runs/real/second/seed1-*/result.json")
+    result.unlink()
+    with result.with_name("lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert ablation.run("--only", "second", "--seeds", "1") == 1
     assert "another process" in capsys.readouterr().out and ablation.calls() == []
@@ -148,9 +147,11 @@ def test_interrupted_training_goes_on(ablation):
     script += f"ablate.COMMAND = {ablation.module.COMMAND!r}; sys.exit(ablate.main())"
     arguments = ablation.arguments("--only", "second", "--seeds", "1")
     process = subprocess.Popen([sys.executable, "-c", script, *arguments], start_new_session=True)
-    steps = ablation.output / "runs" / "real" / "second" / "seed1" / "run" / "steps"
-    while process.poll() is None and not steps.exists():
+    while process.poll() is None and not (
+        found := list(ablation.output.glob("runs/real/second/*/run/steps"))
+    ):
         time.sleep(0.05)
+    [steps] = found
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() and len(steps.read_text()) < 4
     assert ablation.run("--only", "second", "--seeds", "1") == 0
@@ -162,10 +163,10 @@ def test_data_is_made_once_per_seed(ablation):
     ablation.table["data"] = {
         "made": {"commands": [f"{sys.executable} {ablation.folder}/make.py {{data}}/file {{seed}}"]}
     }
-    assert ablation.run("--only", "second", "--seeds", "1,2") == 0
+    assert ablation.run("--only", "second", "--seeds", "1", "2") == 0
     assert [(ablation.output / "data" / f"made-seed{n}" / "file").read_text() for n in (1, 2)] == ["1", "2"]
     ablation.table["rows"]["second"]["overrides"]["SOLVER"]["BASE_LR"] = 0.2
-    assert ablation.run("--only", "second", "--seeds", "1,2") == 0  # "x" would fail for a file that exists
+    assert ablation.run("--only", "second", "--seeds", "1", "2") == 0  # "x" would fail for a file that exists
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,9 @@ def test_data_is_made_once_per_seed(ablation):
         (lambda table: table.update(baseline="third"), "third"),
         (lambda table: table.update(seeds=["one"]), "seeds"),
         (lambda table: table["rows"]["first"].update(data=["other"]), "rows.first.data"),
+        (lambda table: table["rows"]["few"].update(weights="few"), "rows.few.weights"),
+        (lambda table: table["rows"]["few"].update(data=["real"]), "rows.few"),
+        (lambda table: table["data"].update(bad={}), "data.bad"),
         (lambda table: table["overrides"].update({"SOLVER.BASE_L": 1}), "SOLVER.BASE_L"),
         (lambda table: table.update(config="none.yaml"), "none.yaml"),
         (lambda table: table["data"].update(bad={"commands": ["false"]}), "data bad"),
@@ -199,9 +203,9 @@ def test_unknown_metrics_are_named(ablation, capsys):
 @pytest.mark.parametrize("path", PROJECTS, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
 def test_tables_of_the_projects(ablation, path):
     table = ablation.module.load_table(path)
-    trainings = ablation.module.make_steps(table, ablation.output, table.seeds)
+    trainings = ablation.module.make_trainings(table, ablation.output, table.seeds)
     frame = ablation.module.pd.read_csv(path.parents[1] / "results" / f"{path.stem}.csv")
-    steps = {(step.data, step.line, step.seed) for one in trainings for step in one}
+    steps = {(step.data, step.row, step.seed) for one in trainings for step in one}
     assert steps == set(frame[["data", "line", "seed"]].itertuples(index=False, name=None))
     assert len(ablation.module.compare(table, frame)) == len(steps) // len(table.seeds) * len(table.metrics)
 
@@ -210,25 +214,18 @@ def test_tables_of_the_projects(ablation, path):
 @pytest.mark.parametrize("executor", [[], ["--slurm", "timeout_min=5", "--cluster", "local"]])
 def test_real_trainings(tmp_path, executor):
     shapes = "--train-images 48 --validation-images 6 --image-size 64 --num-leaves 4 --min-objects 1"
-    lazy = {
-        **{"train.max_iter": 2, "train.device": "cpu", "dataloader.train.total_batch_size": 2},
-        "model.backbone.stage_channels": [4, 8, 8],
-    }
     generate = "longtail-det2 shapes --output {data}/shapes --seed {seed} --stores --formats openimages"
     table = {
         **{"title": "Hardly trained", "config": "shapes/faster_rcnn_tiny_softmax_shapes.yaml", "seeds": [1]},
         **{"baseline": "softmax", "metrics": {"mAP50_leaves": "leaves", "mAP50": "all"}},
         "data": {"shapes": {"commands": [f"{generate} {shapes} --co-label-rate 0"]}},
         "rows": {
-            "softmax": {
-                "label": "softmax",
+            "softmax": {"label": "softmax", "overrides": SHORT},
+            "ten": {"weights": "softmax", "label": "ten", "overrides": {"TEST.DETECTIONS_PER_IMAGE": 10}},
+            "sigmoid": {
+                "label": "sigmoid",
+                "config": "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml",
                 "overrides": SHORT,
-                "evaluate": {"ten": {"label": "ten", "overrides": {"TEST.DETECTIONS_PER_IMAGE": 10}}},
-            },
-            "lazy": {
-                "label": "lazy",
-                "config": "shapes/faster_rcnn_tiny_sigmoid_shapes.py",
-                "overrides": lazy,
             },
         },
     }
@@ -239,9 +236,9 @@ def test_real_trainings(tmp_path, executor):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = list(csv.DictReader((tmp_path / "out put" / "results.csv").read_text().splitlines()))
-    assert sorted(row["line"] for row in rows) == ["lazy", "softmax", "softmax@ten"]
+    assert sorted(row["line"] for row in rows) == ["sigmoid", "softmax", "ten"]
     assert all(0 <= float(row["mAP50"]) <= 100 for row in rows)
-    final = tmp_path / "out put" / "runs" / "shapes" / "softmax" / "seed1" / "run"
+    [final] = tmp_path.glob("out put/runs/shapes/softmax/seed1-*/run")
     assert sorted(one.name for one in final.glob("*.pth")) == ["model_final.pth"]
     run = json.loads((final / "run.json").read_text())
     assert run["seed"] == 1
