@@ -183,7 +183,7 @@ class Detector:
 
     def __init__(self, trained: Any, device: str = "") -> None:
         """Wrap a :class:`longtail_det2.export.TrainedDetector`."""
-        from longtail_det2.visualization.predictor import Predictor
+        from longtail_det2.visualization.predictions import Predictor
 
         self._predictor = Predictor(trained, device)
         self.class_names = tuple(trained.class_names or trained.class_ids)
@@ -209,7 +209,7 @@ class Detector:
     ) -> Image:
         """Return the image with its detections, a box with all its labels once; write it to `output`."""
         from longtail_det2.visualization.multi_label_visualizer import labels_metadata
-        from longtail_det2.visualization.predictor import draw_predictions
+        from longtail_det2.visualization.predictions import draw_predictions
 
         pixels = self._pixels(image)
         metadata = labels_metadata(self.class_names)

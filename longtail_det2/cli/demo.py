@@ -18,7 +18,7 @@ from .inputs import add_detector_arguments, open_detector
 if TYPE_CHECKING:
     from longtail_det2.data.store import AnnotationStore
     from longtail_det2.export.source import TrainedDetector
-    from longtail_det2.visualization.predictor import ImageFile
+    from longtail_det2.visualization.predictions import ImageFile
 
 EPILOG = """\
 examples:
@@ -50,14 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Predict all images, draw them, then write the predictions."""
     from longtail_det2.data.images import read_image
-    from longtail_det2.visualization.predictions import coco_results, write_predictions
-    from longtail_det2.visualization.predictor import Predictor, draw_predictions, find_images
+    from longtail_det2.visualization import predictions
 
     check_targets(args)
-    images = find_images(args.input, leave_out=args.output)
+    images = predictions.find_images(args.input, leave_out=args.output)
     detector = open_detector(args)
     class_ids, names, metadata = describe_classes(detector, args.store)
-    predictor = Predictor(detector, args.device)
+    predictor = predictions.Predictor(detector, args.device)
     sizes: dict[str, tuple[int, int]] = {}
     rows: list[dict[str, Any]] = []
     drawn, best = 0, 0.0
@@ -74,11 +73,11 @@ def run(args: argparse.Namespace) -> None:
         drawn += int((instances.scores >= args.score_threshold).sum())
         best = max([best, *instances.scores.tolist()])
         if args.output is not None:
-            drawing = draw_predictions(pixels, instances, metadata, args.score_threshold)
+            drawing = predictions.draw_predictions(pixels, instances, metadata, args.score_threshold)
             (args.output / target).parent.mkdir(parents=True, exist_ok=True)
             drawing.save(args.output / target, quality=92)
         if args.predictions is not None:
-            rows += coco_results(image_id, instances, class_ids, names)
+            rows += predictions.coco_results(image_id, instances, class_ids, names)
     if not sizes:
         raise DataError(f"{', '.join(args.input)}: none of {len(images)} files is an image that can be read")
     if args.output is not None:
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         if not drawn:
             tell(f"the highest score is {best:.3f}: a lower --score-threshold draws something")
     if args.predictions is not None:
-        write_predictions(args.predictions, rows)
+        predictions.write_predictions(args.predictions, rows)
         tell(
             f"{pluralize(len(rows), 'prediction')} of {pluralize(len(sizes), 'image')} in {args.predictions}"
         )

@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
-from detectron2.data.transforms import ResizeTransform
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.structures.boxes import pairwise_intersection
 from detectron2.utils.visualizer import VisImage, Visualizer
@@ -37,6 +36,7 @@ MOST_BOXES, MOST_TEXTS = 1000, 300
 _MOST_LABELS = 8  # written beside a box; further ones are counted
 _TEXT_SHARE = 0.8  # of the visualizer's font size
 _TEXT_MARGIN = 3  # pixels between a text block and whatever it must not touch
+_SAME_BOX = 0.65  # intersection over union of predictions that are one object
 _TINT = 0.38  # share of the class's colour in the pixels of a mask
 _LEAST_SIDE = 384
 
@@ -55,8 +55,8 @@ class DrawnObject:
     """
 
     box: Sequence[float]
-    classes: Sequence[int]
-    scores: Sequence[float] = ()
+    classes: list[int]
+    scores: list[float] = field(default_factory=list)
     line_style: str = "-"
     note: str = ""
     mask: np.ndarray | None = field(default=None, repr=False, compare=False)
@@ -65,11 +65,6 @@ class DrawnObject:
     def area(self) -> float:
         """Area of the box in square pixels."""
         return max(self.box[2] - self.box[0], 0) * max(self.box[3] - self.box[1], 0)
-
-    @property
-    def color(self) -> tuple[float, float, float]:
-        """RGB in [0, 1]."""
-        return class_color(int(self.classes[0]))
 
 
 def class_color(index: int) -> tuple[float, float, float]:
@@ -88,35 +83,36 @@ def labels_metadata(class_names: Sequence[str], hierarchy: LabelHierarchy | None
     return Metadata(thing_classes=list(class_names), hierarchy=hierarchy)
 
 
-def read_mask(value: Any, height: int, width: int) -> np.ndarray | None:
+def read_mask(value: Any, size: Sequence[int], where: str) -> np.ndarray | None:
     """Read a mask in one of Detectron2's forms as pixels.
 
     Args:
-        value: polygons or RLE as `longtail_det2.data.masks.check_segmentation` takes them, (height, width)
-            array or tensor, or nothing.
-        height: of the image.
-        width: of the image.
+        value: polygons or RLE as `longtail_det2.data.masks.check_segmentation` takes them, an array or tensor
+            of the image's size, or nothing.
+        size: height and width of the image.
+        where: the mask is, for messages.
 
     Returns:
         (height, width) bool; None where there is no mask, or none with area inside the image.
 
     Raises:
-        ValueError: what is wrong, to follow "has a segmentation".
+        DataError: the mask is malformed, or of another size.
     """
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        pixels = np.asarray(value, dtype=bool)
-        if pixels.shape != (height, width):
-            raise ValueError(f"of the shape {pixels.shape} in an image of {(height, width)} (height, width)")
-        return pixels
-    mask = check_segmentation(value, height, width)
-    return None if mask is None else to_bitmap(mask, height, width)
+    try:
+        if not isinstance(value, (np.ndarray, torch.Tensor)):
+            mask = check_segmentation(value, *size)
+            return None if mask is None else to_bitmap(mask, *size)
+        if tuple(value.shape) != tuple(size):
+            raise ValueError(f"of the shape {tuple(value.shape)} in an image of {tuple(size)}")
+        return np.asarray(value, dtype=bool)
+    except ValueError as error:
+        raise DataError(f"{where} has a segmentation {error}") from None
 
 
 def merge_predictions(
     boxes: np.ndarray,
     classes: np.ndarray,
     scores: np.ndarray,
-    iou: float = 0.65,
     mask_of: Callable[[int], np.ndarray | None] = lambda row: None,
 ) -> list[DrawnObject]:
     """Merge predictions of different classes on one box.
@@ -129,7 +125,6 @@ def merge_predictions(
         boxes: (n, 4) XYXY pixels.
         classes: (n,) class indices.
         scores: (n,) in [0, 1].
-        iou: least intersection over union for joining, in (0, 1].
         mask_of: gives the mask of a row, (H, W) bool, or None.
 
     Returns:
@@ -137,22 +132,19 @@ def merge_predictions(
     """
     if len(scores) > MOST_BOXES:
         logger.warning("the %d most certain of %d predictions are drawn", MOST_BOXES, len(scores))
-    rows = np.argsort(-np.asarray(scores), kind="stable")[:MOST_BOXES]
+    rows = np.argsort(-np.asarray(scores), kind="stable")[:MOST_BOXES].tolist()
     tensor = Boxes(torch.as_tensor(np.asarray(boxes, dtype=np.float32).reshape(-1, 4)[rows]))
-    near = (pairwise_iou(tensor, tensor).numpy() >= iou).tolist()
-    groups: list[dict[int, int]] = []  # places among `rows` by class, the best first
-    for place, label in enumerate(np.asarray(classes)[rows].tolist()):
-        joined = (one for one in groups if label not in one and near[place][next(iter(one.values()))])
-        group = next(joined, None)
-        if group is None:
-            groups.append(group := {})
-        group[label] = place
-    merged = []
-    for group in groups:
-        members = rows[list(group.values())].tolist()
-        box, shown = [float(value) for value in boxes[members[0]]], [float(scores[row]) for row in members]
-        merged.append(DrawnObject(box, list(group), shown, mask=mask_of(members[0])))
-    return merged
+    near = (pairwise_iou(tensor, tensor).numpy() >= _SAME_BOX).tolist()
+    merged: dict[int, DrawnObject] = {}  # by the place of the best row
+    for place, row in enumerate(rows):
+        label = int(classes[row])
+        fitting = (one for best, one in merged.items() if near[place][best] and label not in one.classes)
+        one = next(fitting, None)
+        if one is None:
+            one = merged[place] = DrawnObject(boxes[row].tolist(), [], [], mask=mask_of(row))
+        one.classes.append(label)
+        one.scores.append(float(scores[row]))
+    return list(merged.values())
 
 
 class MultiLabelVisualizer(Visualizer):
@@ -170,8 +162,8 @@ class MultiLabelVisualizer(Visualizer):
         img_rgb: np.ndarray,
         metadata: Metadata | None = None,
         *,
-        min_size: int = _LEAST_SIDE,
-        max_size: int | None = None,
+        min_size: float = _LEAST_SIDE,
+        max_size: float = math.inf,
     ) -> None:
         """Prepare the canvas.
 
@@ -179,17 +171,16 @@ class MultiLabelVisualizer(Visualizer):
             img_rgb: (H, W, 3) RGB image in [0, 255].
             metadata: gives `thing_classes` (names) and, if there, `hierarchy`; see `labels_metadata`.
             min_size: least length in pixels of the longer side of the output; see `room_for`.
-            max_size: greatest length in pixels of the longer side of the output; None sets no limit.
+            max_size: its greatest length.
         """
-        image = np.ascontiguousarray(np.asarray(img_rgb).clip(0, 255).astype(np.uint8))
-        height, width = self._given = image.shape[:2]
-        longest = max(height, width, 1)
-        self.zoom = min(max(longest, min_size), max_size or math.inf) / longest
+        image = Image.fromarray(np.ascontiguousarray(np.asarray(img_rgb).clip(0, 255).astype(np.uint8)))
+        self._given = image.height, image.width
+        self.zoom = min(max(*image.size, min_size), max_size) / max(image.size)
         if self.zoom != 1:
-            size = max(round(height * self.zoom), 1), max(round(width * self.zoom), 1)
+            width, height = (max(round(side * self.zoom), 1) for side in image.size)
             method = Image.Resampling.BILINEAR if self.zoom > 1 else Image.Resampling.LANCZOS
-            image = ResizeTransform(height, width, *size, interp=method).apply_image(image)
-        super().__init__(image, metadata)
+            image = image.resize((width, height), method)
+        super().__init__(np.asarray(image), metadata)
 
     def draw_dataset_dict(self, dic: Mapping[str, Any]) -> VisImage:
         """Draw the annotations of a record in Detectron2's form.
@@ -203,7 +194,8 @@ class MultiLabelVisualizer(Visualizer):
         objects = []
         for number, one in enumerate(dic.get("annotations", ())):
             box = BoxMode.convert(list(one["bbox"]), one["bbox_mode"], BoxMode.XYXY_ABS)
-            mask = self._mask(one.get("segmentation"), f"image {dic.get('image_id')!r}: annotation {number}")
+            where = f"image {dic.get('image_id')!r}: annotation {number}"
+            mask = read_mask(one.get("segmentation"), self._given, where)
             style, note = ("--", "[group of]") if one.get("is_group_of", False) else ("-", "")
             if one.get("iscrowd", 0):
                 style, note = ":", f"{note}\n[ignored]".strip()
@@ -232,7 +224,7 @@ class MultiLabelVisualizer(Visualizer):
                 if ignored := int((truth == -1).sum()):
                     notes.append(f"({ignored} below ignored)")
             learned = not instances.has("gt_has_mask") or instances.gt_has_mask[row]
-            mask = self._mask(masks[row], f"object {row}") if learned else None
+            mask = read_mask(masks[row], self._given, f"object {row}") if learned else None
             box = instances.gt_boxes.tensor[row].tolist()
             objects.append(DrawnObject(box, classes, line_style=style, note="\n".join(notes), mask=mask))
         return self.draw_objects(objects)
@@ -264,7 +256,7 @@ class MultiLabelVisualizer(Visualizer):
         self._draw_masks([shown[place] for place in order if shown[place].mask is not None])
         boxes = torch.tensor([one.box for one in shown]).reshape(-1, 4) * self.zoom
         for place in order:
-            style: dict[str, Any] = {"edge_color": to_hex(shown[place].color)}
+            style: dict[str, Any] = {"edge_color": to_hex(class_color(shown[place].classes[0]))}
             style["line_style"] = shown[place].line_style
             self.draw_box(tuple(boxes[place].tolist()), alpha=0.9, **style)
         taken = boxes.new_zeros((0, 4))
@@ -280,7 +272,7 @@ class MultiLabelVisualizer(Visualizer):
         """
         names, hierarchy = self.metadata.get("thing_classes", None), self.metadata.get("hierarchy", None)
         texts = [str(names[label] if names else label) for label in one.classes]
-        if len(one.scores):
+        if one.scores:
             texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, one.scores, strict=True)]
         words = dict(zip(map(int, one.classes), texts, strict=True))
         shown = list(words)[:_MOST_LABELS]
@@ -291,7 +283,7 @@ class MultiLabelVisualizer(Visualizer):
                 implied.setdefault(int(hierarchy.depth[label]), []).append(words.pop(label))
         lines = [words[label] for label in shown if label in words]
         lines += [", ".join(same) for same in implied.values()]
-        if not len(one.scores):  # the labels of a true object belong together: they read as a sum
+        if not one.scores:  # the labels of a true object belong together: they read as a sum
             lines = lines[:1] + [f"+ {line}" for line in lines[1:]]
         if len(one.classes) > len(shown):
             lines.append(f"… {len(one.classes) - len(shown)} more")
@@ -303,14 +295,8 @@ class MultiLabelVisualizer(Visualizer):
         if hierarchy is None:
             return one
         order = sorted(range(len(one.classes)), key=lambda place: -hierarchy.depth[one.classes[place]])
-        scores = [one.scores[place] for place in order] if len(one.scores) else ()
+        scores = [one.scores[place] for place in order] if one.scores else []
         return replace(one, classes=[one.classes[place] for place in order], scores=scores)
-
-    def _mask(self, segmentation: Any, where: str) -> np.ndarray | None:
-        try:
-            return read_mask(segmentation, *self._given)
-        except ValueError as error:
-            raise DataError(f"{where} has a segmentation {error}") from None
 
     def _draw_masks(self, objects: Sequence[DrawnObject]) -> None:
         """Tint masks in the colours of the classes and outline them; later ones lie above earlier ones."""
@@ -330,7 +316,7 @@ class MultiLabelVisualizer(Visualizer):
                 continue
             x, y, width, height = cv2.boundingRect(mask)
             part = np.s_[y : y + height, x : x + width]
-            mask, color = mask[part], 255 * np.array(one.color)
+            mask, color = mask[part], 255 * np.array(class_color(one.classes[0]))
             inner = cv2.erode(mask, np.ones((3, 3)), borderValue=0)
             self.img[part][mask > 0] = ((1 - _TINT) * pixels[part][mask > 0] + _TINT * color).round()
             self.img[part][mask > inner] = color
@@ -338,7 +324,7 @@ class MultiLabelVisualizer(Visualizer):
 
     def _write(self, one: DrawnObject, boxes: torch.Tensor, place: int, taken: torch.Tensor) -> torch.Tensor:
         """Write the text of an object near its box, where it covers least; return its place (1, 4)."""
-        bright = to_hex(self._change_color_brightness(one.color, brightness_factor=0.7))
+        bright = to_hex(self._change_color_brightness(class_color(one.classes[0]), brightness_factor=0.7))
         style: dict[str, Any] = {"color": bright, "horizontal_alignment": "left"}
         style["font_size"] = self._default_font_size * _TEXT_SHARE
         self.draw_text(self.text_of(one), (0, 0), **style)

@@ -23,8 +23,6 @@ from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import atomic_writer
 from longtail_det2.utils.wording import pluralize
 
-from .run_data import Evaluation
-
 INK = "#15181d"
 COLORS = ("#0068a8", "#b06f00", "#bb2a6b", "#16836a", "#7351b5", "#6b7482")
 _MARKS = {
@@ -34,7 +32,7 @@ _MARKS = {
     "inner": (COLORS[5], "D"),
 }
 COLOR_OF = {group: color for group, (color, _) in _MARKS.items()}
-"""Colours of the groups of classes; see `Evaluation.group_of`."""
+"""Colours of the groups of classes."""
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -91,11 +89,11 @@ def most_cooccurring(statistics: ClassStatistics, number: int = 40) -> np.ndarra
 
 
 def draw_heat_map(path: Path, rates: np.ndarray, class_names: Sequence[str], classes: np.ndarray) -> None:
-    """Draw the co-occurrence rates between some classes.
+    """Draw the co-occurrence rates P(j | i) between some classes.
 
     Args:
         path: .png or .svg file, written atomically.
-        rates: (K, K) P(j | i).
+        rates: (K, K).
         class_names: K names.
         classes: indices of n >= 1 classes, in the order to draw.
 
@@ -124,8 +122,7 @@ def draw_heat_map(path: Path, rates: np.ndarray, class_names: Sequence[str], cla
                 form: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
                 form["color"] = "#ffffff" if value > 0.3 else INK
                 axes.text(column + 0.5, row + 0.5, text, **form)
-        bar = axes.figure.colorbar(cells, ax=axes, shrink=0.8, aspect=30, ticks=_TICKS)
-        bar.ax.set_yticklabels([f"{tick:g}" for tick in _TICKS])
+        bar = axes.figure.colorbar(cells, ax=axes, shrink=0.8, aspect=30, ticks=_TICKS, format="%g")
         bar.outline.set_visible(False)
 
 
@@ -162,27 +159,15 @@ def inequality_text(counts: np.ndarray) -> str:
     return f"most frequent : rarest = {shown} : 1, Gini {gini:.3f}"
 
 
-def ap_plot(evaluation: Evaluation, ap_label: str) -> str:
-    """Plot the AP of each class against its training images.
-
-    Args:
-        evaluation: gives classes, their groups and the AP to show.
-        ap_label: of the axis.
-
-    Returns:
-        Data URI of an SVG; "" if no class has both numbers.
-    """
-    key = evaluation.ap_key
-    known = [one for one in evaluation.classes if None not in (one.get("train_images"), one.get(key))]
-    if not known:
-        return ""
+def ap_plot(classes: Sequence[tuple[str, int, float]], ap_label: str) -> str:
+    """Plot the AP of classes, given as (group, training images, AP), against their training images."""
     with _plot() as (axes, uri):
         for group, (color, marker) in _MARKS.items():
-            members = [one for one in known if evaluation.group_of(one) == group]
-            if not members:
+            counts = [count for name, count, _ in classes if name == group]
+            values = [100 * ap for name, _, ap in classes if name == group]
+            if not counts:
                 continue
-            counts, values = [one["train_images"] for one in members], [100 * one[key] for one in members]
-            form = {"markersize": 5, "alpha": 0.85, "clip_on": False, "label": f"{group} ({len(members)})"}
+            form = {"markersize": 5, "alpha": 0.85, "clip_on": False, "label": f"{group} ({len(counts)})"}
             face = "none" if group == "inner" else color
             axes.plot(counts, values, marker, color=color, markerfacecolor=face, **form)
             if group != "inner":
@@ -192,14 +177,10 @@ def ap_plot(evaluation: Evaluation, ap_label: str) -> str:
     return uri[0]
 
 
-def long_tail_plot(evaluation: Evaluation) -> str:
-    """Plot the training images of the leaf classes by rank; "" if they are unknown."""
-    known = [one for one in evaluation.classes if one["is_leaf"] and one["train_images"] is not None]
-    if not known:
-        return ""
+def long_tail_plot(groups: Sequence[str], counts: Sequence[int]) -> str:
+    """Plot the training images of leaf classes, given with their groups, by rank."""
     with _plot(columns=2) as (axes, uri):
-        groups = np.array([evaluation.group_of(one) for one in known])
-        _draw_bars(axes, np.array([one["train_images"] for one in known]), groups)
+        _draw_bars(axes, np.array(counts), np.array(groups))
         axes.set_xlabel("leaf classes by frequency")
     return uri[0]
 

@@ -1,25 +1,30 @@
-"""Files of predictions for a store: the challenge's CSV form is read, COCO's JSON form read and written."""
+"""Predictions: made on image files by a trained detector, drawn, read from files and written to them."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from detectron2.data.catalog import Metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
+from PIL import Image
 
+from longtail_det2.data.images import SUFFIXES
 from longtail_det2.data.store import AnnotationStore
+from longtail_det2.engine.setup import available_device
 from longtail_det2.evaluation.coco_results import read_coco_results
 from longtail_det2.evaluation.openimages_io import Detections, read_detections
+from longtail_det2.export.source import TrainedDetector, to_input
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import atomic_writer
+from longtail_det2.utils.io import write_json
 
-from .multi_label_visualizer import read_mask
+from .multi_label_visualizer import MultiLabelVisualizer, read_mask, room_for
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ class Predictions(Detections):
 
     Attributes:
         rle: (D,) masks of their image's size, None without one; decoded when they are drawn.
-        entry: (D,) place of each detection in the file.
+        entry: (D,) number of each detection in the file.
         source: the file.
     """
 
@@ -51,16 +56,10 @@ class Predictions(Detections):
         return replace(self, **columns)
 
     def mask_of(self, row: int) -> np.ndarray | None:
-        """Decode the mask of a row to (height, width) bool.
-
-        Raises:
-            DataError: a damaged mask, with file and entry.
-        """
+        """Decode the mask of a row to (height, width) bool; DataError names a detection whose mask is bad."""
         rle = self.rle[row]
-        try:
-            return None if rle is None else read_mask(rle, *rle["size"])
-        except ValueError as error:
-            raise DataError(f"{self.source}: entry {self.entry[row]} has a segmentation {error}") from None
+        where = f"{self.source}: detection {self.entry[row]}"
+        return None if rle is None else read_mask(rle, rle["size"], where)
 
 
 def default_threshold(num_labels: int, detections: Detections) -> float:
@@ -106,13 +105,9 @@ def read_predictions(path: str | Path, store: AnnotationStore) -> Predictions:
 def coco_results(
     image_id: str, instances: Instances, class_ids: Sequence[str], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return the predictions of one image as COCO results, with the name of the class beside its id.
+    """Return the predictions of one image, on the CPU, as COCO results with the name of the class besides.
 
-    Args:
-        image_id: of the image.
-        instances: n predictions on the CPU; masks become compressed RLE.
-        class_ids: K identifiers.
-        names: K display names.
+    Masks become compressed RLE. Of the K classes `class_ids` are the identifiers, `names` the names to show.
     """
     rows = instances_to_coco_json(instances, image_id)
     for row in rows:
@@ -123,14 +118,83 @@ def coco_results(
 
 
 def write_predictions(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write COCO results (see `coco_results`), one per line; the file appears when it is complete.
+    """Write COCO results (see `coco_results`); the file appears when it is complete.
 
     Raises:
         DataError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(path) as stream:
-            stream.write("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
+        write_json(path, rows)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+class ImageFile(NamedTuple):
+    """One input; `name` is its path below the folder that was named, or the file's name."""
+
+    path: Path
+    name: Path
+    was_named: bool  # itself, not its folder
+
+
+def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[ImageFile]:
+    """Find image files, given by themselves or by folders at any depth, each once, folders in name order.
+
+    Args:
+        inputs: files and folders. Of folders, the files with an image's suffix are taken.
+        leave_out: a folder whose files are no inputs (where the results go).
+
+    Raises:
+        DataError: an input does not exist, or there is no image in any folder.
+    """
+    results = leave_out and leave_out.resolve()
+    found: dict[Path, ImageFile] = {}
+    for one in map(Path, inputs):
+        if not one.exists():
+            raise DataError(f"{one}: no such file or folder")
+        if not one.is_dir():
+            found.setdefault(one.resolve(), ImageFile(one, Path(one.name), was_named=True))
+            continue
+        for path in sorted(one.rglob("*")):
+            name, real = path.relative_to(one), path.resolve()
+            passed = results in real.parents or any(part.startswith(".") for part in name.parts[:-1])
+            if path.suffix.lower() in SUFFIXES and path.is_file() and not passed:
+                found.setdefault(real, ImageFile(path, name, was_named=False))
+    if not found:
+        suffixes = ", ".join(sorted(SUFFIXES))
+        raise DataError(f"{', '.join(map(str, inputs))}: no images there; their names end in {suffixes}")
+    return list(found.values())
+
+
+class Predictor:
+    """Runs a trained detector on images, one by one, as the evaluation would."""
+
+    def __init__(self, detector: TrainedDetector, device: str = "") -> None:
+        """Move the model to `device`; "" takes CUDA where there is some."""
+        self._detector = detector
+        self._model = detector.model.to(device or available_device("cuda")).eval()
+
+    def predict(self, pixels: np.ndarray) -> Instances:
+        """Predict an upright image, (H, W, 3) uint8 RGB.
+
+        Returns:
+            On the CPU: `pred_boxes` in pixels of the image, `pred_classes`, `scores`, and of a detector with
+            masks `pred_masks` (n, H, W) bool.
+        """
+        ordered = pixels[:, :, ::-1] if self._detector.image_format == "BGR" else pixels
+        height, width = pixels.shape[:2]
+        scaled = to_input(ordered, self._detector.min_size, self._detector.max_size)
+        with torch.no_grad():
+            (output,) = self._model([{"image": scaled, "height": height, "width": width}])
+        return output["instances"].to("cpu")
+
+
+def draw_predictions(
+    pixels: np.ndarray, instances: Instances, metadata: Metadata, threshold: float
+) -> Image.Image:
+    """Draw predictions with scores from `threshold` on over an image, (H, W, 3) uint8 RGB."""
+    room = room_for(int((instances.scores >= threshold).sum()))
+    visualizer = MultiLabelVisualizer(pixels, metadata, min_size=room)
+    drawing = visualizer.draw_instance_predictions(instances, score_threshold=threshold)
+    return Image.fromarray(drawing.get_image())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,14 @@ import numpy as np
 import longtail_det2
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.engine.run_record import read_run_record
+from longtail_det2.evaluation.evaluator import open_store
 from longtail_det2.model_zoo.run_facts import config_without_paths, read_plain_yaml, value_at
 from longtail_det2.utils.errors import ConfigError, DataError
-from longtail_det2.utils.io import atomic_writer
+from longtail_det2.utils.io import atomic_writer, read_json
 from longtail_det2.utils.wording import pluralize
 
 from .plots import COLOR_OF, ap_plot, long_tail_plot, training_plots
-from .predictions import default_threshold, read_predictions
 from .report_images import draw_images
-from .run_data import Evaluation, read_evaluation, read_log
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,53 @@ _SETTINGS = {
     "Learning rate": "SOLVER.BASE_LR",
     "Sampler": "DATALOADER.SAMPLER_TRAIN",
 }
+_MAIN_TASKS = ("lvis_segm", "lvis_bbox", "coco_segm", "coco_bbox")
+_LVIS_GROUPS = {"f": "frequent", "c": "common", "r": "rare"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One `inference/<data set>/` folder; see `results_document` of the evaluator.
+
+    Attributes:
+        folder: its name is that of the data set.
+        document: its results.json.
+        summary: means in [0, 1] by task ("bbox" is the Open Images metric, "coco_segm", ...) and name.
+        classes: an entry per class in class-index order.
+    """
+
+    folder: Path
+    document: dict[str, Any]
+    summary: dict[str, dict[str, float | None]]
+    classes: list[dict[str, Any]]
+
+    @property
+    def ap_key(self) -> str:
+        """Whose AP of single classes is shown: "AP" of the Open Images metric, else a task of another."""
+        tasks = () if "bbox" in self.summary else _MAIN_TASKS
+        return next((task for task in tasks if task in self.summary), "AP")
+
+    @property
+    def predictions(self) -> Path | None:
+        """The predictions, those with masks if there are any."""
+        masks = any(task.startswith(("coco_segm", "lvis_segm")) for task in self.summary)
+        names = ("coco_instances_results.json", "predictions.csv")[:: 1 if masks else -1]
+        return next((path for name in names if (path := self.folder / name).is_file()), None)
+
+    def group_of(self, one: Mapping[str, Any]) -> str:
+        """Return the group of a class: "inner", by frequency "head", ... or "rare", ..., else "leaf"."""
+        if not one.get("is_leaf", True):
+            return "inner"
+        if self.ap_key.startswith("lvis_"):
+            return _LVIS_GROUPS.get(one.get("frequency") or "", "leaf")
+        return one.get("frequency_bin") or "leaf"
+
+    def members(self, mean: str) -> list[dict[str, Any]]:
+        """Return the classes behind a mean of the Open Images metric, such as "mAP50_leaves"."""
+        kind = mean.partition("_")[2]
+        if kind in ("", "expanded"):
+            return self.classes
+        return [one for one in self.classes if one["is_leaf"] and kind in ("leaves", one["frequency_bin"])]
 
 
 def build_report(
@@ -77,10 +126,7 @@ def build_report(
     run, output = Path(run), Path(output)
     if not run.is_dir():
         raise DataError(f"{run}: there is no such folder; give the OUTPUT_DIR of a run")
-    train, validation = (
-        store if store is None or isinstance(store, AnnotationStore) else AnnotationStore(store)
-        for store in (train_store, val_store)
-    )
+    train, validation = (None if one is None else open_store(one) for one in (train_store, val_store))
     log, config, evaluation = read_log(run / "metrics.json"), _read_config(run), read_evaluation(run, dataset)
     facts = {"Training data": _describe(train), "Validation data": _describe(validation)}
     facts.update(_facts(read_run_record(run), config))
@@ -109,7 +155,12 @@ def build_report(
     if evaluation is not None:
         content.update(_results(evaluation))
     if validation is not None:
-        content.update(_images(validation, evaluation, images, score_threshold))
+        rare: set[int] = set()
+        if evaluation is not None and [one["id"] for one in evaluation.classes] == list(validation.class_ids):
+            groups = map(evaluation.group_of, evaluation.classes)
+            rare = {place for place, group in enumerate(groups) if group in ("tail", "rare")}
+        path = None if evaluation is None else evaluation.predictions
+        content.update(draw_images(validation, path, rare, images, score_threshold))
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
@@ -119,6 +170,44 @@ def build_report(
         stream.write(environment.get_template("report.html.j2").render(content))
     logger.info("report: %s (%.1f MB)", output, output.stat().st_size / 1e6)
     return output
+
+
+def read_evaluation(run: Path, dataset: str | None = None) -> Evaluation | None:
+    """Read an evaluation of a run, without `dataset` the first one; None where there is none to be read."""
+    for path in sorted(run.glob(f"inference/{dataset or '*'}/results.json"))[:1]:
+        try:
+            document = read_json(path)
+            if all(isinstance(one, dict) for one in (*document["summary"].values(), *document["classes"])):
+                return Evaluation(path.parent, document, document["summary"], document["classes"])
+            reason: object = "not what an evaluation writes"
+        except (DataError, KeyError, TypeError, AttributeError) as error:
+            reason = error
+        logger.warning("%s cannot be read (%s): the report goes without it", path, reason)
+    return None
+
+
+def read_log(path: Path) -> dict[str, np.ndarray]:
+    """Read metrics.json.
+
+    Returns:
+        (T,) float64 by logged name: "iteration", ascending, "total_loss", "loss_cls", "lr", "time", ...;
+        NaN where not logged; {} without a training.
+    """
+    rows: list[dict[str, Any]] = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:  # a run that was killed, or still writes, leaves half a line
+            logger.warning("%s:%d: not JSON, left out", path, number)
+            continue
+        if isinstance(row, dict) and isinstance(row.get("iteration"), int) and "total_loss" in row:
+            # A resumed run repeats iterations: what it writes replaces what came after its checkpoint.
+            while rows and rows[-1]["iteration"] >= row["iteration"]:
+                rows.pop()
+            rows.append(row)
+    names = sorted({name for row in rows for name, value in row.items() if isinstance(value, (int, float))})
+    return {name: np.array([row.get(name, math.nan) for row in rows], dtype=np.float64) for name in names}
 
 
 def duration(seconds: float) -> str:
@@ -183,6 +272,9 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
     means = summary.get("bbox" if key == "AP" else key, {})
     prefix = f"mAP{100 * iou:g}" if key == "AP" else ""
     cards = [(prefix + name, group) for name, group in _CARDS[key.partition("_")[0]].items()]
+    rows = [(evaluation.group_of(one), one["train_images"], one.get(key)) for one in evaluation.classes]
+    points = [(group, count, ap) for group, count, ap in rows if count is not None and ap is not None]
+    leaves = [(group, count) for group, count, _ in rows if group != "inner" and count is not None]
     keys = {name for one in evaluation.classes for name in one}
     columns = [key, *(name for name in ("AP_expanded", *summary) if name != key and name in keys)]
     tables: dict[str, dict[str, Any]] = {"coco": {}, "lvis": {}}
@@ -194,8 +286,8 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
         "metric": metrics.get("open_images", {}).get("metric", ""),
         "cards": [(name, group, means[name]) for name, group in cards if means.get(name) is not None],
         "tables": {metric: tasks for metric, tasks in tables.items() if tasks},
-        "ap_plot": ap_plot(evaluation, f"{_name(key, iou)}, %"),
-        "long_tail_plot": long_tail_plot(evaluation),
+        "ap_plot": ap_plot(points, f"{_name(key, iou)}, %") if points else "",
+        "long_tail_plot": long_tail_plot(*zip(*leaves, strict=True)) if leaves else "",
         "ap_columns": {name: _name(name, iou) for name in columns},
         "classes": sorted(
             evaluation.classes,
@@ -211,18 +303,3 @@ def _name(task: str, iou: float) -> str:
         return "AP expanded" if rest else f"AP at IoU {iou:g}"
     words = rest.replace("bbox", "boxes").replace("segm", "masks").replace("_fixed", ", fixed AP")
     return f"{metric.upper()}'s AP, {words}"
-
-
-def _images(
-    store: AnnotationStore, evaluation: Evaluation | None, count: int, threshold: float | None
-) -> dict[str, Any]:
-    path = None if evaluation is None else evaluation.predictions
-    detections = None if path is None else read_predictions(path, store)
-    rare: set[int] = set()
-    if evaluation is not None and [one["id"] for one in evaluation.classes] == list(store.class_ids):
-        groups = map(evaluation.group_of, evaluation.classes)
-        rare = {place for place, group in enumerate(groups) if group in ("tail", "rare")}
-    if threshold is None and detections is not None:
-        threshold = default_threshold(len(store.labels), detections)
-    images = draw_images(store, detections, rare, count=count, threshold=threshold or 0)
-    return {"images": images, "threshold": None if path is None else threshold, "masks": store.has_masks}

@@ -6,6 +6,7 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from longtail_det2.utils.wording import pluralize
 
 from .multi_label_visualizer import MultiLabelVisualizer, labels_metadata, merge_predictions, room_for
 from .plots import data_uri
-from .predictions import Predictions
+from .predictions import Predictions, default_threshold, read_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +65,7 @@ def score_image(store: AnnotationStore, index: int, predictions: Predictions | N
 def choose_images(scores: Sequence[ImageScore], rare: set[int], count: int) -> list[tuple[ImageScore, str]]:
     """Choose about equally many images with missed rare classes, of the best, and of the worst; none twice.
 
-    Args:
-        scores: images to choose from; those without objects are left out.
-        rare: class indices.
-        count: most images.
-
-    Returns:
-        Pairs (image, why it is shown), by reason.
+    At most `count`, none without objects, each with the reason why it is shown; `rare` are class indices.
     """
 
     def rare_missed(one: ImageScore) -> int:
@@ -94,21 +89,21 @@ def choose_images(scores: Sequence[ImageScore], rare: set[int], count: int) -> l
 
 
 def draw_images(
-    store: AnnotationStore, predictions: Predictions | None, rare: set[int], *, count: int, threshold: float
-) -> list[dict[str, Any]]:
-    """Choose and draw validation images.
+    store: AnnotationStore, path: Path | None, rare: set[int], count: int, threshold: float | None
+) -> dict[str, Any]:
+    """Choose and draw at most `count` images of the validation truth, for the report.
 
-    Args:
-        store: validation truth. Images that cannot be read are left out with a warning.
-        predictions: for images of the store; None draws truth alone.
-        rare: class indices.
-        count: most images.
-        threshold: predictions with lower scores are not drawn.
+    Images that cannot be read are left out with a warning. Without a file of predictions (`path`) the truth
+    is drawn alone. A threshold of None chooses the score from which predictions are drawn.
 
-    Returns:
-        Of each image "id", "reason" and "caption" ("" without predictions), and "drawings": URIs by name.
+    Raises:
+        DataError: the predictions cannot be read, or do not fit `store`.
     """
-    above = None if predictions is None else predictions.above(threshold)
+    above = None
+    if path is not None:
+        above = read_predictions(path, store)
+        threshold = default_threshold(len(store.labels), above) if threshold is None else threshold
+        above = above.above(threshold)
     step = max(len(store) // _MOST_CANDIDATES, 1)
     shown = {k: None if above is None else above.of_image(k) for k in range(0, len(store), step)}
     metadata = labels_metadata(store.class_names, store.hierarchy)
@@ -119,11 +114,11 @@ def draw_images(
         except DataError as error:
             logger.warning("image left out: %s", error)
             continue
-        drawings = {name: _jpeg_uri(pixels) for name, pixels in pair.items()}
-        reason, caption = (reason, _caption(store, one)) if predictions is not None else ("", "")
-        name = store.image_ids[one.index].decode()
-        images.append({"id": name, "reason": reason, "caption": caption, "drawings": drawings})
-    return images
+        image = {"id": store.image_ids[one.index].decode()}
+        if above is not None:
+            image |= {"reason": reason, "caption": _caption(store, one)}
+        images.append({**image, "drawings": {name: _jpeg_uri(pixels) for name, pixels in pair.items()}})
+    return {"images": images, "threshold": None if above is None else threshold, "masks": store.has_masks}
 
 
 def draw_pair(
@@ -134,17 +129,10 @@ def draw_pair(
     *,
     largest_side: int = _LARGEST_SIDE,
 ) -> dict[str, np.ndarray]:
-    """Draw the truth and, if given, the predictions (normalised boxes, perhaps masks) of an image.
-
-    Args:
-        store: gives the truth.
-        index: of the image.
-        predictions: for this image.
-        metadata: for the visualizer.
-        largest_side: larger images are shrunk to this many pixels.
+    """Draw the truth and, if given, the predictions of the image at an index of the store.
 
     Returns:
-        "truth" and perhaps "predictions", (H, W, 3) uint8 RGB.
+        "truth" and perhaps "predictions", (H, W, 3) uint8 RGB, shrunk where a side exceeds `largest_side`.
 
     Raises:
         DataError: the image cannot be read, or a mask is malformed or does not fit it.

@@ -7,11 +7,12 @@ import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from factories import GROUP_OF, store_columns
 from PIL import Image
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.masks import encode_masks
-from longtail_det2.data.store import AnnotationStore, ObjectFlag, write_store
+from longtail_det2.data.store import AnnotationStore, write_store
 from longtail_det2.evaluation.evaluator import build_evaluators
 
 CLASS_IDS = ("rc", "gc", "rs", "circle", "red")
@@ -20,7 +21,7 @@ PARENTS = {"rc": ["circle", "red"], "gc": ["circle"], "rs": ["red"]}
 # Objects of each image: (box, labels, flags)
 OBJECTS = [
     [((0.1, 0.1, 0.5, 0.5), (0,), 0), ((0.6, 0.6, 0.9, 0.9), (0, 1), 0)],
-    [((0.2, 0.2, 0.8, 0.8), (1,), int(ObjectFlag.GROUP_OF))],
+    [((0.2, 0.2, 0.8, 0.8), (1,), GROUP_OF)],
     [((0.1, 0.2, 0.4, 0.6), (2,), 0), ((0.5, 0.5, 0.9, 0.9), (4,), 0)],
     [],
 ]
@@ -43,24 +44,12 @@ def make_store(path, images, masks=None):
     """A store of OBJECTS with 64 x 48 images, and with masks of the objects if there are any."""
     images.mkdir()
     rng = np.random.default_rng(0)
-    for index in range(len(OBJECTS)):
+    names = [f"im{index}" for index in range(len(OBJECTS))]
+    for name in names:
         pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(images / f"im{index}.png")
-    objects = [one for image in OBJECTS for one in image]
-    columns = {
-        **({} if masks is None else encode_masks(masks)),
-        "image_id": np.array([f"im{i}".encode() for i in range(len(OBJECTS))]),
-        "file_name": np.array([f"im{i}.png".encode() for i in range(len(OBJECTS))]),
-        "image_size": np.tile(np.array([[48, 64]], dtype=np.int32), (len(OBJECTS), 1)),
-        "object_offsets": np.cumsum([0, *map(len, OBJECTS)]),
-        "box": np.array([box for box, _, _ in objects], dtype=np.float32),
-        "flags": np.array([flags for _, _, flags in objects], dtype=np.uint8),
-        "label_offsets": np.cumsum([0, *(len(labels) for _, labels, _ in objects)]),
-        "label": np.array([label for _, labels, _ in objects for label in labels], dtype=np.int16),
-        "image_label_offsets": np.zeros(len(OBJECTS) + 1, dtype=np.int64),
-        "image_label": np.zeros(0, dtype=np.int16),
-        "image_label_status": np.zeros(0, dtype=np.uint8),
-    }
+        Image.fromarray(pixels).save(images / f"{name}.png")
+    objects = [(image, *one) for image, inside in enumerate(OBJECTS) for one in inside]
+    columns = store_columns(names, (48, 64), objects, **({} if masks is None else encode_masks(masks)))
     return write_store(path, columns, CLASS_IDS, CLASS_NAMES, parents=PARENTS, image_root=images)
 
 

@@ -1,4 +1,4 @@
-"""longtail-det2 demo: pictures and folders through a trained detector."""
+"""longtail-det2 demo: images and folders through a trained detector."""
 
 import json
 import shutil
@@ -13,14 +13,13 @@ from longtail_det2.checkpoint import ClassAwareCheckpointer
 from longtail_det2.cli import main
 from longtail_det2.cli.demo import describe_classes
 from longtail_det2.config_files import load_cfg
+from longtail_det2.data.build import build_test_loader
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.images import read_image
 from longtail_det2.engine.build import build_model
 from longtail_det2.export.source import load_detector
-from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.multi_label_visualizer import MultiLabelVisualizer
-from longtail_det2.visualization.predictions import read_predictions, write_predictions
-from longtail_det2.visualization.predictor import Predictor
+from longtail_det2.visualization.predictions import read_predictions
 
 OPTIONS = ["MODEL.ROI_HEADS.NUM_CLASSES", "5", "INPUT.MIN_SIZE_TEST", "48", "MODEL.DEVICE", "cpu"]
 CONFIG = "shapes/faster_rcnn_tiny_sigmoid_shapes.yaml"
@@ -57,80 +56,59 @@ def demo(weights, tmp_path, config):
     return call
 
 
-def test_folder_and_files(demo, store, tmp_path, capsys):
+def predictions_of(weights, store, config, name):
+    """What an evaluation gets for an image of the store."""
+    cfg = load_cfg(config, OPTIONS)
+    model = build_model(cfg).eval()
+    ClassAwareCheckpointer(model).load(str(weights))
+    mapper = MultiLabelDatasetMapper(**MultiLabelDatasetMapper.from_config(cfg, is_train=False))
+    loader = build_test_loader(MultiLabelDataset(store), mapper=mapper)
+    (batch,) = (one for one in loader if one[0]["image_id"] == name)
+    with torch.no_grad():
+        return model(batch)[0]["instances"]
+
+
+def test_folder(demo, store, tmp_path, capsys):
     nested = store.image_root / "deeper" / "still"
-    nested.mkdir(parents=True)
-    shutil.copy(store.image_root / "im0.png", nested / "im9.png")
-    (store.image_root / "notes.txt").write_text("no picture")
-    out = tmp_path / "out"
+    for folder in (nested, store.image_root / ".hidden"):
+        folder.mkdir(parents=True)
+        shutil.copy(store.image_root / "im0.png", folder / "im9.png")
+    (store.image_root / "notes.txt").write_text("no image")
+    out = store.image_root / "drawn"
     command = ["--input", store.image_root, "--store", store.path, "--score-threshold", 0.3]
-    assert demo(*command, "--predictions", out / "predictions.json") == 0
+    for _ in range(2):  # results inside the folder are no inputs
+        assert demo(*command, "--predictions", tmp_path / "p.json", output=out) == 0
+        assert "5 images in" in capsys.readouterr().out
     drawn = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.jpg"))
     assert drawn == ["deeper/still/im9.jpg", *(f"im{index}.jpg" for index in range(4))]
-    assert "5 images in" in capsys.readouterr().out
-    rows = json.loads((out / "predictions.json").read_text())
+    rows = json.loads((tmp_path / "p.json").read_text())
     assert {row["image_id"] for row in rows} <= {"im0", "im1", "im2", "im3", "im9"}
-    assert {row["category_id"] for row in rows} <= set(store.class_ids)
     same = [[row["score"] for row in rows if row["image_id"] == name] for name in ("im0", "im9")]
     assert same[0] == same[1] and same[0]
 
 
-def test_results_inside_the_folder_are_no_inputs(demo, store, capsys):
-    for _ in range(2):
-        assert demo("--input", store.image_root, output=store.image_root / "drawn") == 0
-        assert "4 images" in capsys.readouterr().out
-
-
-def test_predictions_equal_the_evaluation(demo, store, weights, tmp_path):
-    out = tmp_path / "out"
-    command = ["--input", store.image_root / "im2.png", "--store", store.path]
-    assert demo(*command, "--predictions", out / "p.json") == 0
-    rows = json.loads((out / "p.json").read_text())
-    from longtail_det2.data.build import build_test_loader
-    from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
-
-    cfg = load_cfg(CONFIG, OPTIONS)
-    model = build_model(cfg).eval()
-    ClassAwareCheckpointer(model).load(str(weights))
-    dataset = MultiLabelDataset(store)
-    mapper = MultiLabelDatasetMapper(**MultiLabelDatasetMapper.from_config(cfg, is_train=False))
-    (batch,) = (one for one in build_test_loader(dataset, mapper=mapper) if one[0]["image_id"] == "im2")
-    with torch.no_grad():
-        instances = model(batch)[0]["instances"]
-    assert len(rows) == len(instances) > 0
-    assert np.allclose([row["score"] for row in rows], instances.scores, atol=1e-5)
-    x0, y0, x1, y1 = instances.pred_boxes.tensor.T
-    assert np.allclose([row["bbox"] for row in rows], torch.stack([x0, y0, x1 - x0, y1 - y0], 1), atol=2e-2)
-    assert [row["category"] for row in rows] == [
-        store.class_names[i] for i in instances.pred_classes.tolist()
-    ]
-
-
-def test_what_is_no_picture(demo, store, tmp_path, capsys):
+def test_what_is_no_image(demo, store, tmp_path, capsys):
     folder = tmp_path / "mixed"
     folder.mkdir()
     shutil.copy(store.image_root / "im0.png", folder / "good.png")
-    (folder / "bad.jpg").write_bytes(b"not a picture")
+    (folder / "bad.jpg").write_bytes(b"not an image")
     assert demo("--input", folder) == 0  # in a folder, a broken file is passed over
     printed = capsys.readouterr()
     assert "1 image in" in printed.out
     assert "passed over: " in printed.err and "bad.jpg: cannot read the image" in printed.err
-
-    def error(*arguments):
-        assert demo(*arguments) == 2
-        line = capsys.readouterr().err.splitlines()[-1]
-        assert line.startswith("error: ")
-        return line
-
-    assert "bad.jpg: cannot read the image (not an image of a known" in error("--input", folder / "bad.jpg")
-    assert "nowhere: no such file or folder" in error("--input", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "no images there; their names end in .bmp" in error("--input", tmp_path / "empty")
+    for words, message in (
+        ([folder / "bad.jpg"], "bad.jpg: cannot read the image (not an image of a known"),
+        ([tmp_path / "nowhere"], "nowhere: no such file or folder"),
+        ([tmp_path / "empty"], "no images there; their names end in .bmp"),
+        ([folder, "--predictions", "p.txt"], "must end in .json"),
+        ([folder, "--store", tmp_path / "nowhere"], "no annotation store"),
+    ):
+        assert demo("--input", *words) == 2
+        assert message in capsys.readouterr().err
     (folder / "good.png").unlink()
-    assert "none of 1 files is an image" in error("--input", folder)
-    shutil.copy(store.image_root / "im0.png", folder / "good.png")
-    assert "must end in .json" in error("--input", folder, "--predictions", "p.txt")
-    assert "no annotation store" in error("--input", folder, "--store", tmp_path / "nowhere")
+    assert demo("--input", folder) == 2
+    assert "none of 1 files is an image" in capsys.readouterr().err
 
 
 def test_equal_names_get_ids_and_drawings_of_their_own(store, tmp_path, demo):
@@ -161,57 +139,38 @@ def test_names_are_those_of_the_config_s_test_data(weights, store, tmp_path, cap
     assert "--store gives names" in capsys.readouterr().err
 
 
-def test_no_predictions_at_all(tmp_path):
-    write_predictions(tmp_path / "p.json", [])
-    assert json.loads((tmp_path / "p.json").read_text()) == []
-    with pytest.raises(DataError, match="cannot be written"):
-        write_predictions(tmp_path / "p.json" / "q.json", [])
-
-
-def test_predictions_without_drawings(demo, store, tmp_path, capsys):
+def test_predictions_equal_the_evaluation(demo, store, weights, tmp_path, capsys):
     command = ["--input", store.image_root / "im2.png"]
-    assert demo(*command, "--predictions", tmp_path / "drawn.json") == 0
-    assert demo(*command, "--predictions", tmp_path / "p.json", output=None) == 0
-    assert (tmp_path / "p.json").read_text() == (tmp_path / "drawn.json").read_text()
-    assert " predictions of 1 image in" in capsys.readouterr().out
-    assert "segmentation" not in json.loads((tmp_path / "p.json").read_text())[0]
+    assert demo(*command, "--store", store.path, "--predictions", tmp_path / "p.json", output=None) == 0
+    assert not (tmp_path / "out").exists() and " predictions of 1 image in" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "p.json").read_text())
+    instances = predictions_of(weights, store, CONFIG, "im2")
+    assert len(rows) == len(instances) > 0
+    assert np.allclose([row["score"] for row in rows], instances.scores, atol=1e-5)
+    x0, y0, x1, y1 = instances.pred_boxes.tensor.T
+    assert np.allclose([row["bbox"] for row in rows], torch.stack([x0, y0, x1 - x0, y1 - y0], 1), atol=2e-2)
+    for key, known in (("category_id", store.class_ids), ("category", store.class_names)):
+        assert [row[key] for row in rows] == [known[index] for index in instances.pred_classes.tolist()]
+    assert "segmentation" not in rows[0]
     assert demo(*command, output=None) == 2
     assert "nothing to do" in capsys.readouterr().err
 
 
-def test_drawing_is_upright(demo, store, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path / "turned.jpg"
-    Image.new("RGB", (64, 48)).save(path, exif=exif)
-    assert demo("--input", path, "--store", store.path) == 0
-    with Image.open(tmp_path / "out" / "turned.jpg") as drawn:
-        assert drawn.height > drawn.width
-
-
 @pytest.mark.parametrize("config", [MASK_CONFIG], indirect=True)
 def test_masks_are_drawn_and_written(demo, store, weights, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    path = store.image_root / "im2.png"
-    command = ["--input", path, "--store", store.path, "--score-threshold", 0.3]
-    assert demo(*command, "--predictions", out / "p.json") == 0
-    instances = Predictor(load_detector(MASK_CONFIG, str(weights), OPTIONS)).predict(read_image(path, "RGB"))
-    masks = instances.pred_masks.numpy()
-    assert masks.shape == (len(instances), 48, 64) and masks.any() and not masks.all()
-    rows = json.loads((out / "p.json").read_text())
-    assert len(rows) == len(instances)
-    for row, mask in zip(rows, masks, strict=True):
+    command = ["--input", store.image_root / "im2.png", "--store", store.path, "--score-threshold", 0.3]
+    assert demo(*command, "--predictions", tmp_path / "p.json") == 0
+    masks = predictions_of(weights, store, MASK_CONFIG, "im2").pred_masks.numpy()
+    assert masks.shape[1:] == (48, 64) and masks.any() and not masks.all()
+    rows, found = json.loads((tmp_path / "p.json").read_text()), read_predictions(tmp_path / "p.json", store)
+    for number, (row, mask) in enumerate(zip(rows, masks, strict=True)):
         assert row["segmentation"]["size"] == [48, 64] and type(row["segmentation"]["counts"]) is str
         assert (coco_mask.decode(row["segmentation"]).astype(bool) == mask).all()
-    found = read_predictions(out / "p.json", store)
-    for row, mask in enumerate(masks):
-        bitmap = found.mask_of(row)
+        bitmap = found.mask_of(number)
         assert not mask.any() if bitmap is None else (bitmap == mask).all()
-    with Image.open(out / "im2.jpg") as drawn:
-        with_masks = np.asarray(drawn).astype(int)
-
+    with_masks = np.asarray(Image.open(tmp_path / "out" / "im2.jpg")).astype(int)
     # Without its masks the same detector's drawing differs.
     monkeypatch.setattr(MultiLabelVisualizer, "_draw_masks", lambda self, objects: None)
-    assert demo(*command, "--predictions", out / "q.json") == 0
-    with Image.open(out / "im2.jpg") as drawn:
-        assert (np.abs(np.asarray(drawn) - with_masks) > 20).any(axis=2).mean() > 0.01
+    assert demo(*command) == 0
+    drawn = np.asarray(Image.open(tmp_path / "out" / "im2.jpg"))
+    assert (np.abs(drawn - with_masks) > 20).any(axis=2).mean() > 0.01

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from factories import CAR, CLASS_IDS, FISH, PARENTS, PUPPY
 from PIL import Image
 
 from longtail_det2.data.hierarchy import LabelHierarchy
@@ -18,52 +19,43 @@ from longtail_det2.visualization.plots import (
     related_classes,
 )
 
-IDS = ["animal", "dog", "puppy", "pet", "fish", "car"]
-TREE = LabelHierarchy.from_json({"dog": ["animal", "pet"], "puppy": ["dog"], "fish": ["pet"]}, IDS)
+TREE = LabelHierarchy.from_json(PARENTS, CLASS_IDS)
 
 
-def statistics_of(pairs, objects=(50,) * 6, hierarchy=TREE):
-    """With the objects of some pairs of classes."""
-    cooccurrence = np.diag(objects)
+def statistics_of(pairs, hierarchy=TREE):
+    """Of 50 objects of each class, and those of some pairs of classes."""
+    cooccurrence = np.diag([50] * 6)
     for (one, other), count in pairs.items():
-        one, other = IDS.index(one), IDS.index(other)
         cooccurrence[one, other] = cooccurrence[other, one] = count
-    return ClassStatistics(IDS, 100, objects, objects, cooccurrence, None, hierarchy)
+    return ClassStatistics(CLASS_IDS, 100, [50] * 6, [50] * 6, cooccurrence, None, hierarchy)
 
 
 def test_related_classes_are_those_that_one_label_implies():
-    bears = [{label, *TREE.ancestors_of(label).tolist()} for label in range(6)]
+    implied = [{label, *TREE.ancestors_of(label).tolist()} for label in range(6)]
     related = related_classes(statistics_of({}))
     for i, j in itertools.product(range(6), repeat=2):
-        assert related[i, j] == any({i, j} <= one for one in bears)
-    assert related[IDS.index("animal"), IDS.index("pet")], "a dog is both"
-    assert not related[IDS.index("animal"), IDS.index("fish")]
+        assert related[i, j] == any({i, j} <= one for one in implied)
 
 
-def test_classes_with_unrelated_partners_come_first():
-    statistics = statistics_of({("car", "fish"): 25, ("puppy", "car"): 5})
-    assert [IDS[c] for c in most_cooccurring(statistics, 2)] == ["fish", "car"]
-    assert [IDS[c] for c in most_cooccurring(statistics, 3)] == ["fish", "car", "puppy"]
+def test_partners_stand_side_by_side_and_unrelated_ones_first():
+    statistics = statistics_of({(CAR, FISH): 25, (PUPPY, CAR): 5})
+    assert most_cooccurring(statistics, 3).tolist() == [FISH, CAR, PUPPY]
     assert sorted(most_cooccurring(statistics).tolist()) == list(range(6))
-
-
-def test_partners_stand_side_by_side():
-    pairs = {(IDS[i], IDS[i + 3]): 45 - 5 * i for i in range(3)}
-    assert most_cooccurring(statistics_of(pairs, hierarchy=None)).tolist() == [0, 3, 1, 4, 2, 5]
+    flat = statistics_of({(i, i + 3): 45 - 5 * i for i in range(3)}, None)
+    assert most_cooccurring(flat).tolist() == [0, 3, 1, 4, 2, 5]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_names_of_any_kind(tmp_path, suffix):
     """Dollars would be formulas, line breaks would be lines, and no font has all characters."""
     names = ("$x_", r"$\frac$", "two\nlines", "猫", "<b>&amp;", "a very long name " * 9)
-    path = tmp_path / f"map.{suffix}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        draw_heat_map(path, TREE.ancestors.astype(float), names, np.arange(6))
-    content = path.read_bytes()
-    draw_heat_map(path, TREE.ancestors.astype(float), names, np.arange(6))
-    assert path.read_bytes() == content, "equal data give equal files"
-    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    path, contents = tmp_path / f"map.{suffix}", []
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draw_heat_map(path, TREE.ancestors.astype(float), names, np.arange(6))
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1], "equal data give equal files"
 
 
 def test_colours_follow_the_values(tmp_path):
@@ -72,21 +64,18 @@ def test_colours_follow_the_values(tmp_path):
     assert (6, 44, 74) in colors, "the darkest colour means 1"
 
 
-@pytest.mark.parametrize("counts", [[5], [0, 0], [3, 2, 1], [1_000_000, 1000, 1, 0], list(range(400))])
-def test_curves_of_any_length(tmp_path, counts):
-    counts = np.array(counts)
+def test_curves_of_any_length_and_files_that_cannot_be_written(tmp_path):
     path = tmp_path / "tail.png"
-    draw_long_tail(path, counts, frequency_bins(counts))
-    assert Image.open(path).size == (1290, 660)
-
-
-def test_files_that_cannot_be_written(tmp_path):
+    for counts in ([5], [0, 0], [3, 2, 1], [1_000_000, 1000, 1, 0], list(range(400))):
+        draw_long_tail(path, np.array(counts), frequency_bins(np.array(counts)))
+        assert Image.open(path).size == (1290, 660)
     with pytest.raises(DataError, match="cannot be written"):
         draw_long_tail(tmp_path / "absent" / "tail.png", np.array([1]), np.array([0]))
-    (tmp_path / "tail.png").mkdir()
+    path.unlink()
+    path.mkdir()
     with pytest.raises(DataError, match="cannot be written"):
-        draw_long_tail(tmp_path / "tail.png", np.array([1]), np.array([0]))
-    assert [one.name for one in tmp_path.iterdir()] == ["tail.png"]
+        draw_long_tail(path, np.array([1]), np.array([0]))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("counts", [[7], [5, 5, 5], [9, 0, 3, 1], [1000, 100, 10, 1, 0, 0], [0, 8]])

@@ -1,3 +1,5 @@
+"""The report: what it says of runs of all kinds, what it reads from them, and which images it shows."""
+
 import base64
 import json
 import re
@@ -10,11 +12,10 @@ import pytest
 from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.plots import ap_plot, long_tail_plot, smooth, training_plots
 from longtail_det2.visualization.predictions import Predictions
-from longtail_det2.visualization.report import build_report
+from longtail_det2.visualization.report import build_report, duration, read_evaluation, read_log
 from longtail_det2.visualization.report_images import choose_images, score_image
-from longtail_det2.visualization.run_data import Evaluation, read_evaluation
 
-VOID = {"meta", "img", "br", "input", "link", "hr"}
+SVG = "data:image/svg+xml;base64,"
 
 
 class Page(HTMLParser):
@@ -22,63 +23,65 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.open, self.text, self.addresses, self.ids, self.images = [], [], [], [], 0
+        self.html, self.open, self.words, self.addresses, self.ids = html, [], [], [], []
         self.feed(html)
         assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+        self.images = sum(address.startswith("data:image/jpeg;base64,") for address in self.addresses)
+        self.plots = sum(address.startswith(SVG) for address in self.addresses)
 
     def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.images += tag == "img" and dict(attrs)["src"].startswith("data:image/jpeg")
         self.ids += [value for name, value in attrs if name == "id"]
         self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+        self.open += [tag] if tag not in ("meta", "img", "br") else []
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
+        self.words.append(data)
+
+    def row(self, table, name):
+        """Cells of a row of the table below a heading."""
+        part = self.html[self.html.index(f"{table}</h2>") :]
+        return re.findall(r">([^<>]*)</td>", part[part.index(f">{name}</th>") :].split("</tr>")[0])
 
 
-def read(path):
-    html = path.read_text(encoding="utf-8")
-    page = Page(html)
-    for address in page.addresses:
-        assert address.startswith(("data:image/jpeg;base64,", "data:image/svg+xml;base64,")), address[:80]
-    assert not re.search(r"https?://|@import|url\((?!#)", html)
-    assert len(page.ids) == len(set(page.ids))
-    return html, " ".join(page.text), page
+def report(run, tmp_path, **options):
+    """Builds a report that is one file complete in itself."""
+    path = tmp_path / "new" / "report.html"
+    assert build_report(run, path, **options) == path
+    assert list(path.parent.iterdir()) == [path] and path.stat().st_size < 2_000_000
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.images + page.plots == len(page.addresses) and len(page.ids) == len(set(page.ids))
+    assert not re.search(r"https?://|@import|url\((?!#)", page.html)
+    return page
 
 
-def row_of(html, table, name):
-    """Cells of a row of the table below a heading."""
-    part = html[html.index(f"{table}</h2>") :]
-    row = part[part.index(f">{name}</th>") :].split("</tr>")[0]
-    return re.findall(r">([^<>]*)</td>", row)
+def shown(mean):
+    return "–" if mean is None else f"{100 * mean:.1f}"
 
 
 def test_full_report(run, store, tmp_path):
-    output = tmp_path / "new" / "report.html"
-    options = {"title": "A <title>", "steps": [("train", 65.0)]}
-    assert build_report(run, output, train_store=store, val_store=store.path, **options) == output
-    html, text, page = read(output)
-    summary = read_evaluation(run).summary["bbox"]
-    for name in ("mAP50", "mAP50_expanded", "mAP50_leaves", "mAP50_head", "mAP50_tail"):
-        assert f"{100 * summary[name]:.1f}" in text
-    assert "A <title>" in text and "green <circle>" in text and "<circle>" not in html
-    assert "4 images, 5 objects with 6 labels of 5 classes (3 leaves, 2 inner)" in text
-    assert "200 iterations" in text and "0.125" in text and "train 1 min 05 s" in text
-    assert "/secret" not in html and str(tmp_path) not in html
+    options = {
+        "train_store": store,
+        "val_store": store.path,
+        "title": "A <title>",
+        "steps": [("train", 65.0)],
+    }
+    page = report(run, tmp_path, **options)
+    for name, mean in read_evaluation(run).summary["bbox"].items():
+        assert shown(mean) in page.text, name
+    assert "A <title>" in page.text and "green <circle>" in page.text and "<circle>" not in page.html
+    assert "4 images, 5 objects with 6 labels of 5 classes (3 leaves, 2 inner)" in page.text
+    assert "200 iterations" in page.text and "0.125" in page.text and "train 1 min 05 s" in page.text
+    assert "/secret" not in page.html and str(tmp_path) not in page.html
     assert page.images == 6  # three images with objects, truth and predictions
-    assert html.count("image/svg") == 4
-    assert output.stat().st_size < 2_000_000
-    assert [path for path in output.parent.iterdir() if path != output] == []
+    assert page.plots == 4
+    assert report(run, tmp_path, **options).html == page.html
 
 
-def test_facts_are_those_of_the_run(run, store, tmp_path):
+def test_facts_are_those_of_the_run(run, tmp_path):
     record = {
         "config": "shapes/tiny.yaml",
         "options": ["SOLVER.MAX_ITER", "3", "DATASETS.ROOT", "/secret", "MODEL.WEIGHTS", "hub://r50"],
@@ -89,38 +92,42 @@ def test_facts_are_those_of_the_run(run, store, tmp_path):
         "machine": {"host": "secret", "cpus": 3, "gpus": ["H9000"]},
     }
     (run / "run.json").write_text(json.dumps(record))
-    build_report(run, tmp_path / "report.html")
-    _, text, _ = read(tmp_path / "report.html")
-    text = " ".join(text.split())
+    model = (
+        "MODEL:\n  ROI_HEADS: {NAME: MultiLabelROIHeads}\n  ROI_BOX_HEAD: {CLASSIFICATION_LOSS: AnyLoss}\n"
+    )
+    (run / "config.yaml").write_text(model)
+    text = report(run, tmp_path).text
     for fact in ("shapes/tiny.yaml", "SOLVER.MAX_ITER 3 MODEL.WEIGHTS hub://r50", "c0ffee", "torch 9.9"):
         assert fact in text
-    assert "Seed 11" in text and "3 CPU cores, H9000, 2 processes" in text and "secret" not in text
+    assert "Seed 11" in text and "3 CPU cores, H9000, 2 processes" in text and "loss AnyLoss" in text
+    assert "secret" not in text
+    (run / "config.yaml").write_text("[")
+    assert "AnyLoss" not in report(run, tmp_path).text
 
 
-def test_report_of_a_run_with_masks(masked_run, masked_store, tmp_path):
-    build_report(masked_run, tmp_path / "report.html", train_store=masked_store, val_store=masked_store)
-    html, text, page = read(tmp_path / "report.html")
-    summary = read_evaluation(masked_run).summary
+def test_masks(masked_run, masked_store, tmp_path, caplog):
+    page = report(masked_run, tmp_path, train_store=masked_store, val_store=masked_store)
+    evaluation = read_evaluation(masked_run)
     for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP_leaves", "AP_tail"):
-        means = [summary[task][name] for task in ("coco_bbox", "coco_segm")]
-        assert row_of(html, "COCO metric", name) == [
-            "–" if one is None else f"{100 * one:.1f}" for one in means
-        ]
-    assert "COCO's AP, boxes, %" in text and "COCO's AP, masks, %" in text
-    assert "Masks are tinted" in text and page.images == 6
-    images = re.findall(r'jpeg;base64,[^"]+', html)
-    results = masked_run / "inference" / "masked" / "coco_instances_results.json"
+        means = [shown(evaluation.summary[task][name]) for task in ("coco_bbox", "coco_segm")]
+        assert page.row("COCO metric", name) == means
+    assert "COCO's AP, boxes, %" in page.text and "COCO's AP, masks, %" in page.text
+    assert "Masks are tinted" in page.text and page.images == 6
+    results = evaluation.folder / "coco_instances_results.json"
     rows = json.loads(results.read_text())
-    for row in rows:
-        del row["segmentation"]
-    results.write_text(json.dumps(rows))
-    build_report(masked_run, tmp_path / "plain.html", val_store=masked_store)
-    plain = re.findall(r'jpeg;base64,[^"]+', read(tmp_path / "plain.html")[0])
-    same = [one == other for one, other in zip(images, plain, strict=True)]
+    results.write_text(json.dumps([{**row, "segmentation": None} for row in rows]))
+    plain = report(masked_run, tmp_path, val_store=masked_store)
+    drawings = ([one for one in each.addresses if "jpeg" in one] for each in (page, plain))
+    same = [one == other for one, other in zip(*drawings, strict=True)]
     assert same == [True, False] * 3  # truth and predictions of each image
+    # Where the mask of a prediction is damaged, the image is left out.
+    rows[0]["segmentation"]["counts"] = "04"
+    results.write_text(json.dumps(rows))
+    assert report(masked_run, tmp_path, val_store=masked_store).images == 4
+    assert "image left out: " in caplog.text and "detection 0 has a segmentation whose counts" in caplog.text
 
 
-def test_report_of_a_run_with_the_lvis_metric_alone(lvis_run, masked_store, tmp_path):
+def test_lvis_metric_alone(lvis_run, masked_store, tmp_path):
     folder, means = lvis_run
     path = folder / "inference" / "masked" / "results.json"
     document = json.loads(path.read_text())
@@ -128,69 +135,39 @@ def test_report_of_a_run_with_the_lvis_metric_alone(lvis_run, masked_store, tmp_
     path.write_text(json.dumps(document))
     evaluation = read_evaluation(folder)
     assert evaluation.ap_key == "lvis_segm" and evaluation.predictions.suffix == ".json"
-    inner = masked_store.hierarchy.inner.tolist()
     groups = [evaluation.group_of(one) for one in evaluation.classes]
-    assert groups == ["inner" if k in inner else "rare" for k in range(5)]  # of four images
-    build_report(folder, tmp_path / "report.html", train_store=masked_store, val_store=masked_store)
-    html, text, page = read(tmp_path / "report.html")
-    assert "challenge" not in text and "nan" not in text.split() and "AP expanded" not in text
-    assert "LVIS's AP, masks, %" in text and page.images
-    row = row_of(html, "LVIS metric", "APr")
+    assert groups == ["rare"] * 3 + ["inner"] * 2  # of four images
+    page = report(folder, tmp_path, train_store=masked_store, val_store=masked_store)
+    assert "challenge" not in page.text and "nan" not in page.text.split() and "AP expanded" not in page.text
+    assert "LVIS's AP, masks, %" in page.text and page.images
     tasks = ("lvis_bbox", "lvis_segm", "lvis_bbox_fixed", "lvis_segm_fixed")
-    assert sorted(row) == sorted(f"{means[task]['APr']:.1f}" for task in tasks)
-    assert "the best 123 detections" in text and "the best 4,567 of each class" in text
+    assert sorted(page.row("LVIS metric", "APr")) == sorted(f"{means[task]['APr']:.1f}" for task in tasks)
+    assert "the best 123 detections" in page.text and "the best 4,567 of each class" in page.text
 
 
 def test_coco_metric_alone(coco_run, masked_store, tmp_path):
-    evaluation = read_evaluation(coco_run)
-    assert evaluation.ap_key == "coco_bbox"
-    build_report(coco_run, tmp_path / "report.html", val_store=masked_store)
-    html, text, _ = read(tmp_path / "report.html")
-    assert "COCO's AP, boxes, %" in text and 'class="card"' in html and "challenge" not in text
-
-
-def test_damaged_masks_leave_an_image_out(masked_run, masked_store, tmp_path, caplog):
-    results = masked_run / "inference" / "masked" / "coco_instances_results.json"
-    rows = json.loads(results.read_text())
-    rows[0]["segmentation"]["counts"] = "04"
-    results.write_text(json.dumps(rows))
-    build_report(masked_run, tmp_path / "report.html", val_store=masked_store)
-    assert read(tmp_path / "report.html")[2].images == 4
-    assert "image left out: " in caplog.text and "entry 0 has a segmentation whose counts" in caplog.text
-    rows[0]["segmentation"]["size"] = [3, 4]
-    results.write_text(json.dumps(rows))
-    with pytest.raises(DataError, match="detection 0 is malformed"):
-        build_report(masked_run, tmp_path / "report.html", val_store=masked_store)
-
-
-def test_report_is_the_same_every_time(run, store, tmp_path):
-    pages = []
-    for name in ("one.html", "two.html"):
-        build_report(run, tmp_path / name, train_store=store, val_store=store)
-        pages.append((tmp_path / name).read_text())
-    assert pages[0] == pages[1]
+    assert read_evaluation(coco_run).ap_key == "coco_bbox"
+    page = report(coco_run, tmp_path, val_store=masked_store)
+    assert "COCO's AP, boxes, %" in page.text and 'class="card"' in page.html and "challenge" not in page.text
 
 
 @pytest.mark.parametrize("lacking", ["log", "predictions", "evaluation", "config", "stores", "all"])
 def test_missing_pieces(run, store, tmp_path, lacking):
     evaluation = run / "inference" / "tiny"
-    remove = {
-        "log": [run / "metrics.json"],
-        "predictions": [evaluation / "predictions.csv"],
-        "evaluation": [evaluation / "results.json"],
-        "config": [run / "config.yaml"],
-        "stores": [],
-        "all": [run / "metrics.json", evaluation / "results.json", run / "config.yaml"],
-    }[lacking]
-    for path in remove:
-        path.unlink()
+    pieces = {
+        "log": run / "metrics.json",
+        "predictions": evaluation / "predictions.csv",
+        "evaluation": evaluation / "results.json",
+        "config": run / "config.yaml",
+    }
+    for name, path in pieces.items():
+        if lacking in (name, "all"):
+            path.unlink()
     stores = {} if lacking in ("stores", "all") else {"train_store": store, "val_store": store}
-    build_report(run, tmp_path / "report.html", **stores)
-    _, text, page = read(tmp_path / "report.html")
-    assert ("There is no training log" in text) == (lacking in ("log", "all"))
-    assert ("There is no finished evaluation" in text) == (lacking in ("evaluation", "all"))
-    expected = {"stores": 0, "all": 0, "predictions": 3, "evaluation": 3}
-    assert page.images == expected.get(lacking, 6)
+    page = report(run, tmp_path, **stores)
+    assert ("There is no training log" in page.text) == (lacking in ("log", "all"))
+    assert ("There is no finished evaluation" in page.text) == (lacking in ("evaluation", "all"))
+    assert page.images == {"stores": 0, "all": 0, "predictions": 3, "evaluation": 3}.get(lacking, 6)
 
 
 def test_nothing_evaluated_is_not_a_number(run, store, tmp_path):
@@ -200,54 +177,73 @@ def test_nothing_evaluated_is_not_a_number(run, store, tmp_path):
     for one in document["classes"]:
         one.update(AP=None, AP_expanded=None, num_gt=0.0, train_images=None)
     path.write_text(json.dumps(document))
-    build_report(run, tmp_path / "report.html", val_store=store)
-    html, _, _ = read(tmp_path / "report.html")
-    assert not re.search(r"\bnan\b", re.sub("<(img|script).*?>", "", html), re.IGNORECASE)
-    assert html.count("image/svg") == 2  # only the losses and the learning rate
+    page = report(run, tmp_path, val_store=store)
+    assert not re.search(r"\bnan\b", page.text, re.IGNORECASE)
+    assert page.plots == 2  # only the losses and the learning rate
 
 
-def test_errors_name_the_problem(run, store, tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
-        build_report(tmp_path / "absent", tmp_path / "report.html")
-    with pytest.raises(DataError, match="no annotation store"):
-        build_report(run, tmp_path / "report.html", val_store=tmp_path / "absent")
-    (run / "inference" / "tiny" / "predictions.csv").write_text("ImageID,Score\n")
-    with pytest.raises(DataError, match=r"predictions\.csv"):
-        build_report(run, tmp_path / "report.html", val_store=store)
-    assert not (tmp_path / "report.html").exists()
-
-
-def test_unreadable_images_are_passed_over(run, store, tmp_path, caplog):
+def test_errors_name_the_problem(run, store, tmp_path, caplog):
     (tmp_path / "images" / "im0.png").write_bytes(b"no image")
     (tmp_path / "images" / "im1.png").unlink()
-    build_report(run, tmp_path / "report.html", val_store=store)
-    assert read(tmp_path / "report.html")[2].images == 2
-    assert caplog.text.count("image left out") == 2
+    assert report(run, tmp_path, val_store=store).images == 2 and caplog.text.count("image left out") == 2
+    (run / "inference" / "tiny" / "predictions.csv").write_text("ImageID,Score\n")
+    output = tmp_path / "report.html"
+    for folder, val_store, message in (
+        (tmp_path / "absent", None, "no such folder"),
+        (run, tmp_path / "absent", "no annotation store"),
+        (run, store, r"predictions\.csv"),
+    ):
+        with pytest.raises(DataError, match=message):
+            build_report(folder, output, val_store=val_store)
+    assert not output.exists()
 
 
-def evaluation_of(counts, aps):
-    classes = [
-        {"name": f"<c{i}>", "AP": ap, "train_images": count, "is_leaf": True, "frequency_bin": None}
-        for i, (count, ap) in enumerate(zip(counts, aps, strict=True))
-    ]
-    return Evaluation(None, {"summary": {"bbox": {}}, "classes": classes})
+def test_reading_evaluations(masked_run, caplog):
+    evaluation = read_evaluation(masked_run)
+    folder = masked_run / "inference" / "masked"
+    assert set(evaluation.summary) == {"bbox", "coco_bbox", "coco_segm"} and evaluation.ap_key == "AP"
+    assert [evaluation.group_of(one) == "inner" for one in evaluation.classes] == [False] * 3 + [True] * 2
+    assert evaluation.predictions == folder / "coco_instances_results.json"
+    (folder / "coco_instances_results.json").unlink()
+    assert read_evaluation(masked_run).predictions == folder / "predictions.csv"
+    other = masked_run / "inference" / "another"
+    other.mkdir()
+    (other / "results.json").write_text('{"summary": {"bbox": {"mAP50": null}}, "classes": []}')
+    assert read_evaluation(masked_run).folder == other
+    assert read_evaluation(masked_run, "masked").folder == folder
+    assert read_evaluation(masked_run, "absent") is None
+    for damage in ("{", "[]", '{"summary": 3, "classes": []}', '{"summary": {"bbox": 3}, "classes": []}'):
+        (folder / "results.json").write_text(damage)
+        assert read_evaluation(masked_run, "masked") is None
+    assert caplog.text.count("results.json cannot be read") == 4
 
 
-@pytest.mark.parametrize("counts", [[0, 1, 10**6], [0, 0, 0], [5, 5, 5]])
-def test_plots_of_any_counts(counts):
-    evaluation = evaluation_of(counts, [0.0, 0.5, 1.0])
-    for uri in (ap_plot(evaluation, "AP"), long_tail_plot(evaluation)):
-        root = ElementTree.fromstring(base64.b64decode(uri.removeprefix("data:image/svg+xml;base64,")))
-        assert root.tag.endswith("svg")
+def test_logs_of_stopped_resumed_and_damaged_runs(run, tmp_path, caplog):
+    log = read_log(run / "metrics.json")
+    assert log["iteration"][-1] == 199  # the half-written line is left out
+    assert {"total_loss", "loss_cls", "lr", "time"} <= set(log)
+    assert read_log(run / "absent.json") == {}
+    # A resumed run replaces what it repeats.
+    rows = [{"iteration": i, "total_loss": 3.0, "time": 0.5} for i in (19, 39, 59, 79)]
+    rows += [{"iteration": 49, "total_loss": 42.0}, {"iteration": 49, "bbox/mAP50": 1.0}]
+    path = tmp_path / "metrics.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = read_log(path)
+    assert log["iteration"].tolist() == [19, 39, 49] and log["total_loss"][-1] == 42
+    assert np.isnan(log["time"][-1])
+    path.write_text('{"iteration": 1}\nnonsense\n[1]\n{"iteration": 2, "total_loss": NaN}\n')
+    assert np.isnan(read_log(path)["total_loss"]).all() and f"{path}:2: not JSON" in caplog.text
 
 
-def test_plots_without_content():
-    nothing = evaluation_of([None, None], [0.5, None])
-    assert ap_plot(nothing, "AP") == long_tail_plot(nothing) == ""
-    assert ap_plot(evaluation_of([3], [None]), "AP") == ""
-    assert training_plots({}) == []
+def test_plots_of_any_numbers():
     one = np.array([1.0])
-    assert len(training_plots({"iteration": one, "total_loss": one * np.nan, "lr": one})) == 2
+    plots = training_plots({"iteration": one, "total_loss": one * np.nan, "lr": one})
+    assert len(plots) == 2 and training_plots({}) == []
+    for counts in ([0, 1, 10**6], [0, 0, 0], [5, 5, 5]):
+        plots.append(ap_plot([("inner", 3, 0.1), *(("leaf", count, 0.5) for count in counts)], "<AP>"))
+        plots.append(long_tail_plot(["head", "leaf", "tail"], counts))
+    for uri in plots:
+        assert ElementTree.fromstring(base64.b64decode(uri.removeprefix(SVG))).tag.endswith("svg")
 
 
 def test_smoothing():
@@ -257,34 +253,29 @@ def test_smoothing():
     assert smooth(noisy).std() < 0.4 * noisy.std()
 
 
+def test_durations():
+    seconds = (1.23, 12.3, 185, 7620)
+    assert [*map(duration, seconds)] == ["1.2 s", "12 s", "3 min 05 s", "2 h 07 min"]
+
+
 def detections(*rows):
-    columns = list(zip(*rows, strict=True))
-    columns = map(np.array, columns)
+    columns = map(np.array, zip(*rows, strict=True))
     return Predictions(np.zeros(len(rows), int), *columns, np.full(len(rows), None), np.arange(len(rows)), "")
 
 
-def test_scores_of_images(store):
+def test_scores_and_choice_of_images(store):
     first, second = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
     low = (0, 0, 0.05, 1)
-    shown = [(0, 0.9, first), (4, 0.8, first), (1, 0.7, second), (2, 0.6, second), (0, 0.5, low)]
-    assert score_image(store, 0, detections(*shown))[1:] == ([0, 1], [0], 2)
+    found = [(0, 0.9, first), (4, 0.8, first), (1, 0.7, second), (2, 0.6, second), (0, 0.5, low)]
+    assert score_image(store, 0, detections(*found))[1:] == ([0, 1], [0], 2)
     # A small box inside a group finds it; an ancestor on it is not wrong.
     group = detections((1, 0.9, (0.3, 0.3, 0.4, 0.4)), (3, 0.9, (0.3, 0.3, 0.4, 0.4)))
     assert score_image(store, 1, group)[1:] == ([1], [], 0)
-    assert score_image(store, 0, None).found == []
     assert score_image(store, 3, detections((0, 0.9, first))).wrong == 1
-
-
-def test_choice_of_images(store):
-    first = detections((0, 0.9, (0.1, 0.1, 0.5, 0.5)))
-    scores = [score_image(store, index, first if index == 0 else None) for index in range(len(store))]
-    chosen = choose_images(scores, {2}, 10)
-    assert [(one.index, reason) for one, reason in chosen] == [
-        (2, "rare classes missed"),
-        (0, "among the best"),
-        (1, "among the worst"),
-    ]
+    nothing = [score_image(store, index, None) for index in range(len(store))]
+    scores = [score_image(store, 0, detections((0, 0.9, first))), *nothing[1:]]
+    chosen = [(one.index, reason) for one, reason in choose_images(scores, {2}, 10)]
+    assert chosen == [(2, "rare classes missed"), (0, "among the best"), (1, "among the worst")]
     assert len(choose_images(scores, {2}, 2)) == 2
     # Where nothing is found, no image is a good one.
-    nothing = [score_image(store, index, None) for index in range(len(store))]
     assert [reason for _, reason in choose_images(nothing, set(), 3)] == ["among the worst"] * 3

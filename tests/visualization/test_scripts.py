@@ -1,4 +1,4 @@
-"""The command-line tools, called in this process."""
+"""The commands that draw, called in this process."""
 
 import json
 
@@ -19,7 +19,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_make_report(run, store, tmp_path, capsys):
+def test_report(run, store, tmp_path, capsys):
     stores = ["--train-store", store.path, "--val-store", store.path]
     output = tmp_path / "report.html"
     assert call("report", "--run", run, *stores, "--output", output, "--number", 1) == 0
@@ -39,17 +39,6 @@ def test_visualize_data(store, tmp_path, capsys):
     assert names(tmp_path / "chosen") == ["im2.png"]
     assert call(*command, tmp_path / "chosen", "--class", "blue") == 2
     assert "no such class" in capsys.readouterr().err
-
-
-def test_visualize_results(run, store, tmp_path, capsys):
-    predictions = run / "inference" / "tiny" / "predictions.csv"
-    command = ["visualize results", "--predictions", predictions, "--store", store.path]
-    command += ["--output", tmp_path / "out", "--image-id"]
-    assert call(*command, "im0", "im3") == 0
-    assert names(tmp_path / "out") == ["im0.png", "im3.png"]
-    assert Image.open(tmp_path / "out" / "im0.png").size == (2 * 480 + 8, 360)
-    assert call(*command, "im9") == 2
-    assert "no such image" in capsys.readouterr().err
 
 
 def test_registered_list_of_records(store, tmp_path, capsys):
@@ -79,47 +68,48 @@ def test_masks_of_the_mapper(masked_store, tmp_path):
 
 
 @pytest.fixture
-def results_of(masked_run, masked_store, tmp_path):
-    """Draws image im0 with results whose rows were changed; returns the exit status and the drawing."""
-    path = masked_run / "inference" / "masked" / "coco_instances_results.json"
+def draw(masked_run, masked_store, tmp_path):
+    """Draws images with results whose rows were changed; returns the exit status and the first drawing."""
+    rows = json.loads((masked_run / "inference/masked/coco_instances_results.json").read_text())
+    assert all("segmentation" in row for row in rows)
 
-    def draw(change):
-        rows = json.loads(path.read_text())
-        assert all("segmentation" in row for row in rows)
+    def run(change, *image_ids):
         for number, row in enumerate(rows):
             change(number, row)
         (tmp_path / "results.json").write_text(json.dumps(rows))
         command = ["--predictions", tmp_path / "results.json", "--store", masked_store.path]
-        status = call("visualize results", *command, "--output", tmp_path / "out", "--image-id", "im0")
-        drawing = tmp_path / "out" / "im0.png"
-        return status, np.asarray(Image.open(drawing)).astype(int) if drawing.exists() else None
+        status = call("visualize results", *command, "--output", tmp_path / "out", "--image-id", *image_ids)
+        return status, np.asarray(Image.open(tmp_path / "out" / "im0.png")) if status == 0 else None
 
-    return draw
+    return run
 
 
-def test_results_with_masks(results_of):
-    _, with_masks = results_of(lambda number, row: None)
-    _, without = results_of(lambda number, row: row.update(segmentation=None))
+def test_visualize_results(draw, tmp_path, capsys):
+    _, with_masks = draw(lambda number, row: None, "im0", "im3")
+    assert names(tmp_path / "out") == ["im0.png", "im3.png"] and with_masks.shape == (360, 2 * 480 + 8, 3)
+    _, without = draw(lambda number, row: row.update(segmentation=None), "im0")
     assert (with_masks[:, :480] == without[:, :480]).all()  # the truth
     inside = (slice(260, 300), slice(488 + 310, 488 + 400))  # in the second object, away from its box
     assert (with_masks[inside] != without[inside]).any(axis=2).mean() > 0.9
+    assert draw(lambda number, row: None, "im9")[0] == 2
+    assert "no such image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        ({"size": [48, 64], "counts": "04"}, "entry 1 has a segmentation whose counts cover 4 of 3072"),
-        (17, "detection 1 is malformed (segmentation is not RLE of its image's size [48, 64]"),
+        ({"size": [48, 64], "counts": "04"}, "detection 1 has a segmentation whose counts cover 4 of 3072"),
+        (17, "detection 1 is malformed (segmentation is not RLE of its image's size [48, 64])"),
     ],
 )
-def test_malformed_masks_end_in_one_line(results_of, capsys, mask, message):
-    assert results_of(lambda number, row: number == 1 and row.update(segmentation=mask))[0] == 2
+def test_malformed_masks_end_in_one_line(draw, capsys, mask, message):
+    assert draw(lambda number, row: number == 1 and row.update(segmentation=mask), "im0")[0] == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and "results.json: " in line and message in line
 
 
-def test_another_image_than_the_one_of_the_masks(results_of, masked_store, capsys):
+def test_another_image_than_the_one_of_the_masks(draw, masked_store, capsys):
     Image.new("RGB", (60, 50)).save(masked_store.image_root / "im0.png")
-    assert results_of(lambda number, row: None)[0] == 2
+    assert draw(lambda number, row: None, "im0")[0] == 2
     message = "image 'im0': a mask of (48, 64) pixels (height, width) does not fit an image of (50, 60)"
     assert message in capsys.readouterr().err
