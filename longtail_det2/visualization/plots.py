@@ -50,10 +50,9 @@ _TICKS = (0, 0.01, 0.1, 0.25, 0.5, 0.75, 1)
 
 
 def related_classes(statistics: ClassStatistics) -> np.ndarray:
-    """Return the pairs of classes that one label implies: ancestor and descendant, or two ancestors.
+    """Return the pairs (K, K) of classes that one label implies: ancestor and descendant, or two ancestors.
 
-    Returns:
-        (K, K) bool, symmetric. The rates of other pairs come from objects with several labels alone.
+    The rates of other pairs come from objects with several labels alone.
     """
     implied = np.eye(len(statistics.class_ids), dtype=np.float32)
     if statistics.hierarchy is not None:
@@ -62,18 +61,11 @@ def related_classes(statistics: ClassStatistics) -> np.ndarray:
 
 
 def most_cooccurring(statistics: ClassStatistics, number: int = 40) -> np.ndarray:
-    """Return the classes with the strongest partners, in an order that puts partners side by side.
+    """Return at most `number` classes, those with the strongest partners, with partners side by side.
 
     A class counts by its highest rate with an unrelated class, in either direction. A rate of n objects is
     taken as r n / (n + 10), or a class that occurs once would come first. Related classes count where nothing
-    else co-occurs.
-
-    Args:
-        statistics: of K classes.
-        number: upper bound of the classes.
-
-    Returns:
-        Class indices that have any rate above 0.
+    else co-occurs; classes without any rate above 0 are left out.
     """
     objects = statistics.known_cooccurrence.diagonal()
     trusted = statistics.rates() * (objects / (objects + 10))[:, None]
@@ -127,15 +119,9 @@ def draw_heat_map(path: Path, rates: np.ndarray, class_names: Sequence[str], cla
 
 
 def draw_long_tail(path: Path, counts: np.ndarray, bins: np.ndarray) -> None:
-    """Draw the images of the classes, the most frequent first, with head, medium and tail in colours.
+    """Draw the images of the classes (K,), the most frequent first, with head, medium and tail in colours.
 
-    Args:
-        path: .png or .svg file, written atomically.
-        counts: (K,) images per class.
-        bins: (K,) indices into `FREQUENCY_BINS`.
-
-    Raises:
-        DataError: the file cannot be written.
+    `bins` (K,) are indices into `FREQUENCY_BINS`, the rest is as in `draw_heat_map`.
     """
     with _plot(8.6, 4.4, path) as (axes, _):
         _draw_bars(axes, counts, np.array(FREQUENCY_BINS)[bins])

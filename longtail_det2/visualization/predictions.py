@@ -141,9 +141,7 @@ class ImageFile(NamedTuple):
 def find_images(inputs: Sequence[str | Path], leave_out: Path | None = None) -> list[ImageFile]:
     """Find image files, given by themselves or by folders at any depth, each once, folders in name order.
 
-    Args:
-        inputs: files and folders. Of folders, the files with an image's suffix are taken.
-        leave_out: a folder whose files are no inputs (where the results go).
+    Of folders, the files with an image's suffix are taken, and none below `leave_out`, where the results go.
 
     Raises:
         DataError: an input does not exist, or there is no image in any folder.

@@ -33,13 +33,6 @@ _CARDS = {
     "coco": {"AP": "all", "AP50": "all", "AP_head": "head", "AP_medium": "medium", "AP_tail": "tail"},
 }
 """Means to show first, with the classes that they are over, by metric."""
-_SETTINGS = {
-    "Model": "MODEL.META_ARCHITECTURE",
-    "Backbone": "MODEL.BACKBONE.NAME",
-    "Images per iteration": "SOLVER.IMS_PER_BATCH",
-    "Learning rate": "SOLVER.BASE_LR",
-    "Sampler": "DATALOADER.SAMPLER_TRAIN",
-}
 _MAIN_TASKS = ("lvis_segm", "lvis_bbox", "coco_segm", "coco_bbox")
 _LVIS_GROUPS = {"f": "frequent", "c": "common", "r": "rare"}
 
@@ -229,10 +222,10 @@ def _read_config(run: Path) -> dict[str, Any]:
 def _describe(store: AnnotationStore | None) -> str:
     if store is None:
         return ""
-    inner = f", {len(store.hierarchy.inner):,} inner" if len(store.hierarchy.inner) else ""
+    leaves, inner = len(store.hierarchy.leaves), len(store.hierarchy.inner)
     return (
         f"{len(store):,} images, {store.num_objects:,} objects with {len(store.labels):,} labels of "
-        f"{store.num_classes:,} classes ({len(store.hierarchy.leaves):,} leaves{inner})"
+        f"{store.num_classes:,} classes ({leaves:,} leaves, {inner:,} inner)"
     )
 
 
@@ -251,7 +244,11 @@ def _facts(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, An
     return {
         "Config": record.get("config"),
         "Options": " ".join(one for one in words if "/" not in one or "://" in one),
-        **{name: value_at(config, key) for name, key in _SETTINGS.items()},
+        "Model": value_at(config, "MODEL.META_ARCHITECTURE"),
+        "Backbone": value_at(config, "MODEL.BACKBONE.NAME"),
+        "Images per iteration": value_at(config, "SOLVER.IMS_PER_BATCH"),
+        "Learning rate": value_at(config, "SOLVER.BASE_LR"),
+        "Sampler": value_at(config, "DATALOADER.SAMPLER_TRAIN"),
         "Classification loss": next(losses, None),
         "Seed": record.get("seed"),
         "Started": record.get("started"),

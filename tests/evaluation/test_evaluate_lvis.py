@@ -79,3 +79,11 @@ def test_bad_results_are_named(command, capsys, change, named):
     assert command(content, rows) == 2
     error = capsys.readouterr().err
     assert "results.json: detection 7" in error and named in error
+
+
+def test_a_missing_mask_is_named(command, capsys):
+    content = make_content("plain")
+    rows = results_of("plain", content)
+    del rows[7]["segmentation"]
+    assert command(content, rows, "--task", "segm") == 2
+    assert "results.json: detection 7 has no segmentation" in capsys.readouterr().err
