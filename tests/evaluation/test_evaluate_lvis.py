@@ -83,7 +83,7 @@ def test_bad_results_are_named(command, capsys, change, named):
 
 def test_a_missing_mask_is_named(command, capsys):
     content = make_content("plain")
-    rows = results_of("plain", content)
+    rows = make_results("plain", content)
     del rows[7]["segmentation"]
     assert command(content, rows, "--task", "segm") == 2
     assert "results.json: detection 7 has no segmentation" in capsys.readouterr().err
