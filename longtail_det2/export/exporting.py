@@ -13,7 +13,7 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from longtail_det2.data.images import read_image
-from longtail_det2.model_zoo.new_folder import new_folder
+from longtail_det2.model_zoo.publishing import new_folder
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import write_json
 

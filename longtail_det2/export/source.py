@@ -17,21 +17,18 @@ from detectron2.data import transforms
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from longtail_det2.checkpoint import ClassAwareCheckpointer
-from longtail_det2.checkpoint.weights import read_weights, training_only_parts
+from longtail_det2.checkpoint.weights import read_weights
 from longtail_det2.config_files import load_cfg, load_lazy
 from longtail_det2.config_names import find_config_file, name_of_config
 from longtail_det2.data.datasets.builtin import register_datasets
-from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.engine.setup import lazy_dataset_names
-from longtail_det2.model_zoo.model_zoo import get_checkpoint, use_weights
+from longtail_det2.model_zoo.model_zoo import build, get_checkpoint, use_weights
 from longtail_det2.model_zoo.run_facts import (
     class_names_beside,
     config_without_paths,
     read_plain_yaml,
     value_at,
 )
-from longtail_det2.modeling.losses import ClassificationLoss, LossNormalizer
 from longtail_det2.utils.errors import ConfigError
 
 
@@ -95,29 +92,27 @@ def load_detector(
     Raises:
         ConfigError: a file is missing or damaged, or the weights are not those of a detector of this config.
     """
-    found = find_config_file(config_file, ".py" if config_file.endswith(".py") else ".yaml")
-    path = Path(weights or get_checkpoint(config_file))
-    _refuse_saved_lazy(found)
-    class_ids = read_weights(path).class_ids
-    if config_file.endswith(".py"):
-        cfg: Any = load_lazy(config_file, options)
-        cfg.train.device = "cpu"
+    lazy = config_file.endswith(".py")
+    found = find_config_file(config_file, ".py" if lazy else ".yaml")
+    path = str(weights or get_checkpoint(config_file))
+    cfg: Any
+    if lazy:
+        cfg = load_lazy(config_file, options)
         test, (image_format, min_size, max_size) = lazy_dataset_names(cfg)[1], _lazy_input(cfg)
     else:
+        _refuse_saved_lazy(found)
         cfg = load_cfg(config_file, options)
-        cfg.MODEL.DEVICE = "cpu"
         test, image_format = cfg.DATASETS.TEST, cfg.INPUT.FORMAT
         min_size, max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    use_weights(cfg, "", len(class_ids))
-    model = build_model(cfg) if isinstance(cfg, CfgNode) else build_lazy_model(cfg)
-    _load(model, path)
+    use_weights(cfg, path)
+    class_ids = read_weights(path).class_ids
     return TrainedDetector(
-        model=model.eval(),
+        model=build(cfg, "cpu", load=True).eval(),
         cfg=cfg,
         config_name=name_of_config(found) or found.name,
-        weights=path,
+        weights=Path(path),
         class_ids=class_ids,
-        class_names=tuple(class_names_beside(path.parent, class_ids)),
+        class_names=tuple(class_names_beside(Path(path).parent, class_ids)),
         image_format=image_format,
         min_size=min_size,
         max_size=max_size,
@@ -142,23 +137,8 @@ def to_input(picture: np.ndarray, min_size: int, max_size: int) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(picture.transpose(2, 0, 1)), dtype=torch.float32)
 
 
-def _load(model: nn.Module, path: Path) -> None:
-    """Load weights; all but those of losses, and of parts that only training needs, have to be there."""
-    present = read_weights(path).tensors
-    kinds = (ClassificationLoss, LossNormalizer)
-    losses = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, kinds))
-    needless = losses + training_only_parts(model)
-    missing = [name for name in model.state_dict() if name not in present and not name.startswith(needless)]
-    if missing:
-        raise ConfigError(
-            f"{path} has no weights for {len(missing)} parts of this detector, such as {missing[0]}: it is "
-            "of another model, or of a backbone alone"
-        )
-    ClassAwareCheckpointer(model).load(str(path))
-
-
 def _refuse_saved_lazy(path: Path) -> None:
-    content = read_plain_yaml(path) if path.suffix in (".yaml", ".yml") else {}
+    content = read_plain_yaml(path)
     if "model" in content and "MODEL" not in content:
         raise ConfigError(
             f"{path} is the saved form of a lazy config, which could name any code to run: give the .py "
@@ -169,13 +149,13 @@ def _refuse_saved_lazy(path: Path) -> None:
 def _lazy_input(cfg: DictConfig) -> tuple[str, int, int]:
     mapper: Any = value_at(cfg, "dataloader.test.mapper") or {}
     for node in mapper.get("augmentations", ()):
-        made: Any = instantiate(node)
-        scale = vars(made)
-        if isinstance(made, transforms.ResizeShortestEdge):
+        scale: Any = instantiate(node)
+        if isinstance(scale, transforms.ResizeShortestEdge):
+            sides: Any = vars(scale)
             return (
                 mapper.get("image_format", "BGR"),
-                int(scale["short_edge_length"][0]),
-                int(scale["max_size"]),
+                int(sides["short_edge_length"][0]),
+                int(sides["max_size"]),
             )
     raise ConfigError(
         "dataloader.test.mapper.augmentations has no ResizeShortestEdge: the size of test images is unknown"

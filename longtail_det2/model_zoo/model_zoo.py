@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
-from longtail_det2.checkpoint.weights import check_hash, read_weights
+from longtail_det2.checkpoint.weights import read_weights
 from longtail_det2.config import NUM_CLASSES_FROM_DATA
 from longtail_det2.config_files import load_cfg, load_lazy
 from longtail_det2.config_names import get_config_file
@@ -24,7 +23,7 @@ ZOO_VARIABLE = "LONGTAIL_DET2_ZOO"
 
 
 def zoo_key(name: str) -> str:
-    """The folder of a config in a zoo: a YAML config and its lazy twin share their weights."""
+    """Return the folder of a config in a zoo: a YAML config and its lazy twin share their weights."""
     return re.sub(r"\.(yaml|yml|py)$", "", name)
 
 
@@ -45,41 +44,33 @@ def get_checkpoint(name: str) -> str:
         raise ConfigError(
             f"{name}: there are no published weights; ${ZOO_VARIABLE} names a zoo that has some"
         )
-    index = _fetch(zoo, f"{key}/metrics.json")
-    try:
-        weights = json.loads(index.read_text(encoding="utf-8"))["weights"]
-        file, sha256 = str(weights["file"]), str(weights["sha256"])
-    except (OSError, ValueError, LookupError, TypeError):
-        file = sha256 = ""
-    if not re.fullmatch(r"[\w.-]+\.safetensors", file) or not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise ConfigError(f"{index}: names no weights file and its SHA-256; publish the checkpoint again")
-    path = _fetch(zoo, f"{key}/{file}")
-    check_hash(path, sha256)
-    return str(path)
-
-
-def _fetch(zoo: str, file: str) -> Path:
-    """A file of a zoo on this machine."""
-    path = Path(zoo).expanduser() / file
-    if path.is_file():
-        return path
-    if Path(zoo).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", zoo):
+    folder = Path(zoo).expanduser()
+    found = list(((folder if folder.is_dir() else _fetch(zoo, key)) / key).glob("*.safetensors"))
+    if len(found) != 1:
         raise ConfigError(
-            f"${ZOO_VARIABLE} is {zoo!r}: there is no {file}, and it is no hub repository either"
+            f"${ZOO_VARIABLE} is {zoo!r}: {key} has {len(found)} weights files there, expected one"
         )
+    read_weights(found[0])  # which compares the file with the hash in its name
+    return str(found[0])
+
+
+def _fetch(zoo: str, key: str) -> Path:
+    """The copy of a hub repository on this machine, with the weights of one config."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", zoo):
+        raise ConfigError(f"${ZOO_VARIABLE} is {zoo!r}: neither a folder nor a hub repository owner/name")
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import snapshot_download
     except ImportError:
-        raise ConfigError(f"fetching {file} of {zoo} needs a package: pip install huggingface-hub") from None
+        raise ConfigError(f"fetching {key} of {zoo} needs a package: pip install huggingface-hub") from None
     try:
-        return Path(hf_hub_download(zoo, file))
+        return Path(snapshot_download(zoo, allow_patterns=f"{key}/*.safetensors"))
     except (OSError, ValueError, RuntimeError) as error:  # its errors derive from these
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{file} of the hub repository {zoo} cannot be fetched: {reason}") from error
+        raise ConfigError(f"{key} of the hub repository {zoo} cannot be fetched: {reason}") from error
 
 
 def get_config(name: str, trained: bool = False) -> Any:
-    """A config, ready to be changed.
+    """Return a config, ready to be changed.
 
     Args:
         name: see :func:`get_config_file`.
@@ -93,36 +84,31 @@ def get_config(name: str, trained: bool = False) -> Any:
         ConfigError: there is none of that name; or see :func:`get_checkpoint`.
     """
     path = get_config_file(name)
-    cfg = load_lazy(path) if path.endswith(".py") else load_cfg(path)
+    cfg: Any = load_lazy(path) if path.endswith(".py") else load_cfg(path)
     if trained:
-        weights = get_checkpoint(name)
-        use_weights(cfg, weights, len(read_weights(weights).class_ids))
+        use_weights(cfg, get_checkpoint(name))
     return cfg
 
 
-def use_weights(cfg: Any, path: str, num_classes: int = 0) -> None:
-    """Points a config at a weights file; in place.
+def use_weights(cfg: Any, path: str) -> None:
+    """Point a YAML or lazy config at a weights file, and take its number of classes if the config has none.
 
-    Args:
-        cfg: YAML or lazy config.
-        path: of the file; "" leaves the config's.
-        num_classes: of the weights, set where the config leaves it to the data; 0 for unknown.
+    Raises:
+        ConfigError: the file does not exist or is damaged.
     """
     if isinstance(cfg, CfgNode):
-        if path:
-            cfg.MODEL.WEIGHTS = path
-        heads = (cfg.MODEL.ROI_HEADS, "NUM_CLASSES")
+        cfg.MODEL.WEIGHTS = path
+        node, key = cfg.MODEL.ROI_HEADS, "NUM_CLASSES"
     else:
-        if path:
-            cfg.train.init_checkpoint = path
-        heads = (cfg.model.get("roi_heads") or cfg.model, "num_classes")
-    node, key = heads
+        cfg.train.init_checkpoint = path
+        node, key = cfg.model.get("roi_heads") or cfg.model, "num_classes"
+    num_classes = len(read_weights(path).class_ids)
     if num_classes and node.get(key) == NUM_CLASSES_FROM_DATA:
         node[key] = num_classes
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """A model, in training mode, with random or with trained weights.
+    """Return a model in training mode, with random or with trained weights.
 
     Weights that the config starts from (an ImageNet backbone) are not fetched.
 
@@ -135,13 +121,17 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     Raises:
         ConfigError: see :func:`get_config`; or the config leaves the number of classes to the data.
     """
-    cfg = get_config(name, trained)
-    if name.endswith(".py"):
-        cfg.train.device = available_device(device or cfg.train.device)
-        model, weights = build_lazy_model(cfg), cfg.train.init_checkpoint
-    else:
+    return build(get_config(name, trained), device, load=trained)
+
+
+def build(cfg: Any, device: str | None = None, *, load: bool) -> nn.Module:
+    """Build the model of a YAML or lazy config; with `load`, with the trained weights that it names."""
+    if isinstance(cfg, CfgNode):
         cfg.MODEL.DEVICE = available_device(device or cfg.MODEL.DEVICE)
         model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
-    if trained:
-        ClassAwareCheckpointer(model).load(weights)
+    else:
+        cfg.train.device = available_device(device or cfg.train.device)
+        model, weights = build_lazy_model(cfg), cfg.train.init_checkpoint
+    if load:
+        ClassAwareCheckpointer(model, complete=True).load(weights)
     return model

@@ -1,4 +1,4 @@
-"""What a training run recorded about itself: config.yaml, run.json, metrics.json, results.json."""
+"""What a training run recorded about itself: config.yaml, metrics.json, results.json."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 from longtail_det2.utils.errors import ConfigError
 
 _RESULT = re.compile(r"^(?:(?P<dataset>.+)/)?(?P<metric>(?:bbox|segm|keypoints)/[^/]+)$")
+_WEIGHTS = ("MODEL.WEIGHTS", "train.init_checkpoint")
 _PLACES: dict[str, Any] = {
     "OUTPUT_DIR": "./output",
     "DATASETS.ROOT": "",
@@ -22,6 +23,7 @@ _PLACES: dict[str, Any] = {
     "datasets.root": "",
     "datasets.stores": [],
     "dataloader.evaluator.output_dir": None,
+    **dict.fromkeys(_WEIGHTS, ""),
 }
 
 
@@ -32,13 +34,11 @@ class _PlainLoader(yaml.SafeLoader):
 def _plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
     if isinstance(node, yaml.MappingNode):
         return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return suffix or loader.construct_scalar(node)  # pyright: ignore[reportArgumentType]
+    return loader.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else suffix
 
 
-_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", _plain)
-_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
+for _tag in ("name:", ""):
+    _PlainLoader.add_multi_constructor(f"tag:yaml.org,2002:python/{_tag}", _plain)
 
 
 def read_plain_yaml(path: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
 
 
 def value_at(content: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
+    """Return the value of a dotted key; None where there is none."""
     node: Any = content
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
@@ -67,20 +67,17 @@ def value_at(content: Mapping[str, Any], key: str) -> Any:
 def config_without_paths(config: Mapping[str, Any]) -> str:
     """Return a config as YAML without the paths of the machine that the run was on."""
     content = json.loads(json.dumps(config))
-    places = dict(_PLACES)
-    for key in ("MODEL.WEIGHTS", "train.init_checkpoint"):
-        if "://" not in str(value_at(content, key)):
-            places[key] = ""
-    for key, value in places.items():
+    for key, value in _PLACES.items():
         parent, _, last = key.rpartition(".")
         node = value_at(content, parent) if parent else content
-        if isinstance(node, dict) and last in node:
+        is_url = key in _WEIGHTS and "://" in str(value_at(content, key))
+        if isinstance(node, dict) and last in node and not is_url:
             node[last] = value
     return yaml.safe_dump(content, sort_keys=True, allow_unicode=True, width=110)
 
 
 def class_names_beside(folder: Path, class_ids: Sequence[str]) -> list[str]:
-    """Display names of classes, from a published checkpoint's classes.json or a run's evaluations.
+    """Return display names of classes, from a published checkpoint's classes.json or a run's evaluations.
 
     Args:
         folder: of the checkpoint.
@@ -103,7 +100,7 @@ def class_names_beside(folder: Path, class_ids: Sequence[str]) -> list[str]:
 
 
 def results_at(folder: Path, iterations: int | None, test: Sequence[str]) -> dict[str, dict[str, float]]:
-    """What a run's evaluation measured after `iterations`, from its metrics.json.
+    """Return what a run's evaluation measured after `iterations`, from its metrics.json.
 
     Args:
         folder: of the run.
