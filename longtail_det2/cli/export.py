@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> None:
     from longtail_det2.export.graph import MODEL_FILE
 
     detector = open_detector(args)
-    exported = export_detector(detector, args.output, pictures=args.sample_image, tolerance=args.tolerance)
-    for name, difference in exported.differences.items():
+    differences = export_detector(detector, args.output, pictures=args.sample_image, tolerance=args.tolerance)
+    for name, difference in differences.items():
         tell(f"{name}: {difference}")
-    worst = max(difference.largest for difference in exported.differences.values())
+    worst = max(difference.largest for difference in differences.values())
     path = Path(args.output) / MODEL_FILE
     tell(f"largest difference {worst:.1e} (tolerance {args.tolerance:g}); wrote {path}")

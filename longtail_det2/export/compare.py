@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 TOLERANCE = 1e-4
 """Largest difference that counts as equal: of scores, of mask probabilities, and of box coordinates as a
@@ -20,21 +22,20 @@ class Difference:
     Attributes:
         detections: in the first and in the second set.
         unmatched: detections without a counterpart of their class, over both sets.
+        at_the_cut: more of them whose score is at a limit (see :func:`compare_detections`).
+        swapped: pairs of which rounding chose one, not in the other figures.
         boxes: largest difference of a coordinate as a share of the image's longer side.
         scores: largest difference of scores.
         masks: largest difference of mask probabilities; 0 without masks.
-        at_the_cut: detections without a counterpart that are not in `unmatched`, because their score is at a
-            limit (see :func:`compare_detections`).
-        swapped: pairs of which rounding chose one, not in the other figures.
     """
 
     detections: tuple[int, int]
     unmatched: int
+    at_the_cut: int
+    swapped: int
     boxes: float
     scores: float
     masks: float
-    at_the_cut: int = 0
-    swapped: int = 0
 
     @property
     def largest(self) -> float:
@@ -75,51 +76,39 @@ def compare_detections(
     """
     left = np.ones(len(other["scores"]), dtype=bool)
     worst = np.zeros(3)
-    alone: list[tuple[int, np.ndarray, float]] = []  # class, box and score
-    swapped: list[tuple[int, np.ndarray]] = []  # class and box, of both sets
-    for label, box, score, mask in _rows(one, np.argsort(-one["scores"], kind="stable")):
-        candidates = np.flatnonzero(left & (other["classes"] == label))
+    alone: list[tuple[Mapping[str, np.ndarray], Any]] = []  # the set and the place in it
+    swapped: list[tuple[Mapping[str, np.ndarray], Any]] = []  # likewise, both of each pair
+    for index in np.argsort(-one["scores"], kind="stable"):
+        candidates = np.flatnonzero(left & (other["classes"] == one["classes"][index]))
         if not len(candidates):
-            alone.append((label, box, score))
+            alone.append((one, index))
             continue
-        boxes = np.abs(other["boxes"][candidates] - box).max(axis=1) / max(image_size)
-        scores = np.abs(other["scores"][candidates] - score)
+        boxes = np.abs(other["boxes"][candidates] - one["boxes"][index]).max(axis=1) / max(image_size)
+        scores = np.abs(other["scores"][candidates] - one["scores"][index])
         nearest = np.argmin(np.maximum(boxes, scores))
         chosen = candidates[nearest]
         left[chosen] = False
         near_tie = scores[nearest] <= TOLERANCE < boxes[nearest]
-        if near_tie and _iou(box, other["boxes"][chosen]) > overlap:
-            swapped += [(label, box), (label, other["boxes"][chosen])]
+        if near_tie and _overlap(one["boxes"][index], other["boxes"][chosen]) > overlap:
+            swapped += [(one, index), (other, chosen)]
             continue
-        masks = 0.0 if mask is None else np.abs(mask - other["masks"][chosen]).max(initial=0)
+        masks = np.abs(one["masks"][index] - other["masks"][chosen]).max() if "masks" in one else 0.0
         worst = np.maximum(worst, [boxes[nearest], scores[nearest], masks])
-    alone += [row[:3] for row in _rows(other, np.flatnonzero(left))]
-    alone = [
-        (label, box, score)
-        for label, box, score in alone
-        if not any(label == rival and _iou(box, near) > overlap for rival, near in swapped)
-    ]
-    unmatched = sum(bool(score > (cut[label] if np.ndim(cut) else cut)) for label, _, score in alone)
-    return Difference(
-        (len(one["scores"]), len(other["scores"])),
-        unmatched,
-        *worst.tolist(),
-        at_the_cut=len(alone) - unmatched,
-        swapped=len(swapped) // 2,
-    )
+    alone += [(other, index) for index in np.flatnonzero(left)]
+    unmatched = at_the_cut = 0
+    for found, index in alone:
+        label, box = found["classes"][index], found["boxes"][index]
+        rivals = [of["boxes"][place] for of, place in swapped if of["classes"][place] == label]
+        if any(_overlap(box, rival) > overlap for rival in rivals):
+            continue
+        if found["scores"][index] > (cut[label] if np.ndim(cut) else cut):
+            unmatched += 1
+        else:
+            at_the_cut += 1
+    count = (len(one["scores"]), len(other["scores"]))
+    return Difference(count, unmatched, at_the_cut, len(swapped) // 2, *worst.tolist())
 
 
-def _rows(
-    found: Mapping[str, np.ndarray], indices: np.ndarray
-) -> Iterator[tuple[int, np.ndarray, float, Any]]:
-    """Iterate over class, box, score and mask (None without) of some detections."""
-    for index in indices:
-        mask = found["masks"][index].astype(np.float64) if "masks" in found else None
-        yield int(found["classes"][index]), found["boxes"][index], float(found["scores"][index]), mask
-
-
-def _iou(one: np.ndarray, other: np.ndarray) -> float:
+def _overlap(one: np.ndarray, other: np.ndarray) -> float:
     """Intersection over union of two XYXY boxes."""
-    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
-    common = float(np.prod(sides.clip(min=0)))
-    return common / max(float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])) - common, 1e-9)
+    return float(box_iou(torch.from_numpy(one)[None], torch.from_numpy(other)[None]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +28,23 @@ _IMAGES = 3
 """Images of a test set that a model is verified on where none are given."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """Result of :func:`export_detector`.
-
-    Attributes:
-        folder: with the model, ``metadata.json`` and ``config.yaml``.
-        differences: between the exported and the eager model, by image and size.
-    """
-
-    folder: Path
-    differences: dict[str, Difference]
-
-
 def export_detector(
     detector: TrainedDetector,
     output: str | Path,
     *,
     pictures: Sequence[str | Path] = (),
     tolerance: float = TOLERANCE,
-) -> Exported:
+) -> dict[str, Difference]:
     """Record a detector, compare it with eager PyTorch on images, and write a folder, or nothing.
 
     Args:
         detector: see :func:`longtail_det2.export.source.load_detector`.
-        output: folder to make.
+        output: folder to make, for the model, ``metadata.json`` and ``config.yaml``.
         pictures: image files to compare on; () takes the first of the config's test data.
         tolerance: see :data:`longtail_det2.export.compare.TOLERANCE`.
+
+    Returns:
+        The differences between the exported and the eager model, by image and size.
 
     Raises:
         ConfigError: the folder exists, a package is missing, there are no images, or the outputs differ.
@@ -77,7 +66,7 @@ def export_detector(
         metadata["verified"] = {name: str(difference) for name, difference in differences.items()}
         write_json(folder / METADATA_FILE, metadata, indent=1)
         (folder / "config.yaml").write_text(detector.config_text(), encoding="utf-8")
-    return Exported(Path(output), differences)
+    return differences
 
 
 def verify(

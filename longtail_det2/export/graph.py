@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,11 @@ def record_onnx(model: nn.Module, path: str | Path) -> list[str]:
         raise ConfigError("writing ONNX needs packages: pip install onnx onnxruntime onnxscript") from None
     detector = _Detect(copy.deepcopy(model).eval().requires_grad_(False))
     image, sizes = torch.zeros(3, *_RECORDED_SIZE), {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
-    with recordable(), torch.no_grad():
-        program = torch.export.export(detector, (image,), dynamic_shapes=(sizes,))
+    with recordable(), torch.no_grad(), warnings.catch_warnings():
+        # Detectors may set attributes of their own; this one is a copy.
+        warnings.filterwarnings("ignore", "While compiling, we found certain side effects")
+        # Strict: read from the bytecode, where len() may be symbolic. Python makes a number of it.
+        program = torch.export.export(detector, (image,), dynamic_shapes=(sizes,), strict=True)
     outputs = program.graph_signature.user_outputs
     names = list(program.call_spec.out_spec.unflatten(outputs))  # pyright: ignore[reportOptionalMemberAccess]
     torch.onnx.export(

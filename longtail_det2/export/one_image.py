@@ -7,7 +7,7 @@ Python must not branch on them. Each function here does what Detectron2's of the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -28,32 +28,28 @@ Size = tuple[int, int]
 
 @contextmanager
 def recordable() -> Iterator[None]:
-    """While it lasts, Detectron2 and this package run the functions of this module."""
-    replaced: dict[Any, Callable[..., Any]] = {
+    """While it lasts, the models of Detectron2 and of this package run the functions of this module."""
+    replaced: list[tuple[Any, str, Any]] = [
+        (ImageList, "from_tensors", _from_tensors),
+        (DenseDetector, "_decode_per_level_predictions", _decode_level),
+    ]
+    functions: dict[Any, Any] = {
         poolers.convert_boxes_to_pooler_format: _boxes_for_pooler,
         proposal_utils.find_top_rpn_proposals: _find_top_rpn_proposals,
         fast_rcnn.batched_nms: _some_of_nms,
         fast_rcnn.fast_rcnn_inference_single_image: _fast_rcnn_inference_single_image,
     }
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("detectron2.modeling.", "longtail_det2.modeling.")):
+            replaced += [
+                (module, original.__name__, other)
+                for original, other in functions.items()
+                if getattr(module, original.__name__, None) is original
+            ]
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(ImageList, "from_tensors", _from_tensors))
-        stack.enter_context(mock.patch.object(Boxes, "clip", _clip))
-        stack.enter_context(mock.patch.object(DenseDetector, "_decode_per_level_predictions", _decode_level))
-        for name, module in list(sys.modules.items()):
-            package, _, rest = name.partition(".")
-            if package not in ("detectron2", "longtail_det2") or rest.startswith("export"):
-                continue
-            for original, other in replaced.items():
-                if getattr(module, original.__name__, None) is original:
-                    stack.enter_context(mock.patch.object(module, original.__name__, other))
-            if rest.startswith(("modeling", "structures", "layers")):
-                # The built-in one makes numbers of symbols.
-                stack.enter_context(mock.patch.object(module, "len", _len, create=True))
+        for owner, name, function in replaced:
+            stack.enter_context(mock.patch.object(owner, name, function))
         yield
-
-
-def _len(value: Any) -> Any:
-    return value.__len__()
 
 
 def _some(indices: Tensor) -> Tensor:
@@ -70,12 +66,6 @@ def _from_tensors(
     step = max(size_divisibility, 1)
     padded = F.pad(image, [0, -width % step, 0, -height % step], value=pad_value)
     return ImageList(padded[None], [(height, width)])
-
-
-def _clip(boxes: Boxes, box_size: Size) -> None:
-    height, width = box_size
-    sides = zip(boxes.tensor.unbind(dim=1), (width, height, width, height), strict=True)
-    boxes.tensor = torch.stack([side.clamp(0, limit) for side, limit in sides], dim=1)
 
 
 def _clipped(boxes: Tensor, image_size: Size) -> Tensor:

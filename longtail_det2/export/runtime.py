@@ -25,12 +25,11 @@ class ExportedDetector:
     ``metadata.json`` says.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int = 0) -> None:
-        """Load the model.
+    def __init__(self, folder: str | Path) -> None:
+        """Load the model; it runs on as many threads as PyTorch does.
 
         Args:
             folder: with the model and its metadata.
-            threads: that onnxruntime uses; 0 takes PyTorch's number.
 
         Raises:
             ConfigError: the folder is not such a folder, or onnxruntime is not installed.
@@ -44,7 +43,7 @@ class ExportedDetector:
         except ImportError:
             raise ConfigError("running ONNX needs a package: pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads()
         providers = ["CPUExecutionProvider"]
         self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_detectors import NUM_CLASSES, calibrate, tiny_detector
 
 from longtail_det2 import model_zoo
 from longtail_det2.config_files import load_cfg
@@ -12,19 +13,20 @@ from longtail_det2.data.images import read_image
 from longtail_det2.data.statistics import ClassStatistics, write_statistics
 from longtail_det2.engine.build import build_model
 from longtail_det2.export import ExportedDetector, TrainedDetector, export_detector
+from longtail_det2.export.graph import detect
 from longtail_det2.export.source import to_input
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-SAMPLING = ("hybrid", "rfs")  # which models do not differ by
+LIKE_ANOTHER = ("hybrid", "rfs", "softmax_shapes_lvis")  # other data, or other samples of it
+IN_TEST_EXPORT = [f"shapes/faster_rcnn_tiny_{loss}_shapes.yaml" for loss in ("sigmoid", "softmax")]
 YAML = [
     name
     for name in model_zoo.list_configs()
-    if name.endswith(".yaml") and not any(one in name for one in SAMPLING)
+    if name.endswith(".yaml") and not any(one in name for one in LIKE_ANOTHER)
 ]
-MASKS = "shapes/mask_rcnn_tiny_sigmoid_shapes.yaml"
-TINY = [name for name in YAML if "tiny" in name and "softmax_shapes_lvis" not in name and name != MASKS]
+TINY = [name for name in YAML if "tiny" in name and name not in IN_TEST_EXPORT]
 LARGE = [
     name for name in YAML if name.startswith("openimages/") and "101" not in name and "sigmoid" not in name
 ]
@@ -43,7 +45,15 @@ def statistics_file(path, num_classes):
     return str(path)
 
 
-def check(name, calibrator, tmp_path, size, picture_file):
+def export(model, cfg, size, image_file, output):
+    """Export a detector, check that it detects what the eager one does, and load it."""
+    detector = TrainedDetector(model, cfg, "some config", Path(__file__), min_size=size[0], max_size=size[1])
+    differences = export_detector(detector, output, pictures=[image_file])
+    assert all(one.detections[0] >= 5 and one.largest < 1e-4 for one in differences.values())
+    return ExportedDetector(output)
+
+
+def check(name, tmp_path, size, image_file):
     torch.manual_seed(0)
     cfg = load_cfg(name, ["MODEL.DEVICE", "cpu"])
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 0:
@@ -51,29 +61,48 @@ def check(name, calibrator, tmp_path, size, picture_file):
     cfg.DATASETS.STATISTICS = statistics_file(tmp_path / "statistics.json", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 1e-4  # which the scores of random weights pass
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":
-        cfg.MODEL.RESNETS.NORM = "BN"  # which settles on a picture
-    model = calibrator(build_model(cfg), to_input(read_image(picture_file), *size))
-    detector = TrainedDetector(model, cfg, name, Path(__file__), min_size=size[0], max_size=size[1])
-    done = export_detector(detector, tmp_path / "out", pictures=[picture_file])
-    assert all(one.detections[0] >= 5 and one.largest < 1e-4 for one in done.differences.values())
+        cfg.MODEL.RESNETS.NORM = "BN"  # which settles on an image
+    image = read_image(image_file)
+    model = calibrate(build_model(cfg), to_input(image, *size))
+    exported = export(model, cfg, size, image_file, tmp_path / "out")
+    if cfg.MODEL.MASK_ON:
+        raw, side = exported.detect(to_input(image, *size)), 2 * cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
+        assert raw["masks"].shape == (len(raw["scores"]), 1, side, side)
+        found = exported(image)
+        assert found.pred_masks.shape == (len(found), *image.shape[:2])
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_tiny(name, calibrator, tmp_path, picture_file):
-    check(name, calibrator, tmp_path, (128, 128), picture_file)
-
-
-def test_masks(calibrator, tmp_path, picture_file):
-    check(MASKS, calibrator, tmp_path, (128, 128), picture_file)
-    detector = ExportedDetector(tmp_path / "out")
-    raw = detector.detect(to_input(read_image(picture_file), 128, 128))
-    assert raw["masks"].shape == (len(raw["scores"]), 1, 20, 20)
-    found = detector(read_image(picture_file))
-    assert found.pred_masks.shape == (len(found), 240, 320)
+def test_tiny(name, tmp_path, picture_file):
+    check(name, tmp_path, (128, 128), picture_file)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
-def test_r50_on_photographs(name, calibrator, tmp_path, shared_dir):
+def test_r50_on_photographs(name, tmp_path, shared_dir):
     photograph = sorted((shared_dir / "data/photos/images/train").glob("*.jpg"))[0]
-    check(name, calibrator, tmp_path, (256, 426), photograph)
+    check(name, tmp_path, (256, 426), photograph)
+
+
+def test_concurrent_softmax_of_distant_logits(picture, picture_file, tmp_path):
+    """With rates like a hierarchy's, and logits so far apart that some scores need a sum of their own."""
+    spread = 200.0
+    prefix = "MODEL.CLASSIFICATION_LOSS.CONCURRENT_SOFTMAX.TEST"
+    name = ("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "ConcurrentSoftmaxLoss")
+    model, cfg = tiny_detector("softmax", *name, prefix, "softmax")  # there are no rates yet
+    predictor = model.roi_heads.box_predictor
+    loss = predictor.classification_loss
+    # Class 0 is above all others: it never suppresses them, and they suppress it a little less.
+    rates = torch.zeros(NUM_CLASSES, NUM_CLASSES)
+    rates[1:, 0] = 1.0
+    rates[0, 1:] = 0.1
+    loss.test_form = "concurrent"
+    loss.hold("rates", rates, (NUM_CLASSES, NUM_CLASSES))
+    with torch.no_grad():
+        predictor.cls_score.weight.mul_(spread)
+        predictor.cls_score.bias[0] += spread - 1.0
+    found = export(model, cfg, (96, 160), picture_file, tmp_path / "out").detect(to_input(picture, 96, 160))
+    loss.test_form = "softmax"
+    with torch.no_grad():
+        plain = detect(model, to_input(picture, 96, 160))
+    assert abs(float(found["scores"].sum()) - float(plain["scores"].sum())) > 0.1  # rates do matter here

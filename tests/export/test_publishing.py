@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from longtail_det2 import model_zoo
 from longtail_det2.checkpoint import ClassAwareCheckpointer
@@ -10,9 +11,6 @@ from longtail_det2.checkpoint.weights import read_weights, sha256_of
 from longtail_det2.cli import main
 from longtail_det2.config_files import load_cfg
 from longtail_det2.engine.build import build_model
-from longtail_det2.export import load_detector
-from longtail_det2.export.graph import detect
-from longtail_det2.export.source import to_input
 from longtail_det2.model_zoo.publishing import find_checkpoint_file, publish, result_table
 from longtail_det2.utils.errors import ConfigError
 
@@ -26,34 +24,25 @@ def run(run_folder, tmp_path):
     return tmp_path / "run"
 
 
-def test_published_weights_detect_the_same(run, tmp_path, tiny_options, picture):
-    done = publish(run, tmp_path / "out")
-    original, sha256 = run / "model_final.pth", sha256_of(done.weights)
-    assert done.weights.name == f"model_final_{sha256[:8]}.safetensors"
-    assert done.document["weights"] == {"file": done.weights.name, "sha256": sha256}
-    ours, theirs = (read_weights(path) for path in (done.weights, original))
-    assert ours.class_ids == theirs.class_ids and ours.iteration == 20
-    with torch.no_grad():
-        ours, theirs = (
-            detect(load_detector(CONFIG, path, tiny_options).model, to_input(picture, 96, 160))
-            for path in (done.weights, original)
-        )
-    assert len(ours["scores"]) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
 def test_folder(run, tmp_path):
-    done = publish(run, tmp_path / "out")
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["README.md", "classes.json", "config.yaml", "metrics.json", done.weights.name]
+    path, document = publish(run, tmp_path / "out")
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert names == ["README.md", "classes.json", "config.yaml", "metrics.json", path.name]
+    sha256 = sha256_of(path)
+    assert path.name == f"model_final_{sha256[:8]}.safetensors"
+    assert document["weights"] == {"file": path.name, "sha256": sha256}
+    published, original = read_weights(path), read_weights(run / "model_final.pth")
+    assert published.class_ids == original.class_ids and published.iteration == 20
+    assert published.tensors.keys() == original.tensors.keys()
+    assert all(torch.equal(value, original.tensors[name]) for name, value in published.tensors.items())
     classes = json.loads((tmp_path / "out/classes.json").read_text())
     assert classes["ids"][1] == "/m/1" and classes["names"][1] == "/M/1"
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics == done.document
+    assert json.loads((tmp_path / "out/metrics.json").read_text()) == document
     wanted = {"config": CONFIG, "iterations": 20, "num_classes": 9, "seed": 1, "train": ["shapes_train"]}
     wanted["results"] = {"shapes_validation": {"bbox/mAP50": 12.5}}  # no NaN
-    assert wanted.items() <= metrics.items() and metrics["batch_size"] == 8
+    assert wanted.items() <= document.items() and document["batch_size"] == 8
     card = (tmp_path / "out/README.md").read_text()
-    for fact in (CONFIG, "| iterations | 20 |", "| seed | 1 |", "shapes_train", "12.50", done.weights.name):
+    for fact in (CONFIG, "| iterations | 20 |", "| seed | 1 |", "shapes_train", "12.50", path.name):
         assert fact in card
     config = (tmp_path / "out/config.yaml").read_text()
     assert "/somewhere" not in config and load_cfg(tmp_path / "out/config.yaml").INPUT.MIN_SIZE_TEST == 96
@@ -74,20 +63,20 @@ def test_what_a_run_does_not_say_is_not_invented(run, tmp_path):
 
 def test_lazy_run(run, tmp_path):
     (run / "config.yaml").write_text(
-        "model: {_target_: some.Model, norm: !!python/name:torch.nn.BatchNorm2d ''}\n"
+        "model: {_target_: some.Model, norm: !!python/name:torch.nn.BatchNorm2d '',\n"
+        "  strides: !!python/tuple [8, 16], other: !!python/object:some.Thing {width: 3}}\n"
         "dataloader: {train: {dataset: {names: mine_train}, total_batch_size: 4}, "
         "test: {dataset: {names: [mine_val]}}, evaluator: {output_dir: /home/me}}\n"
         "train: {seed: 7, output_dir: /home/me/run, init_checkpoint: /home/me/r50.pkl}\n"
     )
     metrics = publish(run, tmp_path / "out", name="own/config.py").document
-    assert (metrics["config"], metrics["batch_size"], metrics["train"]) == (
-        "own/config.py",
-        4,
-        ["mine_train"],
-    )
+    wanted = {"config": "own/config.py", "batch_size": 4, "train": ["mine_train"]}
+    assert wanted.items() <= metrics.items()
     assert metrics["results"] == {"mine_val": {"bbox/mAP50": 12.5}}
-    config = (tmp_path / "out/config.yaml").read_text()
-    assert "/home/me" not in config and "torch.nn.BatchNorm2d" in config and "!!python" not in config
+    text = (tmp_path / "out/config.yaml").read_text()
+    model = yaml.safe_load(text)["model"]
+    assert model["norm"] == "torch.nn.BatchNorm2d" and model["strides"] == [8, 16] and "/home/me" not in text
+    assert model["other"] == {"width": 3}
 
 
 def test_zoo_round_trip(tmp_path, monkeypatch):
@@ -123,7 +112,7 @@ def test_which_checkpoint(run, tmp_path):
     assert find_checkpoint_file(run).name == "model_0000009.pth"
     (run / "last_checkpoint").write_text("gone.pth")
     for place in (run, tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ConfigError, match=r"no (run or )?checkpoint"):
+        with pytest.raises(ConfigError, match="no run or checkpoint"):
             find_checkpoint_file(place)
 
 
