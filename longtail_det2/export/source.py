@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import transforms
 from omegaconf import DictConfig
@@ -62,7 +61,7 @@ class TrainedDetector:
     def config_text(self) -> str:
         """Return the config as YAML, without places of files on this machine."""
         if isinstance(self.cfg, CfgNode):
-            return config_without_paths(yaml.safe_load(self.cfg.dump()))
+            return config_without_paths(self.cfg)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.yaml"
             LazyConfig.save(self.cfg, str(path))
