@@ -62,17 +62,8 @@ def test_counts_with_and_without_ancestors(tmp_path, monkeypatch, chunk):
     store = write(tmp_path / "store")
     assert store.image_counts().tolist() == [0, 1, 2, 0]
     assert store.image_counts(expanded=True).tolist() == [1, 1, 2, 0]
+    assert store.has_hierarchy and not write(tmp_path / "flat", header={}).has_hierarchy
     assert rows_per_class(store.label_offsets, store.labels, store.hierarchy).tolist() == [2, 2, 2, 0]
-
-
-def test_hierarchy_and_flat_store(tmp_path):
-    store = write(tmp_path / "store")
-    assert store.has_hierarchy
-    assert store.hierarchy.ancestors[1].tolist() == [True, False, False, False]
-    flat = write(tmp_path / "flat", header={})
-    assert not flat.has_hierarchy
-    assert not flat.hierarchy.ancestors.any()
-    np.testing.assert_array_equal(flat.image_counts(expanded=True), flat.image_counts())
 
 
 def test_image_root_moves_with_the_store(tmp_path):

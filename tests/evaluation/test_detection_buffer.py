@@ -3,17 +3,16 @@
 import json
 
 import numpy as np
+import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
-from lvis_cases import TASKS, feed, make_content, make_evaluator, make_outputs, make_results
+from lvis_cases import feed, make_content, make_evaluator, make_outputs, make_results
 
 from longtail_det2.engine.launch import launch
 from longtail_det2.evaluation import detection_buffer
-from longtail_det2.evaluation.coco_metric import LVISMetric
 from longtail_det2.evaluation.detection_buffer import DetectionBuffer
-from longtail_det2.evaluation.evaluator import StoreEvaluator
 from longtail_det2.utils.errors import DataError
 
 FILES = ["coco_instances_results.json", "results.json"]
@@ -26,7 +25,7 @@ def case(make_lvis_store):
 
 
 def make(case, folder):
-    return StoreEvaluator(case[0], [LVISMetric(TASKS, fixed_ap_detections=40)], output_dir=folder)
+    return make_evaluator(case[0], folder, fixed_ap_detections=40)
 
 
 def names(folder):
@@ -51,8 +50,6 @@ def detections(*scores, cls=0, size=(7, 9)):
 
 def rows_of(masks):
     """Height of each of the masks of `detections`."""
-    import pycocotools.mask as coco_mask
-
     return [int(coco_mask.area(mask)) // 9 for mask in masks]
 
 
@@ -147,8 +144,7 @@ def test_foreign_images_and_numbers_that_are_not_finite(case, tmp_path, caplog):
 
 
 def _rank(store_path, pairs, folder):
-    evaluator = make_evaluator(store_path, folder, fixed_ap_detections=40)
-    results = feed(evaluator, pairs[comm.get_rank()]).evaluate()
+    results = feed(make([store_path], folder), pairs[comm.get_rank()]).evaluate()
     assert (results == {}) == (comm.get_rank() == 1)
 
 
