@@ -47,7 +47,7 @@ def test_picture_scripts(data, call):
     assert "'nothing'" in call("visualize data", "--dataset", "nothing", *output)
     predictions = data.write("p.json", json.dumps([{"image_id": 1}]))
     error = call("visualize results", "--predictions", predictions, *of_store, *output)
-    assert "p.json: entry 0" in error
+    assert "p.json: detection 0" in error
     data.images.joinpath("b.jpg").write_bytes(b"no picture")
     assert "b.jpg (image '2')" in call("visualize data", *of_store, *output)
     taken = data.write("taken", "")
