@@ -14,7 +14,14 @@ from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.coco import check_coco, prepare_coco
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
-from longtail_det2.data.masks import decode_masks, encode_masks, rle_counts, to_bitmap, to_rle
+from longtail_det2.data.masks import (
+    check_segmentation,
+    decode_masks,
+    encode_masks,
+    rle_counts,
+    to_bitmap,
+    to_rle,
+)
 from longtail_det2.data.store import AnnotationStore, write_store
 from longtail_det2.evaluation.ground_truth import StoreGroundTruth
 from longtail_det2.utils.errors import ConfigError, DataError
@@ -230,6 +237,7 @@ def test_encoding_nothing():
     columns = encode_masks([None, None])
     assert columns["polygon_offsets"].tolist() == [0, 0, 0] and columns["vertex"].shape == (0, 2)
     assert encode_masks([])["run_offsets"].tolist() == [0]
+    assert check_segmentation([], 40, 80) is None
 
 
 @pytest.fixture
