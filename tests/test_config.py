@@ -66,12 +66,6 @@ def test_misspelt_key_names_file_and_nearest_key(tmp_path):
     assert "Did you mean 'MODEL.ROI_HEADS.NUM_CLASSES'?" in str(error.value)
 
 
-def test_key_in_the_wrong_place_is_found_elsewhere(tmp_path):
-    path = write(tmp_path / "c.yaml", "DATALOADER:\n  IMS_PER_BATCH: 4\n")
-    with pytest.raises(ConfigError, match=r"Did you mean 'SOLVER.IMS_PER_BATCH'"):
-        load_cfg(path)
-
-
 @pytest.mark.parametrize("base", ["shapes/faster_rcnn_tiny_softmax_shapes.yaml", "Base-RCNN-FPN.yaml"])
 def test_base_from_the_model_zoo(tmp_path, base):
     cfg = load_cfg(write(tmp_path / "c.yaml", f"_BASE_: {base}\nSEED: 5\n"))
@@ -82,6 +76,7 @@ def test_base_from_the_model_zoo(tmp_path, base):
     ("text", "message"),
     [
         ("SOLVER:\n  MAX_ITER: many\n", r"c.yaml: .*MAX_ITER"),
+        ("DATALOADER:\n  IMS_PER_BATCH: 4\n", r"Did you mean 'SOLVER.IMS_PER_BATCH'"),
         ("SOLVER: 3\n", r"c.yaml: .*SOLVER"),
         ("SOLVER: [\n", r"c.yaml: not a YAML config: [\s\S]*line 2"),
         ("- 1\n", r"c.yaml: a config is a mapping"),
@@ -119,19 +114,14 @@ def test_unusable_files(tmp_path, text, message):
         "null\n---\nnull\n",
         "SOLVER:\n  MAX_ITER: 2020-01-01\n",
         "SOLVER:\n  1: 3\n",
+        *(b"\xff\xfe\x00", b"\x00\x01", b"a: \x07"),
     ],
 )
 def test_values_of_a_wrong_kind(tmp_path, text):
-    path = write(tmp_path / "c.yaml", text)
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=r"c.yaml: "):
         load_cfg(path)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x00\x01", b"a: \x07"])
-def test_files_that_are_no_text(tmp_path, content):
-    (tmp_path / "c.yaml").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"c.yaml: not a YAML config"):
-        load_cfg(tmp_path / "c.yaml")
 
 
 def test_missing_file_lists_the_model_zoo(tmp_path):
@@ -156,10 +146,8 @@ def test_the_folder_of_a_run_is_named_by_the_config(tmp_path):
     assert load_cfg(child).OUTPUT_DIR == "./output/child"
     write(base, "OUTPUT_DIR: elsewhere\n")
     assert load_cfg(child).OUTPUT_DIR == "elsewhere"
-    assert (
-        load_lazy(write(tmp_path / "own.py", "train = dict(output_dir='')\n")).train.output_dir
-        == "./output/own"
-    )
+    lazy = load_lazy(write(tmp_path / "own.py", "train = dict(output_dir='', my_note=3)\n"))
+    assert (lazy.train.output_dir, lazy.train.my_note) == ("./output/own", 3)
 
 
 def test_options():
@@ -198,12 +186,8 @@ def test_free_keys_of_an_own_loss(tmp_path):
     key = "MODEL.CLASSIFICATION_LOSS.OWN"
     options = [f"{key}.MARGIN", "0.1", f"{key}.RATES", "(0.5, 1)", f"{key}.PARTS.GAMMA", "2"]
     cfg = load_cfg(child, [*options, f"{key}.PARTS.NAME", "two"])
-    own = cfg.MODEL.CLASSIFICATION_LOSS.OWN
-    assert own == {
-        "MARGIN": 0.1,
-        "RATES": (0.5, 1),
-        "PARTS": {"NAME": "two", "SIZES": [1, 2], "GAMMA": 2},
-    }
+    parts = {"NAME": "two", "SIZES": [1, 2], "GAMMA": 2}
+    assert {"MARGIN": 0.1, "RATES": (0.5, 1), "PARTS": parts} == cfg.MODEL.CLASSIFICATION_LOSS.OWN
     again = load_cfg(write(tmp_path / "dumped.yaml", cfg.dump()), [f"{key}.PARTS.MORE", "yes"])
     assert yaml.safe_load(again.dump())["MODEL"]["CLASSIFICATION_LOSS"]["OWN"]["PARTS"]["MORE"] == "yes"
     assert get_cfg().MODEL.CLASSIFICATION_LOSS.OWN == {}
@@ -212,23 +196,11 @@ def test_free_keys_of_an_own_loss(tmp_path):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        (
-            "MODEL:\n  CLASSIFICATION_LOSS:\n    MARGIN: 1\n",
-            [],
-            "no config key 'MODEL.CLASSIFICATION_LOSS.MARGIN'",
-        ),
-        (
-            "MODEL:\n  CLASSIFICATION_LOSS:\n    ONW:\n      A: 1\n",
-            [],
-            r"c.yaml: there is no config key .*ONW.A'",
-        ),
+        (OWN.replace("OWN:", "MARGIN: 1"), [], "no config key 'MODEL.CLASSIFICATION_LOSS.MARGIN'"),
+        (OWN.replace("OWN:", "ONW:\n      A: 1"), [], r"c.yaml: there is no config key .*ONW.A'"),
         (OWN + "      A: 1\nSOLVER:\n  MAXITER: 3\n", [], "'SOLVER.MAXITER'.*Did you mean 'SOLVER.MAX_ITER'"),
         (OWN.replace("OWN:\n", "OWN: 3\n"), [], "c.yaml: .*OWN"),
-        (
-            OWN + "      A: 1\n",
-            ["MODEL.CLASSIFICATION_LOSS.ONW.A", "2"],
-            r"ONW.A'",
-        ),
+        (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.ONW.A", "2"], r"ONW.A'"),
         (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWN.A", "[2]"], r"command line: .*OWN.A"),
         (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWN.A.B", "2"], r"OWN.A"),
         (OWN + "      A: 1\n", ["MODEL.CLASSIFICATION_LOSS.OWNER", "2"], r"command line: .*OWNER'"),
@@ -330,11 +302,6 @@ def test_misspelt_in_a_lazy_file(tmp_path, line, message):
     path = write(tmp_path / "own.py", IN_FILE.format(name=LAZY) + line + "\n")
     with pytest.raises(ConfigError, match=message):
         load_lazy(path)
-
-
-def test_an_own_key_of_train_is_no_mistake(tmp_path):
-    path = write(tmp_path / "own.py", IN_FILE.format(name=LAZY) + "train.my_note = 3\n")
-    assert load_lazy(path).train.my_note == 3
 
 
 def test_an_error_in_a_module_that_a_lazy_file_imports_names_both_places(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from factories import store_columns
 from PIL import Image
 
 from longtail_det2.cli.run import parse_args
@@ -29,24 +30,13 @@ def make_store(path, *, classes=CLASSES, parents=PARENTS, images=8, seed=0):
         pixels = generator.integers(0, 60, (64, 64, 3), dtype=np.uint8)
         x, y = generator.integers(2, 30, 2)
         pixels[y : y + 28, x : x + 24] = 60 * (index % len(classes)) + 60
-        boxes.append([x / 64, y / 64, (x + 24) / 64, (y + 28) / 64])
+        boxes.append(np.array([x, y, x + 24, y + 28]))
         Image.fromarray(pixels).save(folder / f"{index:03}.png")
-    empty = images - 1  # the last picture has no object
-    offsets = np.minimum(np.arange(images + 1), empty)
-    columns = {
-        "image_id": np.array([f"{index:03}" for index in range(images)]),
-        "file_name": np.array([f"{index:03}.png" for index in range(images)]),
-        "image_size": np.full((images, 2), 64),
-        "object_offsets": offsets,
-        "box": np.array(boxes[:empty], dtype=np.float32),
-        "flags": np.zeros(empty, dtype=np.uint8),
-        "label_offsets": np.arange(empty + 1),
-        "label": np.arange(empty) % len(classes),
-        "image_label_offsets": np.zeros(images + 1, dtype=np.int64),
-        "image_label": np.zeros(0, dtype=np.int64),
-        "image_label_status": np.zeros(0, dtype=np.uint8),
-        **encode_masks([[64 * np.array(box)[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes[:empty]]),
-    }
+    boxes.pop()  # the last picture has no object
+    names = [f"{index:03}" for index in range(images)]
+    objects = [(index, box / 64, [index % len(classes)], 0) for index, box in enumerate(boxes)]
+    masks = encode_masks([[box[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes])
+    columns = store_columns(names, (64, 64), objects, **masks)
     write_store(path, columns, classes, parents=parents, image_root=folder)
     return path
 

@@ -8,20 +8,22 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from runs import SECONDS, differences, start_ranks
-from runs import finish as finish_ranks
-from runs import kill as kill_ranks
+from runs import SECONDS, differences, finish, kill, start_ranks
 
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
 
 KILLS = int(os.environ.get("LONGTAIL_DET2_KILLS", "3"))
 FINAL = "model_final.pth"
+
+
+def log_of(run):
+    """What the processes of a run print."""
+    return run.with_name(f"{run.name}.txt")
 
 
 def start(args, run, workers, *flags):
@@ -32,7 +34,7 @@ def start(args, run, workers, *flags):
         options = [f"train.output_dir={run}", f"dataloader.train.num_workers={workers}"]
     command = [sys.executable, "-m", "longtail_det2.cli", "train", "--config-file", args.config_file, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(f"{run}.txt", "ab") as log:
+    with log_of(run).open("ab") as log:
         return subprocess.Popen(
             [*command, *args.opts, *options], stdout=log, stderr=log, env=environment, start_new_session=True
         )
@@ -46,10 +48,6 @@ def wait_until_started(process, run):
         time.sleep(0.01)
 
 
-def finish(process, run):
-    assert process.wait() == 0, run.with_name(f"{run.name}.txt").read_text()
-
-
 def seconds_of(args, run):
     """Trains to the end; the seconds from the first iteration to the last checkpoint."""
     process = start(args, run, 0)
@@ -58,21 +56,20 @@ def seconds_of(args, run):
     while process.poll() is None and not (run / FINAL).is_file():
         time.sleep(0.01)
     seconds = time.monotonic() - begun
-    finish(process, run)
+    finish([process], log_of(run))
     return seconds
 
 
-def kill(args, run, workers, delay):
+def interrupt(args, run, workers, delay):
     """Kills a run `delay` seconds after its first iteration, earlier if it was finished by then."""
     while True:
         process = start(args, run, workers)
         wait_until_started(process, run)
         time.sleep(delay)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            kill([process])
         elif process.returncode:
-            finish(process, run)
+            finish([process], log_of(run))
         if not (run / FINAL).is_file():
             return
         shutil.rmtree(run)
@@ -90,8 +87,8 @@ def test_killed_and_resumed_training_equals_uninterrupted_training(yaml_args, la
     for number in range(KILLS):
         name, workers = list(forms)[number % 2], (number % 4) // 2
         run = tmp_path / f"killed-{number}"
-        kill(forms[name], run, workers, moments.uniform(0, seconds[name]))
-        finish(start(forms[name], run, 1 - workers, "--resume"), run)
+        interrupt(forms[name], run, workers, moments.uniform(0, seconds[name]))
+        finish([start(forms[name], run, 1 - workers, "--resume")], log_of(run))
         assert differences(tmp_path / f"whole-{name}", run) == [], f"kill {number}, {name}"
 
 
@@ -113,15 +110,15 @@ def test_two_processes_killed_inside_the_second_phase(yaml_args, repository, tmp
         return [script, *flags, "--config-file", args.config_file, *args.opts]
 
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "output.txt"
-    finish_ranks(start_ranks(command(whole, 0), log), log)
+    finish(start_ranks(command(whole, 0), log), log)
     processes = start_ranks(command(killed, 2), log)
     end = time.monotonic() + SECONDS
     while not (killed / "model_0000011.pth").is_file():  # four iterations into the second phase
         assert all(process.poll() is None for process in processes) and time.monotonic() < end
         time.sleep(0.01)
-    kill_ranks(processes)
+    kill(processes)
     assert not (killed / "model_final.pth").is_file()
-    finish_ranks(start_ranks(command(killed, 2, "--resume"), log), log)
+    finish(start_ranks(command(killed, 2, "--resume"), log), log)
     assert differences(whole, killed) == []
     assert (whole / SAMPLED_CLASSES_FILE).read_text() == (killed / SAMPLED_CLASSES_FILE).read_text()
     phases = json.loads((whole / SAMPLED_CLASSES_FILE).read_text())["phases"]

@@ -14,7 +14,7 @@ from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.samplers import (
     Phase,
 )
-from longtail_det2.engine import lazy, trainer
+from longtail_det2.engine import trainer
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE, SamplingLog
 
 YAML = [
@@ -73,7 +73,7 @@ def test_resume_inside_the_second_phase_is_exact(front, tmp_path):
         assert log.count("Phase 1 of 2") == (done < 3) and log.count("Phase 2 of 2") == 1
 
 
-def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, lazy_args, tmp_path):
+def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, tmp_path):
     """Pre-train with natural sampling; a new run takes the weights alone, all else is new."""
     trainer.main(yaml_args("SEED", "5", max_iter=3))
     path = tmp_path / "pretrained.pth"
@@ -90,15 +90,6 @@ def test_two_runs_are_the_other_form_of_hybrid_training(yaml_args, lazy_args, tm
     assert list(logged(tmp_path / "tuned")) == [0, 1, 2, 3]
     found = json.loads((tmp_path / "tuned" / SAMPLED_CLASSES_FILE).read_text())
     assert [phase["sampler"] for phase in found["phases"]] == ["SoftBalanceTrainingSampler(lambda_=0.5)"]
-    lazy_options = [
-        f"train.init_checkpoint={path}",
-        "dataloader.train.sampler=SoftBalanceTrainingSampler",
-        "+dataloader.train.sampler_options={lambda_: 0.5}",
-        f"train.output_dir={tmp_path / 'tuned_lazy'}",
-        "train.seed=6",
-    ]
-    lazy.main(lazy_args(*lazy_options, max_iter=4))
-    assert_equal_runs(tmp_path / "tuned", tmp_path / "tuned_lazy")
 
 
 def test_frequencies_are_those_of_the_images_that_training_saw(yaml_args, tmp_path, monkeypatch, pictures):

@@ -27,14 +27,6 @@ def test_training_data_are_counted_into_the_folder_of_the_run(yaml_args, tmp_pat
     assert evaluator is not None
 
 
-def test_a_named_file_is_used_as_it_is(yaml_args, tmp_path):
-    first = trainer.configure(yaml_args()).DATASETS.STATISTICS
-    (tmp_path / "run/statistics.json").rename(tmp_path / "mine.json")
-    cfg = trainer.configure(yaml_args("DATASETS.STATISTICS", str(tmp_path / "mine.json")))
-    assert cfg.DATASETS.STATISTICS == str(tmp_path / "mine.json") != first
-    assert not (tmp_path / "run/statistics.json").exists()
-
-
 @pytest.mark.parametrize("flags", [[], ["--eval-only"]])
 def test_a_file_of_other_classes_is_refused(yaml_args, pictures, tmp_path, flags, clean_catalogs):
     register_store("renamed", pictures / "renamed")

@@ -1,13 +1,9 @@
 import math
-import random
 
-import numpy as np
 import pytest
-import torch
 from runs import logged
 
 from longtail_det2.engine import lazy, trainer
-from longtail_det2.engine.training_step import ResumableLoader
 from longtail_det2.evaluation.evaluator import StoreEvaluator
 from longtail_det2.utils.io import read_json
 
@@ -63,28 +59,3 @@ def test_eval_only_needs_no_training_data(yaml_args, lazy_args, tmp_path, pictur
     assert "mAP50_tail" in found["bbox"]  # by the statistics in the folder of the run
     twin = lazy.main(lazy_args(f"train.init_checkpoint={weights}", flags=["--eval-only"]))
     assert twin["bbox"]["mAP50"] == pytest.approx(trained["bbox"]["mAP50"])
-
-
-def test_resumable_loader_builds_late():
-    built = []
-
-    def draw():
-        return torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002 - the global generator
-
-    def build(start, seed):
-        built.append((start, seed))
-        return iter([[{"image_id": number}] for number in range(start, start + 3)])
-
-    loader = ResumableLoader(build, batch_size=5, seed=7)
-    batches = iter(loader)
-    loader.start_iter = 2
-    assert not built
-    assert next(batches) == [{"image_id": 10}] and built == [(10, 7)] and loader.image_ids == ["10"]
-    drawn = draw()
-    next(batches)
-    assert draw() != drawn
-    again = ResumableLoader(build, batch_size=5, seed=7)
-    again.start_iter = 2
-    torch.rand(3)
-    next(iter(again))
-    assert draw() == drawn

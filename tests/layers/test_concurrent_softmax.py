@@ -127,15 +127,6 @@ def test_finite_logits_never_give_nan(dtype):
         assert torch.autograd.grad(scores.sum(), logits)[0].isfinite().all()
 
 
-def test_scores_are_softmax_without_rates_and_sum_to_at_least_one():
-    logits, _, rates = example(rows=200)
-    close(concurrent_softmax_scores(logits, torch.zeros_like(rates)), logits.softmax(dim=1))
-    scores = concurrent_softmax_scores(logits.float(), rates.float())
-    assert scores.min() >= 0 and scores.max() <= 1
-    assert (scores.sum(dim=1) >= 1 - 1e-6).all() and (scores.sum(dim=1) > 1.5).any()
-    assert (scores >= logits.float().softmax(dim=1) - 1e-6).all()
-
-
 def test_gradient_of_scores_that_are_summed_one_by_one():
     logits, _, rates = example(rows=4)
     rates[:, 0] = 1.0

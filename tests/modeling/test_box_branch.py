@@ -138,23 +138,16 @@ def test_predictors_of_detectron2_are_refused():
 @pytest.mark.parametrize("mask", [False, True])
 def test_checkpoints_of_detectron2_have_equal_names(tiny_cfg, ours, theirs, mask):
     """R50-FPN as in Detectron2's model zoo."""
+    from detectron2 import model_zoo as detectron2_zoo
     from detectron2.modeling import build_model as build_detectron2_model
 
     from longtail_det2.config import add_longtail_config
 
     def settings(cfg, heads):
-        cfg.MODEL.DEVICE = "meta"
-        cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-        cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
-        cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-        cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads, 80
-        cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
-        cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
+        cfg.merge_from_file(detectron2_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
+        cfg.MODEL.DEVICE, cfg.MODEL.MASK_ON, cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = "meta", mask, 4
+        cfg.MODEL.ROI_HEADS.NAME = heads
         cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = "Cascade" in heads
-        cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 4
-        cfg.MODEL.MASK_ON = mask
         return cfg
 
     with torch.device("meta"):

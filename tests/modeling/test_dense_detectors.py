@@ -7,7 +7,6 @@ from model_factories import DETECTORS, detect, training_step, use_detector
 from longtail_det2.engine.build import build_model
 from longtail_det2.modeling.losses import LossNormalizer, SigmoidBCELoss
 from longtail_det2.modeling.meta_arch.dense import MultiLabelRetinaNetHead
-from longtail_det2.modeling.meta_arch.fcos import centerness_of
 from longtail_det2.utils.errors import ConfigError
 
 LOSSES = ["SigmoidFocalLoss", "SigmoidBCELoss", "SoftmaxCrossEntropyLoss", "FocalSeesawLoss"]
@@ -105,8 +104,3 @@ def test_normaliser_of_several_ranks_is_that_of_one(monkeypatch):
     halves = [count(10), count(20)]
     # the gradients of the ranks are averaged: (a / n + b / n) / 2 = (a + b) / (2 n)
     assert halves[0] == halves[1] == pytest.approx(one / 2)
-
-
-def test_centerness():
-    distances = torch.tensor([[2.0, 3, 2, 3], [1, 2, 4, 8]])
-    torch.testing.assert_close(centerness_of(distances), torch.tensor([1.0, 0.25]))

@@ -114,16 +114,6 @@ def test_validation_is_balanced_and_clean():
     assert any(len(planned.leaves) == 2 for planned in objects)
 
 
-def test_all_rates_zero_gives_one_correct_label_each():
-    options = ShapesOptions(
-        train_images=100, missing_leaf_rate=0, co_label_rate=0, confusion_rate=0, group_of_rate=0
-    )
-    images, _ = plan_split(options, ShapesVocabulary.build(), "train")
-    objects = [planned for image in images for planned in image.objects]
-    assert all(planned.labels == planned.leaves and len(planned.leaves) == 1 for planned in objects)
-    assert not any(planned.group for planned in objects)
-
-
 def test_verified_negatives_are_truly_absent():
     vocabulary = ShapesVocabulary.build()
     images, _ = plan_split(ShapesOptions(train_images=200, negatives_per_image=9), vocabulary, "train")
