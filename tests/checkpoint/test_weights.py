@@ -3,13 +3,7 @@ import sys
 import pytest
 import torch
 
-from longtail_det2.checkpoint.weights import (
-    Weights,
-    check_hash,
-    read_weights,
-    sha256_of,
-    write_weights,
-)
+from longtail_det2.checkpoint.weights import Weights, check_hash, read_weights, sha256_of, write_weights
 from longtail_det2.utils.errors import ConfigError
 
 

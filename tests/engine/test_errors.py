@@ -30,11 +30,7 @@ YAML_MISTAKES = [  # options, what the message must name
     (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
     (["DATASETS.TEST", "()", "--eval-only"], "DATASETS.TEST"),
     (["DATASETS.TRAIN", "mini_trian"], "'mini_trian'", "mini_train"),
-    (
-        ["DATASETS.TRAIN", "openimages_v6_train"],
-        "no_such_datasets/",
-        "longtail-det2 prepare openimages",
-    ),
+    (["DATASETS.TRAIN", "openimages_v6_train"], "no_such_datasets/", "longtail-det2 prepare openimages"),
     (["DATASETS.STORES", "stores/train"], "DATASETS.STORES: 'stores/train'"),
     (["DATASETS.STORES", "mini_train=DATA/train,odd=DATA/others", "DATASETS.TEST", "odd"], "'animal'"),
     (["DATASETS.STORES", "mini_train=DATA/train,odd=DATA/renamed", "DATASETS.TEST", "odd"], "'dog'"),

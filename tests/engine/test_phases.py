@@ -11,9 +11,7 @@ from detectron2.engine.train_loop import TrainerBase
 from runs import differences, logged, metrics, weights
 
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
-from longtail_det2.data.samplers import (
-    Phase,
-)
+from longtail_det2.data.samplers import Phase
 from longtail_det2.engine import trainer
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE, SamplingLog
 

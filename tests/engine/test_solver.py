@@ -4,10 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from longtail_det2.engine.solver import (
-    build_lr_multiplier,
-    build_optimizer,
-)
+from longtail_det2.engine.solver import build_lr_multiplier, build_optimizer
 from longtail_det2.utils.errors import ConfigError
 
 

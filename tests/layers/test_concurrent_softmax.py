@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from longtail_det2.layers import (
-    concurrent_softmax_loss,
-    concurrent_softmax_scores,
-    multi_label_softmax_loss,
-)
+from longtail_det2.layers import concurrent_softmax_loss, concurrent_softmax_scores, multi_label_softmax_loss
 
 CASES = ("small_bg", "small_nobg", "medium_bg")
 SCALES = (1.0, 1e2, 1e4)

@@ -7,21 +7,11 @@ import math
 import pytest
 import torch
 from fvcore.nn import sigmoid_focal_loss
-from model_factories import (
-    make_loss,
-    multi_label_targets,
-    random_logits,
-    single_label_targets,
-    some_rates,
-)
+from model_factories import make_loss, multi_label_targets, random_logits, single_label_targets, some_rates
 from torch.nn import functional as F
 
 from longtail_det2.config import get_cfg
-from longtail_det2.layers import (
-    concurrent_softmax_loss,
-    concurrent_softmax_scores,
-    multi_label_softmax_loss,
-)
+from longtail_det2.layers import concurrent_softmax_loss, concurrent_softmax_scores, multi_label_softmax_loss
 from longtail_det2.modeling import losses as package
 from longtail_det2.modeling.losses import build_classification_loss, reduce_losses
 from longtail_det2.modeling.meta_arch.dense import dense_unreduced
