@@ -4,7 +4,7 @@ import argparse
 
 from longtail_det2.utils.console import tell
 
-from .prepare_coco import add_source_arguments, options_of
+from .prepare_coco import add_source_arguments
 
 EPILOG = """\
 example:
@@ -17,6 +17,6 @@ def run(args: argparse.Namespace) -> None:
     """Print the report; what `prepare coco` would refuse is an error."""
     from longtail_det2.data.datasets.coco import check_coco
 
-    report = check_coco(args.json, args.images, args.hierarchy, **options_of(args))
+    report = check_coco(**vars(args))
     tell(report.text())
     report.issues.raise_errors()

@@ -29,22 +29,19 @@ def run(args: argparse.Namespace) -> None:
     store = AnnotationStore(args.store)
     for column in COLUMNS.values():
         getattr(store, column.attribute, None)  # its values are checked when it is taken
-    counts = "\n".join(
-        f"  {name.replace('_', ' '):32} {n:>12,}" for name, n in store.header["counts"].items()
-    )
-    tell(f"{store}\n{counts}")
+    tell(str(store))
+    for name, number in store.header["counts"].items():
+        tell(f"  {name.replace('_', ' '):32} {number:>12,}")
     if store.image_root is None:
         tell("it names no folder of images: enough for statistics and evaluation, not for training")
         return
     sizes, problems = read_image_sizes(store.image_root, store.file_names, args.workers, not args.quiet)
     unreadable = {index for index, _ in problems}
+    stored = store.image_sizes
     problems += [
-        (
-            int(index),
-            f"its size is {sizes[index].tolist()}, the store says {store.image_sizes[index].tolist()}",
-        )
-        for index in (sizes != store.image_sizes).any(axis=1).nonzero()[0]
-        if index not in unreadable and store.image_sizes[index].any()
+        (int(index), f"its size is {sizes[index].tolist()}, the store says {stored[index].tolist()}")
+        for index in (sizes != stored).any(axis=1).nonzero()[0]
+        if index not in unreadable and stored[index].any()
     ]
     if problems:
         index, reason = min(problems)

@@ -13,7 +13,7 @@ from longtail_det2.utils.console import tell
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.wording import pluralize
 
-from .inputs import add_detector_arguments, open_detector
+from .inputs import add_detector_arguments, distinct_names, open_detector
 
 if TYPE_CHECKING:
     from longtail_det2.data.store import AnnotationStore
@@ -52,15 +52,20 @@ def run(args: argparse.Namespace) -> None:
     from longtail_det2.data.images import read_image
     from longtail_det2.visualization import predictions
 
-    check_targets(args)
+    if args.output is None and args.predictions is None:
+        raise ConfigError("nothing to do: give --output for drawings, --predictions for a file, or both")
+    if args.predictions is not None and args.predictions.suffix.lower() != ".json":
+        raise ConfigError(f"--predictions {args.predictions}: the file must end in .json")
     images = predictions.find_images(args.input, leave_out=args.output)
     detector = open_detector(args)
     class_ids, names, metadata = describe_classes(detector, args.store)
     predictor = predictions.Predictor(detector, args.device)
+    # The drawings lie below the output folder as the images lie below theirs.
+    targets = distinct_names([str(image.name.with_suffix("")) for image in images], ".jpg")
     sizes: dict[str, tuple[int, int]] = {}
     rows: list[dict[str, Any]] = []
     drawn, best = 0, 0.0
-    for image, target, image_id in zip(images, output_names(images), choose_image_ids(images), strict=True):
+    for image, target, image_id in zip(images, targets, choose_image_ids(images), strict=True):
         try:
             pixels = read_image(image.path, "RGB")
         except DataError as error:
@@ -89,17 +94,8 @@ def run(args: argparse.Namespace) -> None:
             tell(f"the highest score is {best:.3f}: a lower --score-threshold draws something")
     if args.predictions is not None:
         predictions.write_predictions(args.predictions, rows)
-        tell(
-            f"{pluralize(len(rows), 'prediction')} of {pluralize(len(sizes), 'image')} in {args.predictions}"
-        )
-
-
-def check_targets(args: argparse.Namespace) -> None:
-    """Raise ConfigError where nothing is to be written, or predictions in no known form."""
-    if args.output is None and args.predictions is None:
-        raise ConfigError("nothing to do: give --output for drawings, --predictions for a file, or both")
-    if args.predictions is not None and args.predictions.suffix.lower() != ".json":
-        raise ConfigError(f"--predictions {args.predictions}: the file must end in .json")
+        found = pluralize(len(rows), "prediction")
+        tell(f"{found} of {pluralize(len(sizes), 'image')} in {args.predictions}")
 
 
 def describe_classes(
@@ -115,25 +111,24 @@ def describe_classes(
     from longtail_det2.data.store import AnnotationStore
     from longtail_det2.visualization.multi_label_visualizer import labels_metadata
 
-    if store_path is not None:
-        store = AnnotationStore(store_path)
-        if detector.class_ids and detector.class_ids != store.class_ids:
-            raise ConfigError(
-                f"--store {store_path} has other classes ({store.num_classes}) than {detector.weights} "
-                f"({len(detector.class_ids)}): give the store that the detector was trained on"
-            )
-        return store.class_ids, store.class_names, labels_metadata(store.class_names, store.hierarchy)
-    if not detector.class_ids:
+    store = None if store_path is None else AnnotationStore(store_path)
+    if store is not None and detector.class_ids and detector.class_ids != store.class_ids:
+        raise ConfigError(
+            f"--store {store_path} has other classes ({store.num_classes}) than {detector.weights} "
+            f"({len(detector.class_ids)}): give the store that the detector was trained on"
+        )
+    if store is None and not detector.class_ids:
         raise ConfigError(
             f"{detector.weights} does not say which classes it is for: give an annotation store with --store"
         )
-    if detector.class_names:
-        return detector.class_ids, detector.class_names, labels_metadata(detector.class_names)
-    store = store_of_config(detector)
+    if store is None and not detector.class_names:
+        store = store_of_config(detector)
     if store is not None:
         return store.class_ids, store.class_names, labels_metadata(store.class_names, store.hierarchy)
-    sys.stderr.write("the names of the classes are unknown, their ids are drawn: --store gives names\n")
-    return detector.class_ids, detector.class_ids, labels_metadata(detector.class_ids)
+    names = detector.class_names or detector.class_ids
+    if not detector.class_names:
+        sys.stderr.write("the names of the classes are unknown, their ids are drawn: --store gives names\n")
+    return detector.class_ids, names, labels_metadata(names)
 
 
 def store_of_config(detector: TrainedDetector) -> AnnotationStore | None:
@@ -151,21 +146,6 @@ def store_of_config(detector: TrainedDetector) -> AnnotationStore | None:
                 if store.class_ids == detector.class_ids:
                     return store
     return None
-
-
-def output_names(images: Sequence[ImageFile]) -> list[Path]:
-    """Say where each drawing goes, below the output folder: no two the same."""
-    taken: set[Path] = set()
-    targets = []
-    for image in images:
-        target = image.name.with_suffix(".jpg")
-        number = 1
-        while target in taken:
-            number += 1
-            target = image.name.with_name(f"{image.name.stem}-{number}.jpg")
-        taken.add(target)
-        targets.append(target)
-    return targets
 
 
 def choose_image_ids(images: Sequence[ImageFile]) -> list[str]:

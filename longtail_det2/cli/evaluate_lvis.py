@@ -64,9 +64,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         metric.check(store)
         columns = read_results(args.results, store, masks, some=args.images is not None)
         found = metric.measure(StoreGroundTruth(store), columns, {}, None)
-    return {
-        task: {name: 100 * value for name, value in means.items()} for task, means in found.summary.items()
-    }
+    summary = found.summary
+    return {task: {name: 100 * mean for name, mean in means.items()} for task, means in summary.items()}
 
 
 def _warn(report: CocoReport) -> None:

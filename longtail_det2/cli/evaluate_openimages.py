@@ -130,19 +130,15 @@ def result_document(
     result: OpenImagesResult, class_ids: Sequence[str], counts: dict[str, int], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Return the JSON content; a number that does not exist (no ground truth) is null."""
-    options = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(args).items()
-        if name != "output"
-    }
+    options = {name: value for name, value in vars(args).items() if name != "output"}
+    options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
     return {
         "metric": result.metric,
         "unit": "AP and mAP are fractions in [0, 1]; null: no ground truth",
         "mAP": None if math.isnan(result.mean_ap) else result.mean_ap,
-        "AP": {
-            label: None if math.isnan(ap) else float(ap)
-            for label, ap in zip(class_ids, result.ap, strict=True)
-        },
+        "AP": dict(
+            zip(class_ids, [None if math.isnan(ap) else ap for ap in result.ap.tolist()], strict=True)
+        ),
         "num_gt": dict(zip(class_ids, result.num_gt.tolist(), strict=True)),
         "num_images": result.num_images,
         "num_classes_with_gt": int((result.num_gt > 0).sum()),
@@ -154,27 +150,20 @@ def result_document(
 
 def summary(document: dict[str, Any]) -> str:
     """Return a few lines for the terminal."""
-    counts = document["counts"]
-    mean = document["mAP"]
-    dropped = {
-        "of images without annotation": "image_not_annotated",
-        "of unverified classes": "class_not_verified",
-        "inverted": "inverted",
-        "over the limit per class and image": "over_limit",
-    }
-    return "\n".join(
-        [
-            f"{document['metric']}: {'none (no ground truth)' if mean is None else f'{mean:.6f}'}",
-            f"  mean over {document['num_classes_with_gt']} of {len(document['AP'])} classes "
-            f"(those with ground truth), {document['num_images']} annotated images",
-            f"  {counts['detections']} detections: {counts['true_positives']} true positives, "
-            f"{counts['false_positives']} false positives, "
-            f"{counts['absorbed_by_group_of']} absorbed by group-of boxes",
-            "  not counted: " + ", ".join(f"{counts[key]} {text}" for text, key in dropped.items()),
-            *(
-                [f"  skipped {counts['rows_of_unknown_labels']} rows whose label is not in the class file"]
-                if counts["rows_of_unknown_labels"]
-                else []
-            ),
-        ]
-    )
+    counts, mean = document["counts"], document["mAP"]
+    lines = [
+        f"{document['metric']}: {'none (no ground truth)' if mean is None else f'{mean:.6f}'}",
+        f"  mean over {document['num_classes_with_gt']} of {len(document['AP'])} classes "
+        f"(those with ground truth), {document['num_images']} annotated images",
+        f"  {counts['detections']} detections: {counts['true_positives']} true positives, "
+        f"{counts['false_positives']} false positives, "
+        f"{counts['absorbed_by_group_of']} absorbed by group-of boxes",
+        f"  not counted: {counts['image_not_annotated']} of images without annotation, "
+        f"{counts['class_not_verified']} of unverified classes, {counts['inverted']} inverted, "
+        f"{counts['over_limit']} over the limit per class and image",
+    ]
+    if counts["rows_of_unknown_labels"]:
+        lines.append(
+            f"  skipped {counts['rows_of_unknown_labels']} rows whose label is not in the class file"
+        )
+    return "\n".join(lines)

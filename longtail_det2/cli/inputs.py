@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +44,8 @@ def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a trained detector."""
     add = parser.add_argument
-    add(
-        "--weights", default="", metavar="RUN", help="folder of a run, or a file (default: published weights)"
-    )
+    weights = "folder of a run, or a file (default: published weights)"
+    add("--weights", default="", metavar="RUN", help=weights)
     config = "path or name in the model zoo, .yaml or .py (default: config.yaml beside the weights)"
     add("--config-file", default="", metavar="CONFIG", help=config)
     add_overrides(parser)
@@ -61,9 +59,8 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     add("--num-machines", type=int, default=1, metavar="N", help="machines of the job (default: 1)")
     add("--machine-rank", type=int, default=0, metavar="N", help="number of this machine (default: 0)")
-    add(
-        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT; auto: a free port of this machine"
-    )
+    url = "tcp://HOST:PORT; auto: a free port of this machine"
+    add("--dist-url", default="auto", metavar="URL", help=url)
     add_overrides(parser)
 
 
@@ -123,12 +120,19 @@ def open_detector(args: argparse.Namespace) -> TrainedDetector:
     return load_detector(args.config_file or str(Path(weights).parent / "config.yaml"), weights, args.opts)
 
 
-def image_names(image_ids: Sequence[object], suffix: str = ".png") -> list[str]:
-    """Return file names for drawings of some images, no two the same, without folders."""
-    taken: Counter[str] = Counter()
-    names = []
-    for image_id in image_ids:
-        name = str(image_id).replace("/", "_").replace("\\", "_")[-_LONGEST_NAME:]
-        taken[name] += 1
-        names.append((f"{name}-{taken[name]}" if taken[name] > 1 else name) + suffix)
-    return names
+def image_names(image_ids: Sequence[object]) -> list[str]:
+    """Return file names for drawings of some images, without folders; see :func:`distinct_names`."""
+    names = [str(image_id).replace("/", "_").replace("\\", "_")[-_LONGEST_NAME:] for image_id in image_ids]
+    return distinct_names(names, ".png")
+
+
+def distinct_names(names: Sequence[str], suffix: str) -> list[str]:
+    """Return the names with the suffix, and with a number where one would come twice."""
+    taken: dict[str, None] = {}
+    for name in names:
+        number, target = 1, name
+        while target in taken:
+            number += 1
+            target = f"{name}-{number}"
+        taken[target] = None
+    return [name + suffix for name in taken]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from longtail_det2.utils.console import tell
 
@@ -41,25 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the files and the rules for reading them."""
     add = parser.add_argument
-    add("--json", type=Path, required=True, metavar="FILE", help="annotations in COCO form")
-    add("--images", type=Path, metavar="DIR", help="folder that the file names are relative to")
+    add("--json", dest="json_file", type=Path, required=True, metavar="FILE", help="annotations in COCO form")
+    images = "folder that the file names are relative to"
+    add("--images", dest="image_root", type=Path, metavar="DIR", help=images)
     add("--hierarchy", type=Path, metavar="FILE", help="{child: [parents]}, or an Open Images tree (JSON)")
     bad = "leave bad entries out: boxes, masks, images, unknown ids, hierarchy labels (default: an error)"
     add("--skip-bad", action="store_true", help=bad)
     merge = "annotations of one image with equal boxes are labels of one object (default: several objects)"
     add("--merge-equal-boxes", action="store_true", help=merge)
-    add("--no-masks", action="store_true", help="leave the masks out (default: kept where the file has any)")
+    masks = "leave the masks out (default: kept where the file has any)"
+    add("--no-masks", dest="masks", action="store_false", help=masks)
     add("--workers", type=int, default=2, metavar="N", help="processes that read image headers (default: 2)")
-
-
-def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the rules as `prepare_coco` takes them."""
-    return {
-        "skip_bad": args.skip_bad,
-        "merge_equal_boxes": args.merge_equal_boxes,
-        "masks": not args.no_masks,
-        "workers": args.workers,
-    }
 
 
 def run(args: argparse.Namespace) -> None:
@@ -70,5 +62,5 @@ def run(args: argparse.Namespace) -> None:
         if not args.quiet:
             tell(found.text())
 
-    files = args.json, args.images, args.output, args.hierarchy
-    tell(str(prepare_coco(*files, report=report, **options_of(args))))
+    options = {name: value for name, value in vars(args).items() if name != "quiet"}
+    tell(str(prepare_coco(**options, report=report)))

@@ -17,14 +17,6 @@ Own data in Open Images form:
   %(prog)s --boxes train-annotations-bbox.csv --classes class-descriptions.csv \\
       --hierarchy hierarchy.json --images images/ --output datasets/my_train
 
-Challenge 2019 (500 classes), with the official file names:
-
-  %(prog)s --boxes challenge-2019-train-detection-bbox.csv \\
-      --image-labels challenge-2019-train-detection-human-imagelabels.csv \\
-      --classes challenge-2019-classes-description-500.csv \\
-      --hierarchy challenge-2019-label500-hierarchy.json \\
-      --images images/train --output datasets/openimages/challenge_2019_train
-
 V6 and V7 (600 classes), with the official file names:
 
   %(prog)s --boxes oidv6-train-annotations-bbox.csv \\

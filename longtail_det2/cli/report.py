@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset", metavar="NAME", help="which evaluation below inference/ (default: the only one)")
     add("--output", type=Path, required=True, metavar="HTML", help="file to write")
     add("--title", default="", help="heading")
-    add("--number", type=int, default=12, metavar="N", help="most validation images (default: 12)")
+    most = "most validation images (default: 12)"
+    add("--number", dest="images", type=int, default=12, metavar="N", help=most)
     add("--score-threshold", type=float, metavar="T", help="draw predictions from this score on")
     add("--quiet", action="store_true", help="no notes of progress")
 
@@ -32,13 +33,4 @@ def run(args: argparse.Namespace) -> None:
     """Write the report."""
     from longtail_det2.visualization.report import build_report
 
-    build_report(
-        args.run,
-        args.output,
-        train_store=args.train_store,
-        val_store=args.val_store,
-        dataset=args.dataset,
-        title=args.title,
-        images=args.number,
-        score_threshold=args.score_threshold,
-    )
+    build_report(**{name: value for name, value in vars(args).items() if name != "quiet"})

@@ -69,13 +69,11 @@ def make_stores(folder: Path, formats: Collection[str]) -> None:
     for split in ("train", "validation"):
         images = folder / "images" / split
         if "openimages" in formats:
-            boxes, labels = (
-                annotations / f"{split}-{kind}.csv" for kind in ("annotations-bbox", "human-imagelabels")
-            )
-            files = [boxes], [labels], annotations / "class-descriptions.csv", annotations / "hierarchy.json"
-            tell(
-                str(prepare_openimages(*files, images, folder / "stores" / split, workers=1, progress=False))
-            )
+            kinds = ("annotations-bbox", "human-imagelabels")
+            boxes, labels = ([annotations / f"{split}-{kind}.csv"] for kind in kinds)
+            files = boxes, labels, annotations / "class-descriptions.csv", annotations / "hierarchy.json"
+            output = folder / "stores" / split
+            tell(str(prepare_openimages(*files, images, output, workers=1, progress=False)))
         if "lvis" in formats:
             output = folder.with_name("shapes_lvis") / "stores" / split
             tell(str(prepare_coco(folder / "lvis" / f"{split}.json", images, output)))

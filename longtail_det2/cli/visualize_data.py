@@ -56,12 +56,12 @@ def choose(dataset: Any, metadata: Any, args: argparse.Namespace) -> list[int]:
     """Return the positions of the images to draw, ascending."""
     import numpy as np
 
-    order = np.random.default_rng(args.seed).permutation(len(dataset))
+    order = np.random.default_rng(args.seed).permutation(len(dataset)).tolist()
     if args.class_name is None:
-        return sorted(order[: args.number].tolist())
+        return sorted(order[: args.number])
     label = class_index(dataset, metadata, args.class_name)
     chosen: list[int] = []
-    for index in order.tolist():
+    for index in order:
         annotations = dataset[index].get("annotations", ())
         if any(label in one.get("category_ids", [one["category_id"]]) for one in annotations):
             chosen.append(index)
