@@ -12,6 +12,7 @@ from model_factories import (
     assert_trains,
     detect,
     make_loss,
+    random_logits,
     training_step,
     use_detector,
 )
@@ -145,6 +146,28 @@ def test_the_constraint_of_several_labels_is_the_mean_over_them():
     found = classification_constraint(reference, scores, positive, 0.2)
     # the second row is background, of which this loss has no score; the third has no label
     torch.testing.assert_close(found, torch.tensor([(0.0 + 0.5) / 2, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_constraint_reads_the_scores_of_the_loss(loss):
+    branch = make_branch(loss=loss, constraint_weights=(1.0, 0.0))
+    labels = torch.tensor([[1, 1, 0, 0], [0, 0, 1, -1], [0, 0, 1, 0]], dtype=torch.int8)
+    proposals = Instances((50, 50), gt_classes=torch.tensor([1, 2, 4]), gt_labels=labels)  # 4 is background
+    proposals.proposal_boxes = proposals.gt_boxes = Boxes(torch.tensor([[4.0, 4, 20, 20]]).repeat(3, 1))
+    width = branch.predictor.classification_loss.num_logits
+    logits, sibling = (random_logits(width, 3, scale=scale) for scale in (1.0, 2.0))
+    boxes, deltas = proposals.proposal_boxes.tensor, torch.zeros(3, 16)
+    predictions = TSDPredictions(logits, deltas, boxes, torch.zeros(0), (sibling, deltas))
+    found = branch.losses(predictions, [proposals])["loss_pc_cls"]
+
+    scores, reference = (branch.predictor.classification_loss.scores(one) for one in (logits, sibling))
+    rows = [[0, 1], [2], [4] if reference[2, 4] > 0 else []]
+    lacking = [
+        sum(max(0, min(reference[row, c] + 0.3, 1) - scores[row, c]) for c in classes) / max(len(classes), 1)
+        for row, classes in enumerate(rows)
+    ]
+    torch.testing.assert_close(found, torch.as_tensor(sum(lacking) / 3))
+    assert torch.autograd.grad(found, logits)[0].any()
 
 
 def test_matched_iou():
