@@ -204,8 +204,11 @@ def test_unknown_metrics_are_named(ablation, capsys):
 def test_tables_of_the_projects(ablation, path):
     table = ablation.module.load_table(path)
     trainings = ablation.module.make_trainings(table, ablation.output, table.seeds)
-    frame = ablation.module.pd.read_csv(path.parents[1] / "results" / f"{path.stem}.csv")
     steps = {(step.data, step.row, step.seed) for one in trainings for step in one}
+    results = path.parents[1] / "results" / f"{path.stem}.csv"
+    if not results.is_file():
+        pytest.skip("this table has not been run to the end yet")
+    frame = ablation.module.pd.read_csv(results)
     assert steps == set(frame[["data", "line", "seed"]].itertuples(index=False, name=None))
     assert len(ablation.module.compare(table, frame)) == len(steps) // len(table.seeds) * len(table.metrics)
 
