@@ -20,7 +20,6 @@ COMMANDS = {
     "prepare openimages": "make an annotation store from Open Images files",
     "check coco": "check a COCO or LVIS file and its images",
     "check openimages": "check Open Images files and their images",
-    "check store": "check an annotation store and its images",
     "statistics": "count classes and their co-occurrence",
     "visualize data": "draw annotated images",
     "visualize results": "draw truth and predictions side by side",

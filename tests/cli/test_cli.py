@@ -47,7 +47,7 @@ def test_finding_commands(capsys):
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out.startswith("longtail-det2 0.")
     for words, message in (
         (["trian"], "there is no command 'trian', only prepare coco, "),
-        (["check", "voc"], "there is no command 'check voc', only check coco, check openimages, check store"),
+        (["check", "voc"], "there is no command 'check voc', only check coco, check openimages"),
     ):
         assert cli.main(words) == 2
         assert message in capsys.readouterr().err
