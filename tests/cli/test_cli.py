@@ -5,9 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from longtail_det2 import cli
 from longtail_det2.cli.shapes import OPTIONS
@@ -99,22 +97,3 @@ def test_check_of_files(shapes, capsys):
     assert sorted(shapes.rglob("*")) == before
     coco[3] = str(shapes / "images/validation")
     assert cli.main(["check", "coco", *coco]) == 2 and "error: " in capsys.readouterr().err
-
-
-def test_check_of_a_store(shapes, tmp_path, capsys):
-    store = AnnotationStore(shapes / "stores/validation")
-    command = ["check", "store", str(store.path), "--quiet"]
-    assert cli.main(command) == 0 and "8 images" in capsys.readouterr().out
-    picture = store.image_root / store.file_names[3].decode()
-    content = picture.read_bytes()
-    Image.new("RGB", (5, 4)).save(picture)
-    assert cli.main(command) == 2
-    error = capsys.readouterr().err
-    assert str(picture) in error and "[4, 5]" in error and "1 of 8 images are wrong" in error
-    picture.unlink()
-    assert cli.main(command) == 2 and "1 of 8 images are wrong" in capsys.readouterr().err
-    picture.write_bytes(content)
-    flags = np.load(store.path / "box.npy")
-    flags[0] = np.nan
-    np.save(store.path / "box.npy", flags)
-    assert cli.main(command) == 2 and "box" in capsys.readouterr().err
