@@ -27,7 +27,13 @@ YAML = [
     for name in model_zoo.list_configs()
     if name.endswith(".yaml") and not any(one in name for one in LIKE_ANOTHER)
 ]
-TINY = [name for name in YAML if "tiny" in name and name not in IN_TEST_EXPORT]
+QUICK = ("mask_rcnn_tiny_seesaw_shapes_lvis", "retinanet_tiny_seesaw", "fcos_tiny", "faster_rcnn_tiny_tsd")
+"""Parts of names of models that together have each kind of head; the others take minutes."""
+TINY = [
+    pytest.param(name, marks=[] if any(one in name for one in QUICK) else pytest.mark.slow)
+    for name in YAML
+    if "tiny" in name and name not in IN_TEST_EXPORT
+]
 LARGE = [
     name for name in YAML if name.startswith("openimages/") and "101" not in name and "sigmoid" not in name
 ]
