@@ -78,9 +78,12 @@ def interrupt(args, run, workers, delay):
 
 @pytest.mark.slow
 def test_killed_and_resumed_training_equals_uninterrupted_training(yaml_args, lazy_args, tmp_path):
+    """With TSD's branch, which has a plain one in it."""
+    config = "projects/TSD/configs/shapes/faster_rcnn_tiny_tsd_shapes"
+    period = "train.checkpointer.period=3"
     forms = {
-        "yaml": yaml_args("SOLVER.CHECKPOINT_PERIOD", "3", "SEED", "1", max_iter=16),
-        "lazy": lazy_args("train.checkpointer.period=3", "train.seed=1", max_iter=16),
+        "yaml": yaml_args("SOLVER.CHECKPOINT_PERIOD", "3", "SEED", "1", max_iter=16, config=f"{config}.yaml"),
+        "lazy": lazy_args(period, "train.seed=1", max_iter=16, config=f"{config}.py", tiny=False),
     }
     seconds = {name: seconds_of(args, tmp_path / f"whole-{name}") for name, args in forms.items()}
     moments = random.Random(1)
