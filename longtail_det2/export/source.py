@@ -16,7 +16,6 @@ from detectron2.data import transforms
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from longtail_det2.checkpoint.weights import read_weights
 from longtail_det2.config_files import load_cfg, load_lazy
 from longtail_det2.config_names import find_config_file, name_of_config
 from longtail_det2.data.datasets.builtin import register_datasets
@@ -103,8 +102,7 @@ def load_detector(
         cfg = load_cfg(config_file, options)
         test, image_format = cfg.DATASETS.TEST, cfg.INPUT.FORMAT
         min_size, max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    use_weights(cfg, path)
-    class_ids = read_weights(path).class_ids
+    class_ids = use_weights(cfg, path)
     return TrainedDetector(
         model=build(cfg, "cpu", load=True).eval(),
         cfg=cfg,

@@ -77,16 +77,15 @@ def deform_roi_pool(
     moved = rois.new_zeros(1, 2, 1, 1) if offsets is None else gamma * at_least_float32(offsets)
     boxes = at_least_float32(rois[:, 1:]).to(torch.promote_types(rois.dtype, moved.dtype))
     scale = _of_level(scales, levels, boxes)
+    height, width = (_of_level([one.shape[dim] for one in maps], levels, levels) for dim in (2, 3))
     along = torch.arange(output_size, dtype=boxes.dtype, device=rois.device) / output_size
     axes = []
-    for axis, place in ((1, along[:, None]), (0, along)):
+    for axis, place, size in ((1, along[:, None], height), (0, along, width)):
         bins = place + (moved[:, axis] if moved.ndim == 4 else moved[:, axis, None, None])
-        size = _of_level([one.shape[3 - axis] for one in maps], levels, boxes)
-        low, high = boxes[:, axis], boxes[:, axis + 2]
+        low, high, size = boxes[:, axis], boxes[:, axis + 2], size.to(boxes.dtype)
         axes.append(_samples_along(low, high, scale, size, bins, output_size, sampling_ratio, mode))
     (y, weights_y), (x, weights_x) = axes
 
-    height, width = (_of_level([one.shape[dim] for one in maps], levels, levels) for dim in (2, 3))
     first = _of_level(starts, levels, levels) + rois[:, 0].long() * height * width
     first, width = (one.view(-1, 1, 1, 1, 1) for one in (first, width))
     index = first + y[..., None] * width + x[..., None, :]

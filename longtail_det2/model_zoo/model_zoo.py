@@ -90,8 +90,11 @@ def get_config(name: str, trained: bool = False) -> Any:
     return cfg
 
 
-def use_weights(cfg: Any, path: str) -> None:
+def use_weights(cfg: Any, path: str) -> tuple[str, ...]:
     """Point a YAML or lazy config at a weights file, and take its number of classes if the config has none.
+
+    Returns:
+        The identifiers of the file's classes; () if it does not say.
 
     Raises:
         ConfigError: the file does not exist or is damaged.
@@ -102,9 +105,10 @@ def use_weights(cfg: Any, path: str) -> None:
     else:
         cfg.train.init_checkpoint = path
         node, key = cfg.model.get("roi_heads") or cfg.model, "num_classes"
-    num_classes = len(read_weights(path).class_ids)
-    if num_classes and node.get(key) == NUM_CLASSES_FROM_DATA:
-        node[key] = num_classes
+    class_ids = read_weights(path).class_ids
+    if class_ids and node.get(key) == NUM_CLASSES_FROM_DATA:
+        node[key] = len(class_ids)
+    return class_ids
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:

@@ -164,7 +164,7 @@ class TSDBoxBranch(BoxBranch):
         self.delta_c = _offset_layers(hidden_dim, 2 * bins * bins, offset_init)
         self.delta_r = _offset_layers(hidden_dim, 2, offset_init)
         self.regression_head = regression_head
-        self.sibling = SiblingHead(sibling_head, sibling_predictor) if sibling_head else None
+        self.sibling = None if sibling_head is None else SiblingHead(sibling_head, sibling_predictor)
         nn.init.kaiming_normal_(self.shared_fc.weight, a=1)
         nn.init.zeros_(self.shared_fc.bias)
 
