@@ -109,20 +109,14 @@ def __getattr__(name):
 
 SETUP = """from setuptools import find_packages, setup
 
-projects = {
-    "detectron2.projects.point_rend": "projects/PointRend/point_rend",
-    "detectron2.projects.deeplab": "projects/DeepLab/deeplab",
-    "detectron2.projects.panoptic_deeplab": "projects/Panoptic-DeepLab/panoptic_deeplab",
-}
 setup(
     name="detectron2",
-    version="0.6+pure.3",
+    version="0.6+pure.4",
     author="FAIR",
     license="Apache-2.0",
     url="https://github.com/facebookresearch/detectron2",
     description="Detectron2 v0.6, pure Python, repaired for current dependencies",
-    packages=find_packages(include=("detectron2*",)) + list(projects),
-    package_dir=projects,
+    packages=find_packages(include=("detectron2*",)),
     package_data={"detectron2.model_zoo": ["configs/**/*.yaml", "configs/**/*.py"]},
     python_requires=">=3.8",
     install_requires=[

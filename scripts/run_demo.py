@@ -34,14 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("--output", type=Path, default=Path("output/demo"), metavar="DIR", help="default: output/demo")
-    add("--config-file", default=CONFIG, metavar="FILE", help=f"YAML config (default: {CONFIG})")
     add("--iterations", type=int, metavar="N", help="training iterations (default: the config's)")
     add("--images", type=int, metavar="N", help="training images to generate (default: 3000)")
     add("--validation-images", type=int, metavar="N", help="default: 500")
     add("--seed", type=int, default=0, metavar="N", help="of the data and of the training (default: 0)")
     add("--quick", action="store_true", help="a few images and iterations: shows that it works, not how well")
     add("--force", action="store_true", help="start afresh: remove what is in --output from other options")
-    add("opts", nargs=argparse.REMAINDER, help="config options for the training: KEY VALUE ...")
     return parser
 
 
@@ -118,9 +116,8 @@ def commands_of(output: Path, options: dict[str, Any]) -> dict[str, list[str]]:
             *([] if sys.stderr.isatty() else ["--quiet"]),
         ],
         "train": [
-            *("train", "--resume", "--config-file", options["config_file"]),
+            *("train", "--resume", "--config-file", CONFIG),
             *given(train | {"SOLVER.MAX_ITER": options["iterations"]}),
-            *options["opts"],
         ],
         "evaluate": [
             *("evaluate-openimages", "--boxes", notes / "validation-annotations-bbox.csv"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from longtail_det2.utils.wording import pluralize
 from .inputs import add_detector_arguments, distinct_names, open_detector
 
 if TYPE_CHECKING:
-    from longtail_det2.data.store import AnnotationStore
     from longtail_det2.export.source import TrainedDetector
     from longtail_det2.visualization.predictions import ImageFile
 
@@ -103,7 +101,7 @@ def describe_classes(
 ) -> tuple[Sequence[str], Sequence[str], Any]:
     """Return class ids, names and metadata for drawing.
 
-    Of the store, else what the checkpoint and its folder say, else of the config's test data.
+    Of the store, else what the checkpoint and its folder say.
 
     Raises:
         ConfigError: the store has other classes than the checkpoint, or nothing is known about them.
@@ -121,31 +119,12 @@ def describe_classes(
         raise ConfigError(
             f"{detector.weights} does not say which classes it is for: give an annotation store with --store"
         )
-    if store is None and not detector.class_names:
-        store = store_of_config(detector)
     if store is not None:
         return store.class_ids, store.class_names, labels_metadata(store.class_names, store.hierarchy)
     names = detector.class_names or detector.class_ids
     if not detector.class_names:
         sys.stderr.write("the names of the classes are unknown, their ids are drawn: --store gives names\n")
     return detector.class_ids, names, labels_metadata(names)
-
-
-def store_of_config(detector: TrainedDetector) -> AnnotationStore | None:
-    """Return a store of the config's test data with the detector's classes, if there is one here."""
-    from detectron2.data import MetadataCatalog
-
-    from longtail_det2.data.store import AnnotationStore
-
-    with suppress(ConfigError, DataError):  # names are a convenience only
-        detector.register_data()
-        for name in detector.test_datasets:
-            path = MetadataCatalog.get(name).get("store_path")
-            if path and Path(path).is_dir():
-                store = AnnotationStore(path)
-                if store.class_ids == detector.class_ids:
-                    return store
-    return None
 
 
 def choose_image_ids(images: Sequence[ImageFile]) -> list[str]:

@@ -25,8 +25,6 @@ examples:
   %(prog)s --store datasets/shapes/stores/train --output statistics
   %(prog)s --dataset my_train --dataset my_more --output statistics \\
       DATASETS.STORES my_train=stores/train,my_more=stores/more
-
-In Python: read_statistics("statistics/statistics.json"), from longtail_det2.data.statistics.
 """
 
 

@@ -34,23 +34,20 @@ from longtail_det2.engine.solver import build_optimizer, optimizer_arguments  # 
 from longtail_det2.modeling.losses import ClassificationLoss  # noqa: E402
 
 LOSS, CLASSIFIER = "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "MODEL.ROI_BOX_HEAD.CLASSIFIER"
-SEESAW = "MODEL.CLASSIFICATION_LOSS.SEESAW"
+LABELS = "MODEL.CLASSIFICATION_LOSS.SEESAW.LABELS"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "softmax": (LOSS, "SoftmaxCrossEntropyLoss"),
     "sigmoid": (LOSS, "SigmoidBCELoss"),
     "concurrent": (LOSS, "ConcurrentSoftmaxLoss"),
-    "seesaw": (LOSS, "SeesawLoss", f"{SEESAW}.LABELS", "most_specific"),
-    "seesaw_multi_label": (LOSS, "SeesawLoss", f"{SEESAW}.LABELS", "all"),
-    "seesaw_normalised": (
-        *(LOSS, "SeesawLoss", f"{SEESAW}.LABELS", "most_specific"),
-        *(CLASSIFIER, "NormalizedLinear"),
-    ),
+    "seesaw": (LOSS, "SeesawLoss", LABELS, "most_specific"),
+    "seesaw_multi_label": (LOSS, "SeesawLoss", LABELS, "all"),
+    "seesaw_normalised": (LOSS, "SeesawLoss", LABELS, "most_specific", CLASSIFIER, "NormalizedLinear"),
 }
 """Name -> config options."""
 
 
-def make_batch(images: int, side: int, num_classes: int) -> list[dict[str, Any]]:
-    """Pictures of random pixels with four objects each."""
+def make_batch(num_classes: int, images: int = 8, side: int = 128) -> list[dict[str, Any]]:
+    """Images of random pixels with four objects each."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, low: int, high: int) -> Tensor:
@@ -110,8 +107,6 @@ def main() -> int:
     parser.add_argument("--config", default="shapes/faster_rcnn_tiny_softmax_shapes.yaml", help="two-stage")
     parser.add_argument("--only", default=",".join(VARIANTS), metavar="LOSS,...", help="of %(default)s")
     parser.add_argument("--classes", type=int, default=78, help="default: %(default)s")
-    parser.add_argument("--images", type=int, default=8, help="in the batch (default: %(default)s)")
-    parser.add_argument("--side", type=int, default=128, help="of an image (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="of each loss (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     args = parser.parse_args()
@@ -119,7 +114,7 @@ def main() -> int:
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         parser.error(f"--only: unknown {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
-    batch = make_batch(args.images, args.side, args.classes)
+    batch = make_batch(args.classes)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with EventStorage():
         steps = {name: make_step(args, VARIANTS[name], batch) for name in names}
@@ -130,7 +125,7 @@ def main() -> int:
                 if turn >= 3:  # the first ones allocate
                     seconds[name].append(clock(args.device) - start)
     first = seconds[names[0]]
-    print(f"{args.config}, {args.classes} classes, {args.images} images, {args.steps} steps each\n")
+    print(f"{args.config}, {args.classes} classes, {args.steps} steps each\n")
     print(f"  {'loss':22}{'ms a step':>10}{'ratio to ' + names[0]:>22}")
     for name in names:
         ratios = [one / other for one, other in zip(seconds[name], first, strict=True)]

@@ -24,17 +24,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 EPILOG = """\
 examples (from a login node, in the environment that has longtail_det2):
 
-  python scripts/launchers/slurm_submitit.py --nodes 2 --gpus-per-node 8 --cpus-per-task 8 \\
-      --partition gpu --time 2880 --slurm account=vision -- \\
+  python scripts/launchers/slurm_submitit.py nodes=2 gpus_per_node=8 slurm_partition=gpu -- \\
       --config-file openimages/faster_rcnn_R_50_FPN_OpenImages_sigmoid.yaml OUTPUT_DIR /shared/runs/r50
 
   the same files, here instead of on Slurm, with two processes on the CPU:
 
-  python scripts/launchers/slurm_submitit.py --cluster local --processes-per-node 2 --wait -- \\
+  python scripts/launchers/slurm_submitit.py tasks_per_node=2 --cluster local --wait -- \\
       --config-file shapes/faster_rcnn_tiny_softmax_shapes.yaml SOLVER.MAX_ITER 20
 
 Stores, images, OUTPUT_DIR and --folder must lie where all nodes see them.
 """
+DEFAULTS = {"name": "longtail_det2", "cpus_per_task": 8, "timeout_min": 1440, "slurm_signal_delay_s": 120}
+"""submitit's parameters where the command line says nothing; the job is requeued after `timeout_min`."""
 
 
 @dataclass
@@ -88,73 +89,52 @@ class Training:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line; what follows `--` is in `train`."""
+    """Command line; `resources` is submitit's parameters by name, and what follows `--` is in `train`."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=form)
     add = parser.add_argument
-    add("--cluster", choices=("slurm", "local"), default="slurm", help="local: run here (default: slurm)")
     add(
-        "--folder",
-        type=Path,
-        default=Path("output/slurm"),
-        metavar="DIR",
-        help="logs (default: output/slurm)",
+        "resources",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="submitit's parameters: nodes=2 slurm_account=vision",
     )
-    add("--script", default="scripts/train_net.py", metavar="FILE", help="default: scripts/train_net.py")
-    add("--name", default="longtail_det2", help="of the job")
-    add("--nodes", type=int, default=1, metavar="N", help="default: 1")
-    add("--gpus-per-node", type=int, default=0, metavar="N", help="GPUs to ask for (default: 0)")
-    add("--processes-per-node", type=int, default=0, metavar="N", help="default: one a GPU")
-    add("--cpus-per-task", type=int, default=8, metavar="N", help="CPU cores a process (default: 8)")
-    add("--mem-gb", type=float, metavar="GB", help="memory a node")
-    add("--time", type=int, default=1440, metavar="MIN", help="minutes until it is requeued (default: 1440)")
-    add("--partition", metavar="NAME", help="Slurm partition")
-    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="more sbatch options, account=NAME ...")
-    add("--signal-delay", type=int, default=120, metavar="S", help="seconds of warning (default: 120)")
-    add("--max-timeouts", type=int, default=20, metavar="N", help="most requeues for time (default: 20)")
+    add("--cluster", choices=("slurm", "local"), default="slurm", help="local: run here (default: slurm)")
+    add("--folder", type=Path, default="output/slurm", metavar="DIR", help="logs (default: %(default)s)")
+    add("--script", default="scripts/train_net.py", metavar="FILE", help="default: %(default)s")
     add("--wait", action="store_true", help="wait for the end of the job")
     words = sys.argv[1:] if arguments is None else list(arguments)
     place = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:place])
     args.train = words[place + 1 :]
-    if problem := find_problem(args):
-        parser.error(problem)
-    return args
-
-
-def find_problem(args: argparse.Namespace) -> str:
-    """What is wrong with the command line; empty if nothing is."""
+    if wrong := [entry for entry in args.resources if "=" not in entry]:
+        parser.error(f"{wrong[0]!r} is not of the form key=value")
+    given = dict(entry.split("=", 1) for entry in args.resources)
+    args.resources = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
     if not args.train:
-        return "the train script's own arguments are missing; they follow --, such as -- --config-file FILE"
+        parser.error("the train script's own arguments are missing; they follow --: -- --config-file FILE")
     if not (REPOSITORY / args.script).is_file():
-        return f"--script: {REPOSITORY / args.script} is no file"
-    if not (args.gpus_per_node or args.processes_per_node):
-        return "give --gpus-per-node, or --processes-per-node for training on CPUs"
-    if wrong := [entry for entry in args.slurm if "=" not in entry]:
-        return f"--slurm: {wrong[0]!r} is not of the form key=value"
-    return ""
+        parser.error(f"--script: {REPOSITORY / args.script} is no file")
+    if not {"gpus_per_node", "tasks_per_node"} & set(given):
+        parser.error("give gpus_per_node=N, or tasks_per_node=N for training on CPUs")
+    return args
 
 
 def make_executor(args: argparse.Namespace) -> Any:
     """The submitit executor with the resources that the command line asks for."""
     import submitit
 
-    folder = args.folder / "%j"  # the job's id
-    executor = submitit.AutoExecutor(folder, cluster=args.cluster, slurm_max_num_timeout=args.max_timeouts)
-    parameters = {
-        "name": args.name,
-        "nodes": args.nodes,
-        "tasks_per_node": args.processes_per_node or args.gpus_per_node,
-        "gpus_per_node": args.gpus_per_node,
-        "cpus_per_task": args.cpus_per_task,
-        "mem_gb": args.mem_gb,
-        "timeout_min": args.time,
-        "slurm_partition": args.partition,
-        "slurm_signal_delay_s": args.signal_delay,
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # the others would wait for the one that failed
-        "slurm_additional_parameters": {"requeue": True, **dict(one.split("=", 1) for one in args.slurm)},
-    }
-    executor.update_parameters(**{key: value for key, value in parameters.items() if value is not None})
+    given = {**DEFAULTS, "tasks_per_node": args.resources.get("gpus_per_node"), **args.resources}
+    executor = submitit.AutoExecutor(
+        args.folder / "%j",  # the job's id
+        cluster=args.cluster,
+        slurm_max_num_timeout=given.pop("slurm_max_num_timeout", 20),
+    )
+    executor.update_parameters(
+        slurm_srun_args=["--kill-on-bad-exit=1"],  # the others would wait for the one that failed
+        slurm_additional_parameters={"requeue": True},
+        **given,
+    )
     return executor
 
 
@@ -166,7 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError:
         print("error: submitit is not installed: pip install submitit", file=sys.stderr)
         return 2
-    except (RuntimeError, ValueError) as error:  # no sbatch on this machine, several nodes of a local cluster
+    except (
+        RuntimeError,
+        ValueError,
+        NameError,
+    ) as error:  # no sbatch here, a local cluster of two nodes, a typo
         print(f"error: {error}", file=sys.stderr)
         return 2
     job = executor.submit(Training(str(REPOSITORY / args.script), tuple(args.train)))

@@ -40,10 +40,10 @@ def test_requeued_job_resumes_and_the_flag_precedes_the_options(launcher, monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpus-per-node", "1"], "arguments are missing"),
-        (["--gpus-per-node", "1", "--script", "scripts/absent.py", "--", *TRAIN], "is no file"),
-        (["--", *TRAIN], "--processes-per-node for training on CPUs"),
-        (["--gpus-per-node", "1", "--slurm", "account", "--", *TRAIN], "'account' is not of the form"),
+        (["gpus_per_node=1"], "arguments are missing"),
+        (["gpus_per_node=1", "--script", "scripts/absent.py", "--", *TRAIN], "is no file"),
+        (["--", *TRAIN], "tasks_per_node=N for training on CPUs"),
+        (["gpus_per_node=1", "account", "--", *TRAIN], "'account' is not of the form"),
     ],
 )
 def test_wrong_command_lines(launcher, capsys, arguments, message):
@@ -64,8 +64,8 @@ def test_what_slurm_is_asked_for(launcher, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path), os.environ["PATH"]]))
     status = launcher.main(
         [
-            *("--nodes", "2", "--gpus-per-node", "8", "--cpus-per-task", "8", "--mem-gb", "400"),
-            *("--partition", "gpu", "--time", "600", "--slurm", "account=vision", "constraint=h200"),
+            *("nodes=2", "gpus_per_node=8", "mem_gb=400", "timeout_min=600", "slurm_partition=gpu"),
+            *("slurm_account=vision", "slurm_constraint=h200"),
             *("--folder", str(tmp_path / "logs"), "--", *TRAIN),
         ]
     )
@@ -81,12 +81,16 @@ def test_what_slurm_is_asked_for(launcher, monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--gpus-per-node", "1"], "srun"), (["--cluster", "local", "--nodes", "2"], "one node")],
+    [
+        (["gpus_per_node=1"], "srun"),
+        (["nodes=2", "--cluster", "local"], "one node"),
+        (["node=1", "--cluster", "local"], "node"),
+    ],
 )
 def test_what_cannot_be_submitted_is_told(launcher, monkeypatch, tmp_path, capsys, arguments, named):
     monkeypatch.setenv("PATH", str(tmp_path))
-    more = ["--processes-per-node", "1", "--folder", str(tmp_path), "--", *TRAIN]
-    assert launcher.main([*arguments, *more]) == 2
+    more = ["--folder", str(tmp_path), "--", *TRAIN]
+    assert launcher.main(["tasks_per_node=1", *arguments, *more]) == 2
     assert named in capsys.readouterr().err
 
 
@@ -104,7 +108,7 @@ def submit(tmp_path):
     started = []
 
     def start(iterations, *options):
-        command = [sys.executable, str(LAUNCHER), "--cluster", "local", "--processes-per-node", "2"]
+        command = [sys.executable, str(LAUNCHER), "tasks_per_node=2", "--cluster", "local"]
         command += ["--folder", str(tmp_path / "logs"), "--wait", "--", *train]
         command += ["SOLVER.MAX_ITER", str(iterations), *options]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
