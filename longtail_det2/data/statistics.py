@@ -1,4 +1,4 @@
-r"""Class statistics of training data: images, instances, co-occurrence, anchor priors, frequency bins.
+r"""Class statistics of training data: images, instances, co-occurrence, positive anchors, frequency bins.
 
 An object has its annotated labels and all their ancestors. With n_i objects of class i and n_ij objects of
 both classes, the co-occurrence rate of concurrent softmax (Peng et al., CVPR 2020) is
@@ -11,10 +11,12 @@ n_ij: two labels of a group say that members of both classes are in it, not that
 Statistics are computed once, before the model is built, and written to one JSON file:
 
     {"format": "longtail_det2.class_statistics", "version": 1, "num_images": 3, "parents": {"dog": ["pet"]},
+     "anchors": {"number": 40000, "foreground": 52, "settings": {"MODEL.RPN.IN_FEATURES": ["p3"], ...}},
      "classes": [{"id": "dog", "images": 2, "instances": 4, "cooccurrence": {"dog": 4, "pet": 4},
-                  "anchor_prior": 0.01}, ...]}
+                  "positive_anchors": 31}, ...]}
 
-`parents`, `cooccurrence` and `anchor_prior` may be absent. The co-occurrence of a class with itself is n_i.
+`parents` and `cooccurrence` may be absent, and `anchors` together with `positive_anchors`: a detector matches
+them. The co-occurrence of a class with itself is n_i.
 """
 
 from __future__ import annotations
@@ -54,6 +56,36 @@ _SETS_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
+class AnchorStatistics:
+    """Anchors that match objects in training, counted over some images.
+
+    Attributes:
+        positives: (K,) int64, n_j: positive anchors whose object has class j or a descendant of it.
+        foreground: N_f, positive anchors; one whose object has several labels counts once.
+        number: N, positive and background anchors; ignored ones are left out.
+        settings: config keys and their values (as JSON has them) that the counts hold for.
+    """
+
+    positives: np.ndarray
+    foreground: int
+    number: int
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Raises DataError unless 0 <= n_j <= N_f <= N, and every positive anchor has a class."""
+        positives = np.asarray(self.positives, np.int64)
+        object.__setattr__(self, "positives", positives)
+        if positives.ndim != 1 or not ((positives >= 0) & (positives <= self.foreground)).all():
+            raise DataError(f"positive anchors per class: not 1-D with values in [0, {self.foreground}]")
+        if not 0 <= self.foreground <= self.number <= _LARGEST_COUNT:
+            raise DataError(f"{self.foreground} of {self.number} anchors are positive, which cannot be")
+        if positives.sum() < self.foreground:
+            raise DataError(
+                f"{self.foreground} anchors are positive, but classes have {positives.sum()} only"
+            )
+
+
+@dataclass(frozen=True, eq=False)
 class ClassStatistics:
     """Counts per class of a training set.
 
@@ -64,7 +96,7 @@ class ClassStatistics:
         instance_counts: (K,) int64, objects of the class or of a descendant.
         cooccurrence: (K, K) int64, symmetric: objects of both classes; objects of the class on the diagonal.
             Group-of boxes are left out. None if unknown.
-        anchor_priors: (K,) float64 in [0, 1], share of positive anchors; None if unknown.
+        anchors: those that match objects of the classes; None if not measured.
         hierarchy: of the classes; None for flat classes.
     """
 
@@ -73,23 +105,24 @@ class ClassStatistics:
     image_counts: np.ndarray
     instance_counts: np.ndarray
     cooccurrence: np.ndarray | None = None
-    anchor_priors: np.ndarray | None = None
+    anchors: AnchorStatistics | None = None
     hierarchy: LabelHierarchy | None = None
 
     def __post_init__(self) -> None:
         """Raises DataError for arrays of other shapes, negative counts, or impossible co-occurrences."""
         object.__setattr__(self, "class_ids", tuple(self.class_ids))
         size = len(self.class_ids)
-        for name in ("image_counts", "instance_counts", "cooccurrence", "anchor_priors"):
+        for name in ("image_counts", "instance_counts", "cooccurrence"):
             if getattr(self, name) is None:
                 continue
-            kind, limit = (np.float64, 1) if name == "anchor_priors" else (np.int64, _LARGEST_COUNT)
-            values = np.asarray(getattr(self, name), kind)
+            values = np.asarray(getattr(self, name), np.int64)
             if values.shape != ((size, size) if name == "cooccurrence" else (size,)):
                 raise DataError(f"{name} has shape {values.shape}, but there are {size} classes")
-            if not ((values >= 0) & (values <= limit)).all():
-                raise DataError(f"{name} has values outside [0, {limit}]")
+            if not ((values >= 0) & (values <= _LARGEST_COUNT)).all():
+                raise DataError(f"{name} has values outside [0, {_LARGEST_COUNT}]")
             object.__setattr__(self, name, values)
+        if self.anchors is not None and len(self.anchors.positives) != size:
+            raise DataError(f"anchors of {len(self.anchors.positives)} classes, but there are {size} classes")
         pairs = self.cooccurrence
         wrong = [] if pairs is None else np.argwhere((pairs > pairs.diagonal()[:, None]) | (pairs != pairs.T))
         if len(wrong):
@@ -272,6 +305,10 @@ def write_statistics(path: str | os.PathLike[str], statistics: ClassStatistics) 
     head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "num_images": statistics.num_images}
     if statistics.hierarchy is not None:
         head["parents"] = statistics.hierarchy.to_parents()
+    anchors = statistics.anchors
+    if anchors is not None:
+        counts = {"number": int(anchors.number), "foreground": int(anchors.foreground)}
+        head["anchors"] = {**counts, "settings": dict(anchors.settings)}
     ids = statistics.class_ids
     classes = []
     for c, class_id in enumerate(ids):
@@ -283,8 +320,8 @@ def write_statistics(path: str | os.PathLike[str], statistics: ClassStatistics) 
         if statistics.cooccurrence is not None:
             row = statistics.cooccurrence[c]
             entry["cooccurrence"] = {ids[j]: int(row[j]) for j in np.flatnonzero(row).tolist()}
-        if statistics.anchor_priors is not None:
-            entry["anchor_prior"] = float(statistics.anchor_priors[c])
+        if anchors is not None:
+            entry["positive_anchors"] = int(anchors.positives[c])
         classes.append(json.dumps(entry, ensure_ascii=False))
     try:
         with atomic_writer(path) as file:
@@ -327,33 +364,36 @@ def _parse(content: Mapping[str, Any]) -> ClassStatistics:
     if parents is not None and not isinstance(parents, dict):
         raise DataError("'parents' is not an object")
 
-    def column(key: str, kind: type = int) -> np.ndarray:
-        return np.array([_number(one.get(key), f"class {one['id']!r}: {key!r}", kind) for one in classes])
+    def column(key: str) -> np.ndarray:
+        return np.array([_count(one.get(key), f"class {one['id']!r}: {key!r}") for one in classes])
 
     index = {class_id: c for c, class_id in enumerate(ids)}
     pairs = np.zeros((len(ids), len(ids)), dtype=np.int64)
-    with_pairs, with_priors = (any(key in one for one in classes) for key in ("cooccurrence", "anchor_prior"))
+    with_pairs = any("cooccurrence" in one for one in classes)
     for c, row in enumerate(one.get("cooccurrence") for one in classes if with_pairs):
         what = f"class {ids[c]!r}: 'cooccurrence'"
         if not isinstance(row, dict) or not row.keys() <= index.keys():
             raise DataError(f"{what} is not an object of class ids and counts")
         for other, count in row.items():
-            pairs[c, index[other]] = _number(count, f"{what} with {other!r}", int)
+            pairs[c, index[other]] = _count(count, f"{what} with {other!r}")
+    anchors = content.get("anchors")
+    if anchors is not None or any("positive_anchors" in one for one in classes):
+        if not isinstance(anchors, dict) or not isinstance(anchors.get("settings"), dict):
+            raise DataError("'anchors' is not an object with 'settings', or is missing")
+        foreground, number = (_count(anchors.get(k), f"'anchors': {k!r}") for k in ("foreground", "number"))
+        anchors = AnchorStatistics(column("positive_anchors"), foreground, number, anchors["settings"])
     return ClassStatistics(
         tuple(ids),
-        _number(content.get("num_images"), "'num_images'", int),
+        _count(content.get("num_images"), "'num_images'"),
         column("images"),
         column("instances"),
         pairs if with_pairs else None,
-        column("anchor_prior", float) if with_priors else None,
+        anchors,
         None if parents is None else LabelHierarchy.from_json(parents, ids),
     )
 
 
-def _number(value: Any, what: str, kind: type) -> Any:
-    """`value` if it is a count (int), or a number in [0, 1] (float)."""
-    limit = 1 if kind is float else _LARGEST_COUNT
-    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 <= value <= limit:
-        shown = repr(value)[:60]
-        raise DataError(f"{what} is {shown}, not {'a number in [0, 1]' if limit == 1 else 'a count >= 0'}")
+def _count(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_COUNT:
+        raise DataError(f"{what} is {repr(value)[:60]}, not a count >= 0")
     return value

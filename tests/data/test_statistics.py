@@ -25,6 +25,7 @@ from longtail_det2.data import statistics as module
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.statistics import (
+    AnchorStatistics,
     ClassStatistics,
     compute_statistics,
     frequency_bins,
@@ -168,8 +169,8 @@ def some_statistics():
     pairs = np.diag([9, 6, 0, 7, 2, 5])
     pairs[DOG, CAR] = pairs[CAR, DOG] = 3
     hierarchy = LabelHierarchy.from_json(PARENTS, CLASS_IDS)
-    priors = np.linspace(0, 1, 6) / 3
-    return ClassStatistics(CLASS_IDS, 7, np.arange(6), np.arange(6) * 2, pairs, priors, hierarchy)
+    anchors = AnchorStatistics(np.arange(6) * 3, 20, 5_000_000_000, {"INPUT.GROUP_OF": "drop", "a": [[0.5]]})
+    return ClassStatistics(CLASS_IDS, 7, np.arange(6), np.arange(6) * 2, pairs, anchors, hierarchy)
 
 
 @pytest.mark.parametrize("full", [True, False])
@@ -179,10 +180,16 @@ def test_file_keeps_everything(tmp_path, full):
         statistics = ClassStatistics(("ünï", "b"), 3, [1, 2], [2, 2])
     write_statistics(path, statistics)
     again = read_statistics(path, statistics.class_ids)
-    for key in ("image_counts", "instance_counts", "cooccurrence", "anchor_priors"):
+    for key in ("image_counts", "instance_counts", "cooccurrence"):
         np.testing.assert_array_equal(getattr(again, key), getattr(statistics, key))
     for key in ("class_ids", "num_images", "hierarchy"):
         assert getattr(again, key) == getattr(statistics, key)
+    if full:
+        assert again.anchors.positives.tolist() == [0, 3, 6, 9, 12, 15] and again.anchors.foreground == 20
+        for key in ("number", "settings"):
+            assert getattr(again.anchors, key) == getattr(statistics.anchors, key)
+    else:
+        assert again.anchors is None
     assert [one.name for one in tmp_path.iterdir()] == ["statistics.json"]
 
 
@@ -206,8 +213,17 @@ def test_file_keeps_everything(tmp_path, full):
         (("classes", 1, "images"), True),
         (("classes", 1, "images"), 2**60),
         (("classes", 1, "instances"), 2.0),
-        (("classes", 1, "anchor_prior"), 1.5),
-        (("classes", 1, "anchor_prior"), None),
+        (("classes", 1, "positive_anchors"), 21),
+        (("classes", 1, "positive_anchors"), 1.0),
+        (("classes", 1, "positive_anchors"), None),
+        (("anchors",), None),
+        (("anchors",), [20, 50]),
+        (("anchors",), {"number": 50, "foreground": 20}),
+        (("anchors", "number"), 19),
+        (("anchors", "number"), True),
+        (("anchors", "foreground"), -1),
+        (("anchors", "foreground"), 14),
+        (("anchors", "settings"), ["DATASETS.TRAIN"]),
         (("classes", 1, "cooccurrence"), None),
         (("classes", 1, "cooccurrence"), [1]),
         (("classes", 1, "cooccurrence", "nothing"), 1),
@@ -254,13 +270,15 @@ def test_files_of_other_classes_cut_or_absent_or_that_cannot_be_written(tmp_path
         {"cooccurrence": np.ones((2, 3))},
         {"cooccurrence": [[1, 2], [2, 2]]},
         {"cooccurrence": [[2, 1], [0, 2]]},
-        {"anchor_priors": [0.5, np.nan]},
-        {"anchor_priors": [0.5, 1.1]},
+        {"anchors": AnchorStatistics([1, 2, 3], 4, 5, {})},
     ],
 )
 def test_arrays_that_cannot_be_are_refused(arrays):
     with pytest.raises(DataError, match="co-occurrence"):
         ClassStatistics(("a",), 1, [1], [1]).rates()
+    for counts in (([1, -1], 3, 5), ([4], 3, 5), ([1], 6, 5), ([[1]], 3, 5), ([1], 1, 2**60)):
+        with pytest.raises(DataError, match="anchors"):
+            AnchorStatistics(*counts, {})
     with pytest.raises(DataError):
         ClassStatistics("ab", 3, **{"image_counts": [1, 2], "instance_counts": [2, 3], **arrays})
 
