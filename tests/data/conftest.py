@@ -1,5 +1,7 @@
 """Small annotation stores, and what is made of them."""
 
+from functools import partial
+
 import pytest
 from factories import CLASS_IDS, PARENTS, Picture, build_store, random_pictures
 
@@ -13,10 +15,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def make_store(tmp_path):
-    def make(*args, **kwargs):
-        return build_store(tmp_path, *args, **kwargs)
-
-    return make
+    return partial(build_store, tmp_path)
 
 
 @pytest.fixture(scope="session")

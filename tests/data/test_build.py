@@ -11,9 +11,7 @@ from detectron2.data import transforms as T
 from longtail_det2.config import get_cfg
 from longtail_det2.data.build import (
     build_test_loader,
-    build_test_loader_from_config,
     build_train_loader,
-    build_train_loader_from_config,
     get_dataset,
     sampler_from_config,
 )
@@ -184,6 +182,9 @@ def test_sampler_by_name_class_and_config(dataset):
     assert isinstance(sampler_from_config(cfg, dataset, seed=0), UniformTrainingSampler)
     cfg.DATALOADER.SAMPLER_TRAIN = "ClassAwareTrainingSampler"
     assert isinstance(sampler_from_config(cfg, dataset, seed=0), ClassAwareTrainingSampler)
+    cfg.DATALOADER.SAMPLER_TRAIN = "SoftBalanceTrainingSampler"
+    cfg.DATALOADER.SOFT_BALANCE.LAMBDA, cfg.DATALOADER.SOFT_BALANCE.ANCESTORS = 0.25, True
+    assert repr(sampler_from_config(cfg, dataset, seed=0)).endswith("(lambda_=0.25, ancestors=True)")
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     with pytest.raises(ConfigError, match="REPEAT_THRESHOLD is 0"):
         sampler_from_config(cfg, dataset, seed=0)
@@ -239,33 +240,6 @@ def test_get_dataset(random_store, store, make_store, picture):
     assert get_dataset("plain")[0]["width"] == 3
     with pytest.raises(DataError, match=r"cannot be joined: r1 \(MultiLabelDataset\), plain \(list\)"):
         get_dataset(["r1", "plain"])
-
-
-@pytest.fixture
-def cfg(random_store):
-    register_store("random_train", random_store.path)
-    cfg = get_cfg()
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("random_train",)
-    cfg.SOLVER.IMS_PER_BATCH = 2
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (8, 12), 8
-    cfg.SEED = 5
-    return cfg
-
-
-def test_train_loader_from_config(cfg):
-    expected = summary(build_train_loader_from_config(cfg), 8)
-    cfg.DATALOADER.NUM_WORKERS = 2
-    assert summary(build_train_loader_from_config(cfg, start=6), 5) == expected[3:]
-    cfg.SEED = -1
-    assert len(summary(build_train_loader_from_config(cfg), 1)) == 1
-
-
-def test_test_loader_from_config(cfg):
-    cfg.DATALOADER.NUM_WORKERS = 2
-    batches = list(build_test_loader_from_config(cfg, "random_train"))
-    assert [batch[0]["image_id"] for batch in batches] == [f"{i:05d}" for i in range(200)]
-    assert all(len(batch) == 1 and "instances" not in batch[0] for batch in batches)
 
 
 def test_test_loader_batches(dataset):

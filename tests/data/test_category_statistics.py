@@ -89,13 +89,3 @@ def test_bad_input(make_store, tmp_path, monkeypatch, capsys, arguments, message
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
     assert not (tmp_path / "out").exists()
-
-
-def test_long_class_names_fit(make_store, tmp_path):
-    names = [f"a name of several words, number {number}" for number in range(500)]
-    generator = np.random.default_rng(0)
-    labels = [generator.choice(500, 3, replace=False).tolist() for _ in range(300)]
-    pictures = [Picture(f"{n:03d}", objects=[((0, 0, 5, 5), one, 0)]) for n, one in enumerate(labels)]
-    store = make_store(pictures, names, None, images=False)
-    assert main(["--store", str(store.path), "--output", str(tmp_path / "out")]) == 0
-    assert Image.open(tmp_path / "out" / "cooccurrence.png").size[0] > 1500

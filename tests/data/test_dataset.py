@@ -86,15 +86,6 @@ def test_concatenation(store, make_store):
         ConcatMultiLabelDataset([MultiLabelDataset(store), longer], ["one", "two"])
 
 
-def test_labels_of_plain_records():
-    records = [
-        {"annotations": [{"category_id": 3}, {"category_id": 1, "category_ids": [1, 0]}]},
-        {"annotations": []},
-        {},
-    ]
-    assert per_image(records) == [[3, 1, 0], [], []]
-
-
 def test_empty_store(make_store):
     dataset = MultiLabelDataset(make_store([]))
     assert len(dataset) == 0 and per_image(dataset) == []

@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 
-import numpy as np
 import pytest
 from factories import write_images
 
@@ -12,7 +11,6 @@ from longtail_det2.data.datasets.coco import check_coco, prepare_coco
 from longtail_det2.data.datasets.coco_checks import compact_segmentation, file_name_in_url
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.store import ImageLabel
-from longtail_det2.utils.errors import DataError
 
 URL = "http://images.cocodataset.org/"
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 20.5, 10.0, 20.5]
@@ -153,23 +151,3 @@ def test_polygons_are_held_as_arrays_and_anything_else_as_it_is():
     assert entry["segmentation"][1] == [] and entry["other"] == [[1, 2]]
     for value in ([["a"]], [[None]], [[10**400]], "text", {"counts": "x"}, None, [3], [[[1, 2]]]):
         assert compact_segmentation({"segmentation": value}) == {"segmentation": value}
-
-
-def test_the_real_photographs(shared_dir, tmp_path):
-    photos = shared_dir / "data" / "photos"
-    file, folder = photos / "lvis" / "train.json", photos / "images" / "train"
-    with pytest.raises(DataError, match=r"unknown category 87 \(43 labels .*--skip-bad"):
-        prepare_coco(file, folder, tmp_path / "store")
-    store = prepare_coco(file, folder, tmp_path / "store", skip_bad=True)
-    content = json.loads(file.read_text())
-    assert (len(store), store.num_objects, store.num_classes) == (98, 745 - 43, 80)
-    listed = {one["id"]: one for one in content["categories"]}
-    assert store.class_ids == tuple(str(key) for key in sorted(listed))
-    assert store.class_frequencies == tuple(listed[key]["frequency"] for key in sorted(listed))
-    absent = sum(len(one["neg_category_ids"]) for one in content["images"])
-    assert np.bincount(store.image_label_status, minlength=3)[0] == absent
-    counted = {
-        one["id"]: len({a["image_id"] for a in content["annotations"] if a["category_id"] == one["id"]})
-        for one in content["categories"]
-    }
-    assert store.image_counts().tolist() == [counted[key] for key in sorted(listed)]

@@ -11,7 +11,7 @@ from factories import json_store
 
 from longtail_det2.config import get_cfg
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
-from longtail_det2.data.datasets.coco import check_coco, prepare_coco
+from longtail_det2.data.datasets.coco import check_coco
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.data.masks import (
@@ -115,22 +115,18 @@ def test_an_object_keeps_the_mask_of_its_most_specific_label(prepare, dog_first)
 
 BAD = {
     "number": [1, 2, 3, 4, 5, 6],
-    "text": "mask",
     "short": [[1, 2, 3, 4]],
     "odd": [[1, 2, 3, 4, 5, 6, 7]],
     "one empty": [[8, 4, 24, 4, 24, 12], []],
     "words": [["a", 2, 3, 4, 5, 6]],
-    "nested": [[[1, 2], [3, 4], [5, 6], 1, 2, 3]],
     "infinite": [[1, 2, 3, 4, 5, float("inf")]],
     "huge": [[1, 2, 3, 4, 5, 10**400]],
     "line": [[1, 1, 5, 5, 9, 9]],
     "outside": [[100, 1, 120, 1, 120, 9]],
     "size": {"size": [80, 40], "counts": [0, 3200]},
-    "no size": {"counts": [0, 3200]},
     "too few": {"size": [40, 80], "counts": [0, 3199]},
     "negative": {"size": [40, 80], "counts": [-1, 3201]},
     "flags": {"size": [40, 80], "counts": [True, 3199]},
-    "none": {"size": [40, 80], "counts": None},
     "garbage": {"size": [40, 80], "counts": "äö"},
     "unfinished": {"size": [40, 80], "counts": "o"},
     "overflow": {"size": [40, 80], "counts": "oooooooooo1"},
@@ -319,19 +315,3 @@ def test_from_config():
         arguments = MultiLabelDatasetMapper.from_config(cfg, is_train=False)
         assert arguments["recompute_boxes"] == wanted
         assert arguments["mask_format"] == ("polygon" if wanted else None)
-
-
-def test_real_photographs(shared_dir, tmp_path, make_mapper):
-    photos = shared_dir / "data/photos"
-    # Some annotations name categories that this sample does not list.
-    options = {"workers": 1, "skip_bad": True}
-    store = prepare_coco(photos / "lvis/train.json", photos / "images/train", tmp_path / "store", **options)
-    assert store.has_masks and store.header["summary"]["objects_with_mask"] > 0.9 * store.num_objects
-    resize, crop = T.ResizeShortestEdge(320, 400), T.RandomCrop("relative_range", (0.6, 0.6))
-    mapper = make_mapper(resize, crop, T.RandomFlip(), hierarchy=store.hierarchy, recompute_boxes=True)
-    dataset = MultiLabelDataset(store)
-    for index in range(12):
-        instances = mapper(dataset[index])["instances"]
-        tight = instances.gt_masks.get_bounding_boxes().tensor
-        known = instances.gt_has_mask
-        assert torch.allclose(tight[known], instances.gt_boxes.tensor[known], atol=1e-3)

@@ -8,10 +8,8 @@ import os
 
 import pytest
 from openimages_files import CHIPS, DOG, MAN, PERSON, WOMAN, Folder, image_labels, objects, row
-from PIL import Image
 
 from longtail_det2.cli import main
-from longtail_det2.data.datasets.openimages import prepare_openimages
 from longtail_det2.data.store import AnnotationStore, ObjectFlag
 from longtail_det2.utils.errors import DataError
 
@@ -273,22 +271,3 @@ def test_command_line(folder, monkeypatch, capsys, caplog):
     command[3] = "nothing.csv"
     assert main(command) == 2
     assert capsys.readouterr().err == "error: nothing.csv: no such file (boxes)\n"
-
-
-def test_photographs(shared_dir, tmp_path):
-    photos = shared_dir / "data" / "photos"
-    files = photos / "openimages"
-    store = prepare_openimages(
-        [files / "train-annotations-bbox.csv"],
-        [files / "train-annotations-human-imagelabels.csv"],
-        files / "class-descriptions.csv",
-        files / "hierarchy.json",
-        photos / "images",
-        tmp_path / "store",
-        progress=False,
-    )
-    assert (len(store), store.num_objects, store.num_classes) == (128, 929, 92)
-    assert store.header["summary"]["images_without_objects"] == 2
-    for index in range(0, len(store), 16):
-        with Image.open(store.image_root / store.file_names[index].decode()) as image:
-            assert image.size == tuple(store.image_sizes[index][::-1])

@@ -129,15 +129,6 @@ def test_ranks_group_by_themselves_and_keep_to_the_phases(dataset, make):
         assert sorted(draws) == list(range(begin * BATCH, end * BATCH))
 
 
-def test_empty_images_come_in_the_natural_phase_only(random_store):
-    """Soft-balance draws through classes, and an image without objects has none."""
-    everything = MultiLabelDataset(random_store)
-    phases = [["UniformTrainingSampler", 40], ["SoftBalanceTrainingSampler", 40]]
-    found = batches(everything, 80, lambda record: len(record["annotations"]), phases=phases)
-    empty = [sum(count == 0 for count in batch) for batch in found]
-    assert sum(empty[:40]) > 40 and sum(empty[40:]) == 0
-
-
 def test_from_a_config(dataset, caplog):
     cfg = get_cfg()
     cfg.SOLVER.IMS_PER_BATCH, cfg.SEED = BATCH, 3

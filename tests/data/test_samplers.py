@@ -106,12 +106,6 @@ def test_streams_are_those_of_committed_results():
         assert take(sampler, len(expected)) == [int(one) for one in expected]
 
 
-def test_uniform_epochs_are_permutations():
-    stream = np.array(take(uniform(), 21)).reshape(3, 7)
-    assert (np.sort(stream, axis=1) == np.arange(7)).all()
-    assert len({tuple(row) for row in stream.tolist()}) == 3
-
-
 @pytest.mark.parametrize("filter_empty", [False, True])
 def test_repeat_factors_equal_detectron2(random_store, filter_empty):
     dataset = MultiLabelDataset(random_store, filter_empty=filter_empty)
@@ -134,11 +128,6 @@ def test_repeat_factor_frequencies():
     counts = sum(np.bincount(sampler.epoch_indices(e), minlength=4) for e in range(epochs)) / epochs
     assert counts[[0, 3]].tolist() == [1, 1]
     assert counts[1:3] == pytest.approx(factors[1:3], abs=0.05)
-
-
-def test_factors_of_one_are_uniform():
-    stream = np.array(take(RepeatFactorTrainingSampler(np.ones(6), 0), 24)).reshape(4, 6)
-    assert (np.sort(stream, axis=1) == np.arange(6)).all()
 
 
 def test_class_index():

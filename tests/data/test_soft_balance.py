@@ -6,14 +6,10 @@ import logging
 import numpy as np
 import pytest
 
-from longtail_det2.config import get_cfg
-from longtail_det2.data.build import sampler_from_config
 from longtail_det2.data.datasets.dataset import MultiLabelDataset, labels_per_image
 from longtail_det2.data.samplers import (
-    ClassAwareTrainingSampler,
     ClassIndex,
     SoftBalanceTrainingSampler,
-    make_sampler,
     soft_balance_probabilities,
 )
 from longtail_det2.utils.errors import ConfigError
@@ -76,13 +72,6 @@ def test_images_are_drawn_by_their_weights(index, random_store, lambda_):
             assert not fits(observed, image_weights(index, other, len(random_store)))
 
 
-def test_lambda_one_is_class_aware_sampling(index):
-    expected = take(ClassAwareTrainingSampler(index, 4), 1000)
-    for lambda_ in (1.0, 1, 0.999):
-        found = take(SoftBalanceTrainingSampler(index, 4, lambda_=lambda_), 1000)
-        assert (found == expected) == (lambda_ == 1)
-
-
 def test_classes_and_images_that_are_never_drawn(make_store, picture, caplog):
     box = (0, 0, 8, 8)
     pictures = [
@@ -129,18 +118,6 @@ def test_ancestors_of_flat_classes_and_of_records(make_store, picture):
     assert take(SoftBalanceTrainingSampler.from_dataset(records, seed=0), 3) == [0, 0, 0]
 
 
-def test_options_from_a_config(index, random_store, caplog):
-    cfg = get_cfg()
-    cfg.DATALOADER.SAMPLER_TRAIN = "SoftBalanceTrainingSampler"
-    assert repr(sampler_from_config(cfg, random_store, seed=1)) == "SoftBalanceTrainingSampler(lambda_=0.7)"
-    cfg.DATALOADER.SOFT_BALANCE.LAMBDA = 0.25
-    sampler = sampler_from_config(cfg, random_store, seed=1, start=3)
-    assert repr(sampler) == "SoftBalanceTrainingSampler(lambda_=0.25)"
-    assert take(sampler, 100) == take(SoftBalanceTrainingSampler(index, 1, 3, lambda_=0.25), 100)
-    cfg.DATALOADER.SOFT_BALANCE.ANCESTORS = True
-    assert repr(sampler_from_config(cfg, random_store, seed=1)).endswith("ancestors=True)")
-
-
 def test_lambda_between_one_and_two_warns(index, caplog):
     with caplog.at_level(logging.WARNING, "longtail_det2"):
         SoftBalanceTrainingSampler(index, 0, lambda_=1.0)
@@ -153,13 +130,3 @@ def test_lambda_between_one_and_two_warns(index, caplog):
 def test_lambda_out_of_range(index, lambda_):
     with pytest.raises(ConfigError, match=r"SOFT_BALANCE\.LAMBDA"):
         SoftBalanceTrainingSampler(index, 0, lambda_=lambda_)
-
-
-def test_unknown_options(random_store):
-    for name, option in (
-        ("SoftBalanceTrainingSampler", "threshold"),
-        ("ClassAwareTrainingSampler", "lambda_"),
-        ("RepeatFactorTrainingSampler", "treshold"),
-    ):
-        with pytest.raises(ConfigError, match=f"{name} has no option '{option}'"):
-            make_sampler(name, random_store, seed=0, **{option: 0.5})
