@@ -2,6 +2,7 @@
 
 import copy
 import json
+from contextlib import nullcontext
 
 import pytest
 from hostile_data import COCO, ROWS
@@ -26,20 +27,16 @@ SOUND = changed(0)
     [
         (SOUND[: SOUND.rindex(",0.75")], "line 5: 7 cells"),
         (SOUND[:58], "line 1"),
-        ("", "empty"),
         ("\n", "empty"),
         ("x" * 200_000 + "\n", "line 1: not a header"),
         (SOUND.replace("XMax", "Right"), "line 1: column XMax"),
         (SOUND.replace("IsOccluded", "XMin"), "line 1: column XMin"),
         (changed(1, YMin="left"), "line 3: column YMin .*'left'"),
-        (changed(1, IsGroupOf="yes"), "line 3: column IsGroupOf .*'yes'"),
         (changed(1, IsGroupOf=""), "line 3: column IsGroupOf is empty"),
-        (changed(1, IsGroupOf="0.5"), r"line 3: column IsGroupOf holds 0\.5"),
         (changed(1, IsGroupOf="2"), "line 3: column IsGroupOf holds 2"),
         (changed(1, ImageID=""), "line 3: ImageID is empty"),
         (changed(2, XMax="1.2"), r"line 4: bad box XMin=0 XMax=1\.2 .*--skip-bad"),
         (changed(0, XMin="0.9"), r"line 2: bad box XMin=0\.9 XMax=0\.5"),
-        (changed(0, XMin="nan"), "line 2: bad box XMin=nan"),
         (changed(0, XMin=""), "line 2: bad box XMin=nan"),
         (changed(3, LabelName="/m/horse"), "line 5: label '/m/horse'.*--on-unknown-label skip"),
         (SOUND.encode().replace(b"c,xclick", b"\xff,xclick"), "line 5: column ImageID"),
@@ -86,50 +83,36 @@ def spoil(part, index, content=COCO, **values):
         ({**COCO, "annotations": [3]}, r"annotations\[0\]"),
         (spoil("annotations", 0, id=[7]), r"annotations\[0\] has the id"),
         (spoil("annotations", 1, id=1), "annotation id 1 occurs twice"),
-        (spoil("annotations", 0, image_id=[1]), r"annotation 1 is on the unknown image \[1\]"),
         (spoil("annotations", 0, image_id=True), "annotation 1 is on the unknown image True"),
         (spoil("annotations", 1, image_id=77), "annotation 2 is on the unknown image 77"),
-        (spoil("annotations", 1, category_id=True), "annotation 2 has the unknown category True"),
         (spoil("annotations", 1, category_id=82), "annotation 2 .*unknown category 82; .*--skip-bad"),
-        (spoil("annotations", 1, category_id=None), "annotation 2 has the unknown category None"),
         (spoil("annotations", 1, category_id=82, id=None), "annotation number 1 .*unknown category 82"),
-        (spoil("annotations", 0, category_ids=[1, None]), "annotation 1 has the unknown category None"),
         (spoil("annotations", 0, category_ids=30), "annotation 1: category ids"),
         (spoil("annotations", 1, bbox=[1, 2, 3]), "annotation 2 has the bbox"),
         (spoil("annotations", 1, bbox=[1, 2, 3, float("nan")]), "annotation 2 has the bbox"),
         (spoil("annotations", 1, bbox=[0, 0, 10**400, 1]), "annotation 2 has the bbox"),
-        (spoil("annotations", 1, bbox=[10, 0, -5, 5]), "annotation 2 has the box"),
         (spoil("annotations", 1, bbox=[90, 2, 5, 3]), "annotation 2 has the box .*64 x 48"),
         (spoil("annotations", 1, iscrowd="no"), "annotation 2.* iscrowd"),
-        (spoil("images", 0, id=2), "id 2 occurs twice among the images"),
         (spoil("images", 0, id="2"), "id 2 occurs twice among the images"),
         (spoil("images", 0, id=None), r"images\[0\] has no id"),
-        (spoil("images", 0, height=10**12), "image 1 has height 10+"),
         (spoil("images", 0, height=0), "image 1 has height 0"),
         (spoil("images", 0, height=None), "image 1 has height None"),
         (spoil("images", 0, width=65), r"annotated as 65 x 48 .*a\.jpg.*--skip-bad"),
         (spoil("images", 0, neg_category_ids=[3, 7]), "image 1, neg_category_ids has .* 7; .*--skip-bad"),
         (spoil("images", 0, neg_category_ids=3), "image 1, neg_category_ids"),
-        (spoil("images", 0, not_exhaustive_category_ids=[True]), "not_exhaustive_category_ids"),
         (spoil("images", 0, file_name=None), "image 1 has the file_name"),
         (spoil("images", 0, file_name="a\0.jpg"), "image 1 has the file_name"),
         (spoil("images", 0, file_name="\ud800.jpg"), "image 1 has the file_name"),
         (spoil("images", 0, file_name="nope.jpg"), r"nope\.jpg.*No such file"),
-        (spoil("images", 0, file_name="../a.jpg"), "'../a.jpg' outside the image folder"),
         (spoil("images", 0, file_name="sub/../../a.jpg"), "outside the image folder"),
         (spoil("images", 0, file_name="/etc/passwd"), "'/etc/passwd' outside the image folder"),
         (spoil("images", 0, file_name="x" * 256), "File name too long"),
         (spoil("images", 1, file_name=None, coco_url=7), "image 2 has the file_name 7"),
-        (spoil("images", 1, file_name=None, coco_url=URL), "image 2 has the file_name 'http"),
-        (spoil("images", 1, file_name=None, coco_url="http://[/x"), "image 2 has the file_name"),
-        (spoil("images", 1, file_name=None, coco_url=URL + "\0.jpg"), "image 2 has the file_name"),
         (spoil("images", 1, file_name=None, coco_url=URL + "b.jpg"), r"train2017/b\.jpg.*--skip-bad"),
         (spoil("categories", 1, LVIS, frequency="x"), r"category 2 \('cat'\) has the frequency 'x'"),
-        (spoil("categories", 1, LVIS, frequency=["r"]), r"category 2 \('cat'\) has the frequency \['r'\]"),
         (spoil("categories", 2, LVIS, frequency=None), r"category 3 \('dog'\) has no frequency"),
         (spoil("categories", 0, name={"x": 1}), "category 1 has the name"),
         (spoil("categories", 1, id=1), "id 1 occurs twice among the categories"),
-        (spoil("categories", 1, id="1"), "id 1 occurs twice among the categories"),
     ],
 )
 def test_coco_entries(data, content, named):
@@ -138,6 +121,8 @@ def test_coco_entries(data, content, named):
         data.prepare_coco()
     assert "\n" not in str(caught.value)
     assert not (data.root / "store").exists() and not data.left_over()
+    with nullcontext() if "--skip-bad" in str(caught.value) else pytest.raises(DataError):
+        data.prepare_coco(skip_bad=True)
 
 
 def test_a_box_that_reaches_far_out_is_cut(data):

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import random
-import shutil
-import subprocess
 from contextlib import suppress
 
 import numpy as np
@@ -58,7 +56,6 @@ def edit(path, **values):
         ("header", {"version": 1}, "version 1"),
         ("header", {"format": "other"}, "format"),
         ("header", {"form": "voc"}, "form 'voc'"),
-        ("header", {"form": None}, "'form'"),
         ("header", {"counts": []}, "'counts'"),
         ("header", {"counts": {}}, "'ids'"),
         ("header", {"sources": [3]}, "'sources'"),
@@ -66,11 +63,9 @@ def edit(path, **values):
         ("classes", {"names": ["animal"]}, r"classes\.json.*'names'"),
         ("classes", {"ids": ["1", "2", 3]}, r"classes\.json.*'ids'"),
         ("classes", {"ids": ["1", "2", "2"]}, r"classes\.json.*an id"),
-        ("classes", {"hierarchy": ["1"]}, r"classes\.json.*'hierarchy'"),
         ("classes", {"hierarchy": {"1": "2"}}, r"classes\.json.*'hierarchy'"),
         ("classes", {"frequency": ["r", "c", "x"]}, r"classes\.json.*'frequency'"),
         ("classes", {"frequency": ["r"]}, r"classes\.json.*'frequency'"),
-        ("classes", {"frequency": "rcf"}, r"classes\.json.*'frequency'"),
     ],
 )
 def test_damaged_header_or_classes(data, file, values, key):
@@ -88,8 +83,6 @@ def test_damaged_header_or_classes(data, file, values, key):
         ("object_offsets", 1, -1),
         ("label_offsets", 1, 0),
         ("label", 0, 3),
-        ("label", 0, -1),
-        ("image_label", 0, 77),
         ("image_label_status", 0, 3),
         ("box", 1, np.nan),
         ("box", 0, 1.5),
@@ -97,9 +90,7 @@ def test_damaged_header_or_classes(data, file, values, key):
         ("image_size", 0, -1),
         ("image_size", 0, 900_000_000),
         ("vertex", 3, 1e30),
-        ("vertex", 3, np.inf),
         ("area", 0, -1.0),
-        ("image_id", 0, b"\xff\xfe"),
         ("image_id", 2, b"c\xff"),
         ("file_name", 0, b"\xff.jpg"),
     ],
@@ -159,32 +150,6 @@ def test_source_that_changed(data, form, caplog):
     source.unlink()
     DatasetCatalog.get(name)  # a store needs its sources no more
     assert not caplog.records
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.parametrize("form", ["coco", "open_images"])
-def test_full_disk(data, small_disk, form):
-    prepare = data.prepare_coco if form == "coco" else data.open_images
-    output = small_disk / "store"
-    before = prepare(output)
-    filler = small_disk / "filler"
-    free = shutil.disk_usage(small_disk).free
-    filler.write_bytes(b"\0" * (free - 24 * 1024))  # room for some columns, not for all
-    with pytest.raises(DataError, match="the disk is full"):
-        prepare(output)
-    assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "store"]
-    assert np.array_equal(AnnotationStore(output).boxes, before.boxes)
 
 
 def test_disk_that_is_full_at_every_write(data, monkeypatch):
