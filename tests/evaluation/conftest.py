@@ -3,6 +3,7 @@ import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,7 @@ def shuffled(oid, tmp_path) -> Path:
 @pytest.fixture
 def make_lvis_store(tmp_path):
     """A store from the content of a COCO- or LVIS-form file."""
-
-    def make(content, hierarchy=None, name="store"):
-        return json_store(tmp_path, content, hierarchy, name)
-
-    return make
+    return partial(json_store, tmp_path)
 
 
 @pytest.fixture

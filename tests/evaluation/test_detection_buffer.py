@@ -1,16 +1,12 @@
 """Detections as columns: several processes, the file of masks, what is dropped."""
 
-import json
-
 import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from detectron2.utils import comm
 from lvis_cases import feed, make_content, make_evaluator, make_outputs, make_results
 
-from longtail_det2.engine.launch import launch
 from longtail_det2.evaluation import detection_buffer
 from longtail_det2.evaluation.detection_buffer import DetectionBuffer
 from longtail_det2.utils.errors import DataError
@@ -141,20 +137,3 @@ def test_foreign_images_and_numbers_that_are_not_finite(case, tmp_path, caplog):
     same(feed(make(case, None), pairs).evaluate(), expected)
     assert "1 outputs are of images that are not in" in caplog.text
     assert "2 detections with a box or score that is not finite were dropped" in caplog.text
-
-
-def _rank(store_path, pairs, folder):
-    results = feed(make([store_path], folder), pairs[comm.get_rank()]).evaluate()
-    assert (results == {}) == (comm.get_rank() == 1)
-
-
-@pytest.mark.slow
-def test_two_real_processes_equal_one(case, tmp_path):
-    store, outputs = case
-    feed(make(case, tmp_path / "1"), outputs).evaluate()
-    pairs = (outputs[0::2], [*outputs[1::2], outputs[0]])
-    launch(_rank, 2, args=(str(store.path), pairs, str(tmp_path / "2")))
-    assert names(tmp_path / "2") == FILES
-    for name in FILES:
-        assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
-    assert json.loads((tmp_path / "2/results.json").read_text())["summary"]["lvis_bbox"]["AP"] > 0.01

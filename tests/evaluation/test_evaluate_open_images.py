@@ -54,14 +54,6 @@ def test_files_expanded_beforehand(oid, expected, tmp_path):
     check(json.loads(output.read_text()), expected["expanded_gt_and_predictions"])
 
 
-def test_document(oid, tmp_path):
-    output = tmp_path / "result.json"
-    assert main(arguments(oid, output)) == 0
-    document = json.loads(output.read_text())
-    assert document["options"]["group_of_weight"] == 1.0 and document["longtail_det2"]
-    assert document["counts"]["detections"] == 398
-
-
 @pytest.mark.parametrize(
     ("without", "extra", "message"),
     [

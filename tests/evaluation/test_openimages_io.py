@@ -13,7 +13,6 @@ from longtail_det2.evaluation.openimages_io import (
 from longtail_det2.utils.errors import DataError
 
 BOXES = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\n"
-LABELS = "ImageID,LabelName,Confidence\n"
 PREDICTIONS = "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n"
 CLASSES = ["/m/a", "/m/b"]
 
@@ -32,22 +31,6 @@ def test_classes_with_and_without_header(write):
     assert read_classes(write('/m/a,"Cat, small"\n/m/b,,2\n')) == (CLASSES, ["Cat, small", "/m/b"])
     assert read_classes(write("LabelName,DisplayName\r\n/m/a,Cat\r\n\r\n/m/b,Dog\r\n"))[0] == CLASSES
     assert read_classes(write("\ufeff/m/a\n/m/b\n")) == (CLASSES, CLASSES)
-
-
-def test_columns_by_name_flags_and_sorted_images(write):
-    boxes = write(
-        "Source,IsGroupOf,YMax,YMin,XMax, XMin,LabelName,ImageID\n"
-        '"x,\tclick",-1,0.4,0.3,0.2,0.1,/m/b,z\nxclick,1,1,0,1,0,/m/a,a\nxclick,1.0, 0.5 ,0,1,0,/m/a,z\n',
-        "boxes.csv",
-    )
-    labels = write(LABELS + "m,/m/a,0\nz,/m/b,1.0\n", "labels.csv")
-    truth, images, skipped = read_ground_truth(boxes, labels, CLASSES)
-    assert images == ["a", "m", "z"]
-    assert truth.image.tolist() == [2, 0, 2] and truth.cls.tolist() == [1, 0, 0]
-    assert truth.box.tolist() == [[0.1, 0.3, 0.2, 0.4], [0, 0, 1, 1], [0, 0, 1, 0.5]]
-    assert truth.group_of.tolist() == [False, True, True]
-    assert truth.label_image.tolist() == [1, 2] and truth.label_present.tolist() == [False, True]
-    assert skipped == 0
 
 
 def test_what_is_left_out_is_counted(write):
@@ -79,12 +62,6 @@ def test_files_that_cannot_be_read(tmp_path):
         for path in (tmp_path, tmp_path / "absent.csv"):
             with pytest.raises(DataError, match=r": cannot be read \((No such file|Is a directory)"):
                 read(path)
-
-
-@pytest.mark.parametrize("row", ["a,/m/a,0.6,0.5,0,1,0\n", "a,/m/a,0,1,0.7,0.5,0\n"])
-def test_inverted_boxes(write, row):
-    with pytest.raises(DataError, match="line 2: bad box XMin="):
-        read_ground_truth(write(BOXES + row), None, CLASSES)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

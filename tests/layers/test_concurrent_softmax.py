@@ -153,38 +153,3 @@ def test_logits_that_are_not_finite_show_in_their_region(value):
 def test_shapes_that_do_not_fit(logits, labels, rates):
     with pytest.raises(ValueError, match="need"):
         concurrent_softmax_loss(torch.zeros(logits), torch.zeros(labels), torch.zeros(rates))
-
-
-class Scorer(torch.nn.Module):
-    def __init__(self, rates):
-        super().__init__()
-        self.register_buffer("rates", rates)
-
-    def forward(self, logits):
-        return concurrent_softmax_scores(logits, self.rates)
-
-
-def test_recorded_as_onnx(tmp_path):
-    """Recorded where no score needs a sum of its own, then run where some do, with other sizes."""
-    pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
-    logits, _, rates = example(rows=40, dtype=torch.float32)
-    rates[:, 0] = 1.0
-    logits = logits.detach()
-    far = logits.clone()
-    far[::2, 0] = 300.0
-    scorer = Scorer(rates).eval()
-    path = str(tmp_path / "scores.onnx")
-    torch.onnx.export(
-        scorer,
-        (logits[:5],),
-        path,
-        input_names=["logits"],
-        dynamic_shapes={"logits": {0: torch.export.Dim("regions", min=0)}},
-        opset_version=18,
-        dynamo=True,
-    )
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for one in (logits, far, far[:1], logits[:0]):
-        (found,) = session.run(None, {"logits": one.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), scorer(one), rtol=1e-5, atol=1e-6)

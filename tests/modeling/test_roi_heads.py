@@ -207,15 +207,6 @@ def test_losses_are_divided_by_what_the_normalizer_says():
         predictor(SigmoidBCELoss(num_classes=3), loss_normalizer="rows")
 
 
-def test_inference_gives_a_box_several_labels():
-    head = predictor(SigmoidBCELoss(num_classes=3), test_score_thresh=0.5, cls_agnostic_bbox_reg=True)
-    logits = torch.tensor([[3.0, 2.0, -3.0], [-3.0, -3.0, -3.0]])
-    found, kept = head.inference((logits, torch.zeros(2, 4)), [proposals_of([0, 0])])
-    assert found[0].pred_classes.tolist() == [0, 1]
-    assert torch.equal(found[0].pred_boxes.tensor[0], found[0].pred_boxes.tensor[1])
-    assert kept[0].tolist() == [0, 0]
-
-
 def test_accuracy_is_logged_for_any_of_the_labels():
     head = predictor(SigmoidBCELoss(num_classes=3))
     logits = torch.tensor([[0.0, 5.0, 0.0], [5.0, 0.0, 0.0], [5.0, 0.0, 0.0]])

@@ -118,14 +118,6 @@ def lvis_run(tmp_path, masked_store):
     return folder, evaluate_run(folder, masked_store, metrics=["lvis"], tasks=("bbox", "segm"))
 
 
-@pytest.fixture
-def coco_run(tmp_path, masked_store):
-    """The same by COCO's metric of boxes alone."""
-    folder = tmp_path / "coco_run"
-    evaluate_run(folder, masked_store, metrics=["coco"])
-    return folder
-
-
 def evaluate_run(folder, store, name="masked", **metrics):
     results, counts = folder / "inference" / name, store.image_counts(expanded=True)
     evaluators = build_evaluators(str(store.path), output_dir=results, train_counts=counts, **metrics)

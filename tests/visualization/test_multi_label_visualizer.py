@@ -5,7 +5,6 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 
-from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
 from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.multi_label_visualizer import (
@@ -172,19 +171,6 @@ def test_pixels_inside_a_mask_change_and_others_do_not():
     assert (image[25, 38] != 128).any() and (image[25, 60] == 128).all()
 
 
-@pytest.mark.parametrize("size", [(48, 64), (30, 40), (37, 64)])
-def test_masks_are_enlarged_with_the_image(size):
-    mask = np.zeros(size, dtype=bool)
-    mask[10:20, 20:36] = True
-    visualizer = MultiLabelVisualizer(blank(*size))
-    image = visualizer.draw_objects([DrawnObject([0, 0, 3, 3], [0], mask=mask)]).get_image()
-    touched = (image != 128).any(axis=2)
-    y0, y1, x0, x1 = (round(visualizer.zoom * edge) for edge in (10, 20, 20, 36))
-    assert touched[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2].all()  # corners are a little round
-    touched[y0 - 1 : y1 + 1, x0 - 1 : x1 + 1] = False
-    assert not touched[:, round(15 * visualizer.zoom) :].any()  # left of that are the box and its text
-
-
 def test_small_objects_lie_above_large_ones():
     objects = [
         DrawnObject([120.0, 70, 180, 130], [0], mask=disc(100, 150, 30)),
@@ -196,15 +182,6 @@ def test_small_objects_lie_above_large_ones():
     )
     assert (first == second).all()
     np.testing.assert_allclose(first[110, 150], tinted(0), atol=1.5)  # by one mask only
-
-
-def test_masks_of_a_store(masked_store):
-    for one in MultiLabelDataset(masked_store):
-        bare = {**one, "annotations": [{**each, "segmentation": None} for each in one["annotations"]]}
-        drawn, without = (
-            MultiLabelVisualizer(blank()).draw_dataset_dict(each).get_image() for each in (one, bare)
-        )
-        assert (drawn != without).any() == (one["image_id"] != "im3")
 
 
 @pytest.mark.parametrize(
@@ -224,9 +201,3 @@ def test_wrong_masks_name_image_and_object(value, message):
     record = {"image_id": "photo", "annotations": [good, {**good, "segmentation": value}]}
     with pytest.raises(DataError, match=f"image 'photo': annotation 1 has a segmentation .*{message}"):
         MultiLabelVisualizer(blank()).draw_dataset_dict(record)
-
-
-def test_a_mask_of_another_size_is_refused():
-    with pytest.raises(DataError, match=r"mask of \(30, 40\) pixels .* image of \(48, 64\)"):
-        mask = np.ones((30, 40), dtype=bool)
-        MultiLabelVisualizer(blank()).draw_objects([DrawnObject(FAR_BOX, [0], mask=mask)])

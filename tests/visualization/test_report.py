@@ -145,12 +145,6 @@ def test_lvis_metric_alone(lvis_run, masked_store, tmp_path):
     assert "the best 123 detections" in page.text and "the best 4,567 of each class" in page.text
 
 
-def test_coco_metric_alone(coco_run, masked_store, tmp_path):
-    assert read_evaluation(coco_run).ap_key == "coco_bbox"
-    page = report(coco_run, tmp_path, val_store=masked_store)
-    assert "COCO's AP, boxes, %" in page.text and 'class="card"' in page.html and "challenge" not in page.text
-
-
 @pytest.mark.parametrize("lacking", ["log", "predictions", "evaluation", "config", "stores", "all"])
 def test_missing_pieces(run, store, tmp_path, lacking):
     evaluation = run / "inference" / "tiny"

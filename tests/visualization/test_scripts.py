@@ -95,19 +95,6 @@ def test_visualize_results(draw, tmp_path, capsys):
     assert "no such image" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        ({"size": [48, 64], "counts": "04"}, "detection 1 has a segmentation whose counts cover 4 of 3072"),
-        (17, "detection 1 is malformed (segmentation is not RLE of its image's size [48, 64])"),
-    ],
-)
-def test_malformed_masks_end_in_one_line(draw, capsys, mask, message):
-    assert draw(lambda number, row: number == 1 and row.update(segmentation=mask), "im0")[0] == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and "results.json: " in line and message in line
-
-
 def test_another_image_than_the_one_of_the_masks(draw, masked_store, capsys):
     Image.new("RGB", (60, 50)).save(masked_store.image_root / "im0.png")
     assert draw(lambda number, row: None, "im0")[0] == 2
