@@ -255,7 +255,6 @@ def test_lazy_overrides():
     ("override", "message"),
     [
         ("train.max_itr=7", r"'train.max_itr'.*Did you mean 'train.max_iter'"),
-        ("trian.max_iter=7", r"'trian.max_iter'.*Did you mean 'train.max_iter'"),
         ("optimizer.learning_rate=7", r"optimizer.learning_rate: build_optimizer has no"),
         ("dataloader.train.mapper.augmentations.9.max_size=64", r"augmentations.9.max_size'"),
         ("train.max_iter", r"expected path.to.key=value"),
@@ -292,8 +291,6 @@ IN_FILE = "from longtail_det2 import model_zoo\nbase = model_zoo.get_config('{na
     ("line", "message"),
     [
         ("train.max_iters = 3", r"own.py: .*'train.max_iters'. Did you mean 'train.max_iter'"),
-        ("model.roi_heads.num_clases = 3", r"own.py: .*model.roi_heads.num_clases"),
-        ("optimizer.weight_decai = 3", r"own.py: .*optimizer.weight_decai"),
         ("train.max_iter = 'ten'", r"own.py: train.max_iter is 'ten'"),
         ("train.max_iter = nothing", r"own.py, line 4: NameError"),
     ],

@@ -108,16 +108,6 @@ def test_code_in_a_strangers_file_never_runs(tmp_path, name):
     assert not executed.exists()
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_model_zoo_pickles_of_arrays_load(tmp_path, protocol):
-    weights = {"weight": np.full((64, 64), 3.0, np.float32), "bias": np.zeros(64, np.float32)}
-    path = tmp_path / "zoo.pkl"
-    path.write_bytes(pickle.dumps({"model": weights, "__author__": "zoo"}, protocol=protocol))
-    checkpointer = make(tmp_path)
-    checkpointer.load(str(path))
-    assert float(checkpointer.model.weight[0, 0].detach()) == 3
-
-
 FULL_DISK = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv[2])
@@ -215,7 +205,11 @@ def test_forms_of_other_projects(tmp_path):
     torch.save({"model": weights}, tmp_path / "torch.pkl")
     arrays = {name: value.numpy() for name, value in weights.items()}
     (tmp_path / "anonymous.pkl").write_bytes(pickle.dumps({"model": arrays}))
-    for name in ("wrapped.pth", "torch.pkl", "anonymous.pkl"):
+    zoo = [f"zoo{protocol}.pkl" for protocol in range(2, 6)]
+    for protocol, name in enumerate(zoo, start=2):
+        content = pickle.dumps({"model": arrays, "__author__": "zoo"}, protocol=protocol)
+        (tmp_path / name).write_bytes(content)
+    for name in ("wrapped.pth", "torch.pkl", "anonymous.pkl", *zoo):
         checkpointer = make(tmp_path)
         checkpointer.load(str(tmp_path / name))
         assert float(checkpointer.model.weight[0, 0].detach()) == 3

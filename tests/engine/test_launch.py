@@ -6,7 +6,6 @@ import pytest
 import torch
 from runs import run_script
 
-from longtail_det2.cli.run import parse_args, run
 from longtail_det2.engine.launch import launch
 from longtail_det2.utils.errors import ConfigError
 
@@ -90,10 +89,6 @@ def script(tmp_path):
     return path
 
 
-def test_one_process_runs_here():
-    assert launch(lambda x: x + 1, args=(2,)) == 3
-
-
 def test_numbers_that_do_not_fit(monkeypatch):
     for numbers in ({"processes_per_machine": 0}, {"num_machines": 0}, {"machine_rank": 1}):
         with pytest.raises(ConfigError, match="at least one process"):
@@ -104,16 +99,6 @@ def test_numbers_that_do_not_fit(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="--num-gpus 2"):
         launch(print, processes_per_machine=2)
-
-
-def test_run_turns_errors_of_the_user_into_exit_code_2(capsys):
-    def main(args):
-        raise ConfigError("no good")
-
-    assert run(main, parse_args([])) == 2
-    assert capsys.readouterr().err == "error: no good\n"
-    assert run(lambda args: 5, parse_args([])) == 0
-    assert run(main, parse_args(["--num-gpus", "0"])) == 2
 
 
 def assert_two_processes(done, folder):

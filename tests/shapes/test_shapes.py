@@ -1,6 +1,5 @@
 """The generated data set as files: formats, repeatability, errors, the command line."""
 
-import collections
 import dataclasses
 import filecmp
 import os
@@ -50,15 +49,6 @@ def test_open_images_files(dataset, vocabulary):
         assert sum(row["IsGroupOf"] == "1" for row in boxes) > 0
     with Image.open(dataset / "images" / "train" / "train_000000.jpg") as image:
         assert image.size == (96, 96) and image.mode == "RGB"
-
-
-def test_co_labels_are_rows_with_one_box(dataset):
-    rows = read_csv(dataset / "annotations" / "train-annotations-bbox.csv")
-    by_box = collections.Counter((r["ImageID"], r["XMin"], r["XMax"], r["YMin"], r["YMax"]) for r in rows)
-    counts = read_json(dataset / "generation.json")["counts"]["train"]
-    assert set(by_box.values()) == {1, 2}
-    assert sum(number == 2 for number in by_box.values()) == counts["co_label"] > 0
-    assert len(by_box) == counts["objects"] and len(rows) == counts["rows"]
 
 
 def test_coco_tells_of_the_same_objects(dataset, vocabulary):

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from shapes_reading import OPTIONS, polygons_to_mask, read_csv, read_json
 
-from longtail_det2.data.datasets.coco import prepare_coco
-from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.shapes import ShapesOptions, generate_shapes
 from longtail_det2.shapes.plan import plan_split
 from longtail_det2.shapes.vocabulary import ShapesVocabulary
@@ -29,11 +27,6 @@ def by_image(content):
     for annotation in content["annotations"]:
         found[annotation["image_id"]].append(annotation)
     return found
-
-
-def corners(box):
-    x, y, width, height = box
-    return [x, y, x + width, y + height]
 
 
 def place(annotation):
@@ -161,38 +154,3 @@ def test_the_same_options_give_the_same_plan_as_ever(tmp_path):
     for split, digest in (("train", "c0718ea728102305"), ("validation", "c39dfa8c509c1f19")):
         content = (tmp_path / f"s/annotations/{split}-human-imagelabels.csv").read_bytes()
         assert hashlib.sha256(content).hexdigest()[:16] == digest
-
-
-def test_the_store_is_the_plan_with_masks(dataset, tmp_path):
-    content = read_json(dataset / "lvis/train.json")
-    store = prepare_coco(dataset / "lvis/train.json", dataset / "images/train", tmp_path / "store")
-    assert store.class_names == tuple(one["name"] for one in content["categories"])
-    assert not store.has_hierarchy and store.has_masks
-    assert store.class_frequencies == tuple(one["frequency"] for one in content["categories"])
-    assert store.image_counts().tolist() == [one["image_count"] for one in content["categories"]]
-    objects = np.bincount(store.labels, minlength=store.num_classes)
-    assert objects.tolist() == [one["instance_count"] for one in content["categories"]]
-    assert np.diff(store.label_offsets).tolist() == [1] * len(content["annotations"])
-    annotated, images = by_image(content), {one["id"]: one for one in content["images"]}
-    records = MultiLabelDataset(store)
-    values = collections.Counter()
-    for row in range(len(store)):
-        image = images[int(store.image_ids[row])]
-        record = records[row]
-        found = sorted(
-            ([round(edge) for edge in one["bbox"]], *one["category_ids"], sum(map(len, one["segmentation"])))
-            for one in record["annotations"]
-        )
-        expected = sorted(
-            (corners(one["bbox"]), one["category_id"] - 1, sum(map(len, one["segmentation"])))
-            for one in annotated[image["id"]]
-        )
-        assert found == expected
-        start, stop = store.image_label_offsets[row : row + 2]
-        labels, status = store.image_labels[start:stop], store.image_label_status[start:stop]
-        said = dict(zip(labels.tolist(), status.tolist(), strict=True))
-        absent = {category - 1: 0 for category in image["neg_category_ids"]}
-        some = {category - 1: 2 for category in image["not_exhaustive_category_ids"]}
-        assert said == {**absent, **some}
-        values.update(said.values())
-    assert values[0] > 100 and values[2] > 0

@@ -96,15 +96,6 @@ def test_rates_are_met_to_the_nearest_object_and_every_leaf_keeps_correct_object
         assert planned.labels == planned.leaves and shape == other_shape and colour != other_colour
 
 
-def test_frequency_is_independent_of_shape_and_colour():
-    vocabulary = ShapesVocabulary.build()
-    top = []
-    for seed in range(12):
-        options = ShapesOptions(train_images=400, seed=seed, imbalance=50.0)
-        top.append(vocabulary.leaves[int(np.argmax(plan_split(options, vocabulary, "train")[1]))])
-    assert len({shape for shape, _ in top}) >= 3 and len({colour for _, colour in top}) >= 4
-
-
 def test_validation_is_balanced_and_clean():
     vocabulary = ShapesVocabulary.build()
     images, counts = plan_split(ShapesOptions(validation_images=200), vocabulary, "validation")
