@@ -10,7 +10,7 @@ from factories import json_store, write_images
 
 from longtail_det2.cli import main
 from longtail_det2.data.datasets.builtin import CocoEntry, register_datasets, register_store
-from longtail_det2.data.datasets.coco import check_coco, prepare_coco
+from longtail_det2.data.datasets.coco import check_coco
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import HierarchyError
 from longtail_det2.data.store import ObjectFlag
@@ -158,22 +158,6 @@ def test_command(tmp_path, images, capsys):
     command = ["prepare", "coco", "--json", str(tmp_path / "data.json"), "--images", str(images)]
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
     assert "3 images, 5 objects" in capsys.readouterr().out.splitlines()[-1]
-
-
-def test_real_photographs(shared_dir, tmp_path):
-    photos = shared_dir / "data" / "photos"
-    store = prepare_coco(photos / "coco" / "train.json", photos / "images" / "train", tmp_path / "store")
-    assert (len(store), store.num_objects, store.num_classes) == (128, 929, 80)
-    content = json.loads((photos / "coco" / "train.json").read_text())
-    found = {}
-    for record in MultiLabelDataset(store):
-        for one in record["annotations"]:
-            found.setdefault((record["image_id"], one["category_id"]), []).append(one["bbox"])
-    for one in content["annotations"]:
-        x, y, width, height = one["bbox"]
-        key = (str(one["image_id"]), store.class_ids.index(str(one["category_id"])))
-        distance = np.abs(np.array(found[key]) - [x, y, x + width, y + height]).max(axis=1)
-        assert distance.min() < 0.02  # the file has two decimals
 
 
 def test_parents_that_are_no_categories_become_classes(prepare, tmp_path, images):

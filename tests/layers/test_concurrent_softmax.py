@@ -153,3 +153,12 @@ def test_logits_that_are_not_finite_show_in_their_region(value):
 def test_shapes_that_do_not_fit(logits, labels, rates):
     with pytest.raises(ValueError, match="need"):
         concurrent_softmax_loss(torch.zeros(logits), torch.zeros(labels), torch.zeros(rates))
+
+
+def test_what_is_recorded_as_onnx_gives_the_same_scores(monkeypatch):
+    logits, _, rates = example()
+    rates[:, 0] = 1.0
+    logits = torch.cat([torch.full((24, 1), 900.0), logits.detach()[:, 1:]], dim=1)
+    wanted = concurrent_softmax_scores(logits, rates)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    close(concurrent_softmax_scores(logits, rates), wanted)
