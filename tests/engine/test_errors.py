@@ -81,6 +81,7 @@ def test_missing_config(capsys):
     message = fails(trainer.main, parse_args(["--config-file", "no/such.yaml"]), capsys)
     assert "no/such.yaml" in message and "shapes/faster_rcnn_tiny_softmax_shapes.yaml" in message
     assert "--config-file" in fails(lazy.main, parse_args([]), capsys)
+    assert "--num-gpus 0" in fails(trainer.main, parse_args(["--num-gpus", "0"]), capsys)
 
 
 def test_checkpoint_of_another_class_count(yaml_args, pictures, tmp_path, capsys):
