@@ -115,8 +115,19 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # What the classification and box losses are divided by: sampled "regions", "foreground" regions, their
     # moving average "foreground_average", or regions x classes "elements" (the box loss: regions).
     cfg.MODEL.ROI_BOX_HEAD.LOSS_NORMALIZER = "regions"
-    # The same for the losses of "NormalizedRPN".
+    # Guided loss scaling: the classification losses are scaled to this many times the box loss. 0: they are
+    # not. What the box loss is divided by should be foreground then.
+    cfg.MODEL.ROI_BOX_HEAD.GUIDED_SCALE = 0.0
+    # Scores have to exceed, besides SCORE_THRESH_TEST, what follows from the shares of the classes in the
+    # regions of training: "per_class" n_j / N, "foreground" N_f / N, "shared" N_f / (N K). Empty: nothing.
+    cfg.MODEL.ROI_BOX_HEAD.ADAPTIVE_THRESHOLD = ""
+    # The same as in ROI_BOX_HEAD, for the losses of "NormalizedRPN".
     cfg.MODEL.RPN.LOSS_NORMALIZER = "regions"
+    # See MODEL.ROI_BOX_HEAD.GUIDED_SCALE.
+    cfg.MODEL.RPN.GUIDED_SCALE = 0.0
+    # Score of every anchor of "NormalizedRPN" before training. 0: the share of foreground in
+    # DATASETS.STATISTICS, a file of the command anchor-statistics.
+    cfg.MODEL.RPN.PRIOR_PROB = 0.5
     # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To
     # fine-tune a detector on other classes: ("roi_heads.box_predictor",)
     cfg.MODEL.RESET_WEIGHTS = ()
@@ -185,6 +196,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Weights of loss_pc_cls and loss_pc_loc; 0: without this constraint.
     cfg.MODEL.TSD.CONSTRAINT_WEIGHTS = (1.0, 1.0)
 
+    # Regions per image, on average, that masks are trained on, drawn from the positive ones. 0: all.
+    cfg.MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE = 0
     # Its last layer: "Conv2d", or "NormalizedConv2d", which compares directions only.
     cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "Conv2d"
     # What the normalised layer multiplies the cosines with.
@@ -224,6 +237,17 @@ def _add_dense_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS = "SigmoidFocalLoss"
     # What the losses are divided by; see MODEL.ROI_BOX_HEAD.LOSS_NORMALIZER.
     cfg.MODEL.DENSE_HEAD.LOSS_NORMALIZER = "foreground_average"
+    # Of loss_box_reg.
+    cfg.MODEL.DENSE_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
+    # Score before training: "fixed" is MODEL.RETINANET.PRIOR_PROB; "shared" and "per_class" are the shares of
+    # positive anchors, over the classes or of each, in DATASETS.STATISTICS (command anchor-statistics).
+    cfg.MODEL.DENSE_HEAD.PRIOR = "fixed"
+    # See MODEL.ROI_BOX_HEAD.GUIDED_SCALE.
+    cfg.MODEL.DENSE_HEAD.GUIDED_SCALE = 0.0
+    # Steps after which the scale is frozen, and the losses have learned weights. 0: a new scale in each step.
+    cfg.MODEL.DENSE_HEAD.GUIDED_WARMUP = 0
+    # See MODEL.ROI_BOX_HEAD.ADAPTIVE_THRESHOLD; of all anchors.
+    cfg.MODEL.DENSE_HEAD.ADAPTIVE_THRESHOLD = ""
 
     # Detectron2 has FCOS in lazy configs only; the defaults are those of its class.
     cfg.MODEL.FCOS = CN()

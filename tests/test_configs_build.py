@@ -1,5 +1,7 @@
 """Every config builds; YAML and lazy twins build, train and evaluate the same model."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -60,7 +62,7 @@ def plain(value):
         return list(value.shape) if value.is_meta else value.tolist()
     if isinstance(value, (list, tuple, ListConfig)):
         return [plain(one) for one in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: plain(one) for key, one in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

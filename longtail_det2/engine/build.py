@@ -28,12 +28,19 @@ _ROI_HEADS = "MODEL.ROI_HEADS.NAME to MultiLabelROIHeads or MultiLabelCascadeROI
 _DENSE = "MODEL.META_ARCHITECTURE to MultiLabelRetinaNet or MultiLabelFCOS"
 _RPN = "MODEL.PROPOSAL_GENERATOR.NAME to NormalizedRPN"
 _MASK_HEAD = "MODEL.ROI_MASK_HEAD.NAME to MultiLabelMaskHead"
-_BOX_KEYS = "CLASSIFICATION_LOSS CLASSIFIER TEMPERATURE BRANCH LOSS_NORMALIZER"
+_BOX_KEYS = (
+    "CLASSIFICATION_LOSS CLASSIFIER TEMPERATURE BRANCH LOSS_NORMALIZER GUIDED_SCALE ADAPTIVE_THRESHOLD"
+)
+_DENSE_KEYS = (
+    "CLASSIFICATION_LOSS LOSS_NORMALIZER BBOX_REG_LOSS_WEIGHT PRIOR GUIDED_SCALE GUIDED_WARMUP "
+    "ADAPTIVE_THRESHOLD"
+)
+_MASK_KEYS = "PREDICTOR TEMPERATURE BATCH_SIZE_PER_IMAGE"
 _READERS: list[tuple[str, str, str, type[nn.Module], str]] = [
     ("MODEL.ROI_BOX_HEAD", _BOX_KEYS, "roi_heads", ClassificationLoss, _ROI_HEADS),
-    ("MODEL.DENSE_HEAD", "CLASSIFICATION_LOSS LOSS_NORMALIZER", "head", ClassificationLoss, _DENSE),
-    ("MODEL.RPN", "LOSS_NORMALIZER", "proposal_generator", NormalizedRPN, _RPN),
-    ("MODEL.ROI_MASK_HEAD", "PREDICTOR TEMPERATURE", "roi_heads.mask_head", MultiLabelMaskHead, _MASK_HEAD),
+    ("MODEL.DENSE_HEAD", _DENSE_KEYS, "head", ClassificationLoss, _DENSE),
+    ("MODEL.RPN", "LOSS_NORMALIZER GUIDED_SCALE PRIOR_PROB", "proposal_generator", NormalizedRPN, _RPN),
+    ("MODEL.ROI_MASK_HEAD", _MASK_KEYS, "roi_heads.mask_head", MultiLabelMaskHead, _MASK_HEAD),
 ]
 """(Config node, its keys, part of the model, class in it that reads them, what to set to get that class)."""
 

@@ -21,6 +21,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
+from longtail_det2.modeling.meta_arch.dense import MultiLabelDenseDetector
+
 from .nms import batched_nms
 
 Size = tuple[int, int]
@@ -32,6 +34,7 @@ def recordable() -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = [
         (ImageList, "from_tensors", _from_tensors),
         (DenseDetector, "_decode_per_level_predictions", _decode_level),
+        (MultiLabelDenseDetector, "_decode_per_level_predictions", _decode_level),
     ]
     functions: dict[Any, Any] = {
         poolers.convert_boxes_to_pooler_format: _boxes_for_pooler,

@@ -17,6 +17,7 @@ from longtail_det2.config_files import load_cfg, load_lazy
 from longtail_det2.config_names import get_config_file
 from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.engine.setup import available_device
+from longtail_det2.modeling.anchor_priors import forget_measured_prior
 from longtail_det2.utils.errors import ConfigError
 
 ZOO_VARIABLE = "LONGTAIL_DET2_ZOO"
@@ -101,6 +102,7 @@ def use_weights(cfg: Any, path: str) -> tuple[str, ...]:
     """
     if isinstance(cfg, CfgNode):
         cfg.MODEL.WEIGHTS = path
+        forget_measured_prior(cfg)
         node, key = cfg.MODEL.ROI_HEADS, "NUM_CLASSES"
     else:
         cfg.train.init_checkpoint = path

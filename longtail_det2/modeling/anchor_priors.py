@@ -11,6 +11,7 @@ The counts come from `longtail-det2 anchor-statistics`, which matches an epoch's
 from __future__ import annotations
 
 import json
+import logging
 from functools import reduce
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from longtail_det2.data.statistics import AnchorStatistics, read_statistics
 from longtail_det2.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _SETTINGS = (
     *("DATASETS.TRAIN", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "DATALOADER.SAMPLER_TRAIN"),
@@ -87,17 +90,21 @@ def anchor_prior(anchors: AnchorStatistics, kind: str) -> float | Tensor:
     raise ConfigError(f"the prior must be 'objectness', 'shared' or 'per_class', not {kind!r}")
 
 
-def measured_prior(cfg: CfgNode, kind: str) -> float | Tensor:
+def measured_prior(cfg: CfgNode, kind: str) -> float | Tensor | None:
     """Return :func:`anchor_prior` of the counts in ``DATASETS.STATISTICS``.
 
+    None, with a warning, if no file is named: the train scripts count before they build the model, and
+    without data, as for export, no prior is needed.
+
     Raises:
-        ConfigError: no file is named, it has no anchors, or those of another number of classes or of other
-            settings; or see :func:`anchor_prior`.
+        ConfigError: the file has no anchors, or those of another number of classes or of other settings; or
+            see :func:`anchor_prior`.
         DataError: the file cannot be read.
     """
     path, num_classes = cfg.DATASETS.STATISTICS, cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if not path:
-        raise ConfigError(f"DATASETS.STATISTICS is empty, but the prior is to be measured: {_COMMAND}")
+        logger.warning("the measured prior is not known, and a fixed one is used. To train, %s", _COMMAND)
+        return None
     statistics = read_statistics(path)
     anchors, found = statistics.anchors, len(statistics.class_ids)
     if num_classes > 0 and found != num_classes:
@@ -116,3 +123,14 @@ def measured_prior(cfg: CfgNode, kind: str) -> float | Tensor:
                 f"{own!r}: {_COMMAND}"
             )
     return anchor_prior(anchors, kind)
+
+
+def has_measured_prior(cfg: CfgNode) -> bool:
+    """Whether a detector of a YAML config begins at a measured prior."""
+    return cfg.MODEL.DENSE_HEAD.PRIOR != "fixed" or cfg.MODEL.RPN.PRIOR_PROB == 0
+
+
+def forget_measured_prior(cfg: CfgNode) -> None:
+    """Change a YAML config whose weights are trained: they do not begin at any prior, and need no counts."""
+    cfg.MODEL.DENSE_HEAD.PRIOR = "fixed"
+    cfg.MODEL.RPN.PRIOR_PROB = cfg.MODEL.RPN.PRIOR_PROB or 0.5

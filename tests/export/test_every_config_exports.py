@@ -15,6 +15,7 @@ from longtail_det2.engine.build import build_model
 from longtail_det2.export import ExportedDetector, TrainedDetector, export_detector
 from longtail_det2.export.graph import detect
 from longtail_det2.export.source import to_input
+from longtail_det2.modeling.anchor_priors import forget_measured_prior
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -27,7 +28,12 @@ YAML = [
     for name in model_zoo.list_configs()
     if name.endswith(".yaml") and not any(one in name for one in LIKE_ANOTHER)
 ]
-QUICK = ("mask_rcnn_tiny_seesaw_shapes_lvis", "retinanet_tiny_seesaw", "fcos_tiny", "faster_rcnn_tiny_tsd")
+QUICK = (
+    "mask_rcnn_tiny_seesaw_shapes_lvis",
+    "retinanet_tiny_seesaw",
+    "fcos_tiny_focal",
+    "faster_rcnn_tiny_tsd",
+)
 """Parts of names of models that together have each kind of head; the others take minutes."""
 TINY = [
     pytest.param(name, marks=[] if any(one in name for one in QUICK) else pytest.mark.slow)
@@ -66,6 +72,7 @@ def check(name, tmp_path, size, image_file):
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 0:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = 20  # which holds for dense detectors too
     cfg.DATASETS.STATISTICS = statistics_file(tmp_path / "statistics.json", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    forget_measured_prior(cfg)
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 1e-4  # which the scores of random weights pass
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":
         cfg.MODEL.RESNETS.NORM = "BN"  # which settles on an image

@@ -151,3 +151,18 @@ def test_detectors_with_masks(tiny_cfg, batch, heads, agnostic):
     assert model.roi_heads.mask_head.predictor.weight.grad.abs().sum() > 0
     found = detect(model, [{key: one[key] for key in ("image", "height", "width")} for one in batch])
     assert found.pred_masks.dtype == torch.bool and len(found.pred_masks) == len(found)
+
+
+def test_no_more_regions_than_asked_for():
+    images, shape = [make_proposals([[0], [3], [2]]), make_proposals([]), make_proposals([[4]])], ShapeSpec(4)
+    head = MultiLabelMaskHead(shape, num_classes=K, conv_dims=[4, 4], batch_size_per_image=1)
+    seen = []
+    head.predictor.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    features = torch.randn(4, 4, 4, 4)
+    with EventStorage():
+        assert head(features, images)["loss_mask"].isfinite()
+        head.batch_size_per_image = 2
+        torch.testing.assert_close(
+            head(features, images)["loss_mask"], multi_label_mask_loss(head.layers(features), images)
+        )
+    assert seen == [3, 4, 4]

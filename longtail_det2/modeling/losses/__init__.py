@@ -1,8 +1,16 @@
 """Classification losses on the contract of :mod:`.base`."""
 
-from .base import NORMALIZERS, ClassificationLoss, LossNormalizer, is_recomputed, reduce_losses
+from .base import (
+    NORMALIZERS,
+    ClassificationLoss,
+    LossNormalizer,
+    class_priors,
+    is_recomputed,
+    reduce_losses,
+)
 from .build import CLASSIFICATION_LOSS_REGISTRY, build_classification_loss
 from .concurrent_softmax import ConcurrentSoftmaxLoss
+from .guided import FrozenGuidedLossScaling, GuidedLossScaling, build_guided_loss
 from .seesaw import SeesawLoss
 from .seesaw_variants import ConcurrentFocalSeesawLoss, ConcurrentSeesawLoss, FocalSeesawLoss
 from .sigmoid import SigmoidBCELoss, SigmoidFocalLoss
@@ -16,12 +24,16 @@ __all__ = [
     "ConcurrentSeesawLoss",
     "ConcurrentSoftmaxLoss",
     "FocalSeesawLoss",
+    "FrozenGuidedLossScaling",
+    "GuidedLossScaling",
     "LossNormalizer",
     "SeesawLoss",
     "SigmoidBCELoss",
     "SigmoidFocalLoss",
     "SoftmaxCrossEntropyLoss",
     "build_classification_loss",
+    "build_guided_loss",
+    "class_priors",
     "is_recomputed",
     "reduce_losses",
 ]

@@ -253,9 +253,8 @@ class LossNormalizer(nn.Module):
 
     ======================  ===========================================================================
     ``regions``             all sampled regions of this process (Fast R-CNN)
-    ``foreground``          foreground regions of this process
-    ``foreground_average``  a moving average of the foreground regions of all processes, divided by the
-                            number of processes (RetinaNet, FCOS)
+    ``foreground``          foreground regions of all processes, divided by the number of processes
+    ``foreground_average``  a moving average of that (RetinaNet, FCOS)
     ``elements``            regions times classes, which makes the classification loss a mean over its
                             elements; a box loss, which has no classes, is divided by the regions
     ======================  ===========================================================================
@@ -289,19 +288,16 @@ class LossNormalizer(nn.Module):
         Returns:
             Two numbers: the divisor of the classification losses, and that of the box loss.
         """
-        if self.average is not None:
-            count = self._averaged(self.average, foreground)
-        elif self.kind == "foreground":
-            count = foreground.float().clamp(min=1)
-        else:
+        if not self.kind.startswith("foreground"):
             count = float(max(regions, 1))
-        return (count * num_classes if self.kind == "elements" else count), count
-
-    def _averaged(self, average: Tensor, foreground: Tensor) -> Tensor:
-        processes = comm.get_world_size()
-        if not is_recomputed():
-            count = foreground.to(average)
-            if processes > 1:
-                torch.distributed.all_reduce(count)
-            average.mul_(self.momentum).add_(count.clamp(min=1), alpha=1 - self.momentum)
-        return average / processes
+            return (count * num_classes if self.kind == "elements" else count), count
+        processes, average = comm.get_world_size(), self.average
+        if average is not None and (is_recomputed() or not self.training):
+            return average / processes, average / processes
+        count = foreground.to(torch.float32, copy=True)
+        if processes > 1:
+            torch.distributed.all_reduce(count)
+        count = count.clamp(min=1)
+        if average is not None:
+            count = average.mul_(self.momentum).add_(count, alpha=1 - self.momentum)
+        return count / processes, count / processes

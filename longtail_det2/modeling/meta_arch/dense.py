@@ -26,16 +26,19 @@ from torch import Tensor, nn
 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA
 from longtail_det2.layers import at_least_float32
+from longtail_det2.modeling.anchor_priors import measured_prior
 from longtail_det2.modeling.box_regression import pair_losses
 from longtail_det2.modeling.events import event_storage
 from longtail_det2.modeling.losses import (
     ClassificationLoss,
+    GuidedLossScaling,
     LossNormalizer,
     build_classification_loss,
+    build_guided_loss,
     is_recomputed,
     reduce_losses,
 )
-from longtail_det2.modeling.score_thresholds import ScoreThresholds
+from longtail_det2.modeling.score_thresholds import ScoreThresholds, make_adaptive
 from longtail_det2.structures.multi_label import DenseTargets
 from longtail_det2.utils.errors import ConfigError
 
@@ -137,6 +140,9 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         *,
         head: MultiLabelDenseHead,
         loss_normalizer: str | LossNormalizer = "foreground_average",
+        guided_loss: GuidedLossScaling | None = None,
+        box_loss_weight: float = 1.0,
+        adaptive_threshold: str = "",
         **kwargs: Any,
     ) -> None:
         """Make the detector.
@@ -144,6 +150,10 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         Args:
             head: has the classification loss.
             loss_normalizer: what the losses are divided by; a name of :class:`LossNormalizer`, or one.
+            guided_loss: scales the classification losses; None for the losses as they are.
+            box_loss_weight: of ``loss_box_reg``.
+            adaptive_threshold: kind of :class:`AdaptiveThresholds`, counted from the anchors of training; ""
+                for `test_score_thresh` alone.
             kwargs: the other arguments of Detectron2's class; those of its focal loss have no effect.
                 `test_score_thresh` may be a number or K numbers.
         """
@@ -151,6 +161,8 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         if isinstance(loss_normalizer, str):
             loss_normalizer = LossNormalizer(loss_normalizer, initial=self.initial_foreground)
         self.loss_normalizer = loss_normalizer
+        self.guided_loss, self.box_loss_weight = guided_loss, box_loss_weight
+        self.adaptive_thresholds = make_adaptive(self.num_classes, adaptive_threshold)
 
     def match_image(self, anchors: list[Boxes], image: Instances) -> Tensor:
         """Return the index of the object that each anchor matches, (R,) int64.
@@ -194,6 +206,8 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         loss = self.head.classification_loss
         if torch.is_grad_enabled() and not is_recomputed():
             loss.update(targets.positives)
+            if self.adaptive_thresholds is not None:
+                self.adaptive_thresholds.update(targets.positives, (targets.classes >= 0).sum())
         classes = dense_unreduced(loss, logits, targets)
         of_image = Boxes.cat(list(anchors)).tensor
         boxes = of_image[targets.rows % max(len(of_image), 1)]
@@ -201,7 +215,9 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         box_loss = self.box2box_transform, self.box_reg_loss_type, self.smooth_l1_beta
         regression = {"loss_box_reg": pair_losses(boxes, gt_boxes, deltas, *box_loss)}
         regression |= self.other_losses(boxes, gt_boxes, *others)
-        return reduce_losses(classes, divisor) | reduce_losses(regression, box_divisor)
+        losses = reduce_losses(classes, divisor)
+        guides = reduce_losses(regression, box_divisor, {"loss_box_reg": self.box_loss_weight})
+        return losses | guides if self.guided_loss is None else self.guided_loss(losses, guides)
 
     @torch.no_grad()
     def label_objects(
@@ -214,6 +230,32 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
     def split_predictions(self, predictions: list[list[Tensor]]) -> list[list[Tensor]]:
         """Return per level logits (N, Ri, L), deltas (N, Ri, 4), and (N, Ri, width) of the others."""
         return self._transpose_dense_predictions(predictions, [self.head.num_logits, 4, *self.other_widths])
+
+    def _decode_per_level_predictions(
+        self,
+        anchors: Boxes,
+        pred_scores: Tensor,
+        pred_deltas: Tensor,
+        score_thresh: Tensor | float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Return the best candidates of a level; as Detectron2's method, in memory that is bounded.
+
+        Thresholds may let everything pass: Detectron2 would list all (anchor, class) pairs then.
+        """
+        width, parts = pred_scores.shape[1], []
+        step = max(_PAIRS_AT_ONCE // width, 1)
+        for start in range(0, len(pred_scores), step):
+            some = pred_scores[start : start + step]
+            (places,) = (some > score_thresh).flatten().nonzero(as_tuple=True)
+            parts.append(_best(some.flatten()[places], places + start * width, topk_candidates))
+        scores, places = (torch.cat(values) for values in zip(*parts, strict=True))
+        scores, places = _best(scores, places, topk_candidates)
+        scores, order = scores.sort(descending=True)
+        rows, classes = places[order] // width, places[order] % width
+        boxes = self.box2box_transform.apply_deltas(pred_deltas[rows], anchors.tensor[rows])
+        return Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
 
     def scores(self, logits: Tensor, *others: Tensor) -> Tensor:
         """Return the scores of the anchors of a level of an image, which the thresholds are compared with.
@@ -247,8 +289,24 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         ]
 
 
+_PAIRS_AT_ONCE = 1 << 22
+"""(Anchor, class) pairs that are compared with the thresholds at once."""
+
+
+def _best(scores: Tensor, places: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    if len(scores) <= number:
+        return scores, places
+    scores, best = scores.topk(number)
+    return scores, places[best]
+
+
 def dense_arguments(
-    cfg: CfgNode, keys: CfgNode, backbone: Backbone, make_head: Callable[..., nn.Module], **options: Any
+    cfg: CfgNode,
+    keys: CfgNode,
+    backbone: Backbone,
+    make_head: Callable[..., nn.Module],
+    num_losses: int = 2,
+    **options: Any,
 ) -> dict[str, Any]:
     """Return the arguments that RetinaNet and FCOS share.
 
@@ -257,12 +315,16 @@ def dense_arguments(
         keys: the detector's own node.
         backbone: built before the head, which takes the next random numbers.
         make_head: the head's class.
+        num_losses: 1 for classification, and 1 for each other loss.
         options: further arguments for it.
 
     Raises:
-        ConfigError: ``MODEL.RETINANET.NUM_CLASSES`` is not the number of classes.
+        ConfigError: ``MODEL.RETINANET.NUM_CLASSES`` is not the number of classes, or ``DATASETS.STATISTICS``
+            has anchors of other settings.
     """
     shapes, num_classes = level_shapes(backbone, keys), _checked_num_classes(cfg)
+    own = cfg.MODEL.DENSE_HEAD
+    prior = None if own.PRIOR == "fixed" else measured_prior(cfg, own.PRIOR)
     head = make_head(
         input_shape=shapes,
         num_classes=num_classes,
@@ -271,7 +333,7 @@ def dense_arguments(
         ),
         conv_dims=[shapes[0].channels or 0] * keys.NUM_CONVS,
         norm=keys.NORM,
-        prior_prob=cfg.MODEL.RETINANET.PRIOR_PROB,
+        prior_prob=cfg.MODEL.RETINANET.PRIOR_PROB if prior is None else prior,
         **options,
     )
     return {
@@ -279,7 +341,10 @@ def dense_arguments(
         "head": head,
         "num_classes": num_classes,
         "head_in_features": keys.IN_FEATURES,
-        "loss_normalizer": cfg.MODEL.DENSE_HEAD.LOSS_NORMALIZER,
+        "loss_normalizer": own.LOSS_NORMALIZER,
+        "guided_loss": build_guided_loss(own, num_losses),
+        "box_loss_weight": own.BBOX_REG_LOSS_WEIGHT,
+        "adaptive_threshold": own.ADAPTIVE_THRESHOLD,
         "test_score_thresh": keys.SCORE_THRESH_TEST,
         "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
         "test_nms_thresh": keys.NMS_THRESH_TEST,

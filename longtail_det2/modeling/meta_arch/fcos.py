@@ -27,9 +27,10 @@ class MultiLabelFCOS(MultiLabelDenseDetector, FCOS):
 
     A location belongs to the smallest object whose centre region it is in, at the level of the object's size.
     At test time the score of a class is the square root of the loss's score times the centerness, and that is
-    what the thresholds are compared with. With :class:`SigmoidFocalLoss` and one label per object this is
-    Detectron2's FCOS; see :class:`LossNormalizer` for what the losses are divided by. The losses are those of
-    the classification loss, ``loss_box_reg`` (generalised IoU) and ``loss_centerness``.
+    what the thresholds are compared with, but for the adaptive ones: those are for the loss's score alone.
+    With :class:`SigmoidFocalLoss` and one label per object this is Detectron2's FCOS; see
+    :class:`LossNormalizer` for what the losses are divided by. The losses are those of the classification
+    loss, ``loss_box_reg`` (generalised IoU) and ``loss_centerness``.
     """
 
     initial_foreground = 300.0
@@ -42,7 +43,7 @@ class MultiLabelFCOS(MultiLabelDenseDetector, FCOS):
         """Read ``MODEL.FCOS`` and ``MODEL.DENSE_HEAD.CLASSIFICATION_LOSS``."""
         keys = cfg.MODEL.FCOS
         return {
-            **dense_arguments(cfg, keys, build_backbone(cfg), MultiLabelFCOSHead),
+            **dense_arguments(cfg, keys, build_backbone(cfg), MultiLabelFCOSHead, num_losses=3),
             "center_sampling_radius": keys.CENTER_SAMPLING_RADIUS,
         }
 
@@ -66,9 +67,17 @@ class MultiLabelFCOS(MultiLabelDenseDetector, FCOS):
         best, index = quality.max(dim=0)
         return torch.where(best < 1e-5, BACKGROUND, index)
 
+    @MultiLabelDenseDetector.test_score_thresh.getter
+    def test_score_thresh(self) -> Tensor:
+        """(K,) float32, without the adaptive ones."""
+        return self.score_thresholds
+
     def scores(self, logits: Tensor, *others: Tensor) -> Tensor:
         """Return the square root of the score times the centerness, whose logits are (Ri, 1)."""
-        return torch.sqrt(super().scores(logits) * at_least_float32(others[0]).sigmoid())
+        scores = super().scores(logits)
+        if self.adaptive_thresholds is not None:
+            scores = torch.where(scores > self.adaptive_thresholds(), scores, 0.0)
+        return torch.sqrt(scores * at_least_float32(others[0]).sigmoid())
 
 
 @BACKBONE_REGISTRY.register()

@@ -13,13 +13,19 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.structures import Boxes
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longtail_det2.layers import at_least_float32
+from longtail_det2.modeling.anchor_priors import measured_prior
 from longtail_det2.modeling.box_regression import pair_losses
 from longtail_det2.modeling.events import log_ratios, logging_due
-from longtail_det2.modeling.losses import LossNormalizer
+from longtail_det2.modeling.losses import (
+    GuidedLossScaling,
+    LossNormalizer,
+    build_guided_loss,
+    class_priors,
+)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -32,23 +38,45 @@ class NormalizedRPN(RPN):
     """
 
     @configurable
-    def __init__(self, *, loss_normalizer: str | LossNormalizer = "regions", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        loss_normalizer: str | LossNormalizer = "regions",
+        guided_loss: GuidedLossScaling | None = None,
+        prior_prob: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
         """Make the network.
 
         Args:
             loss_normalizer: a name of :class:`LossNormalizer`, or one. Here "regions" is the number of
                 anchors that sampling aims at, `batch_size_per_image` times N, as in Detectron2.
+            guided_loss: scales ``loss_rpn_cls``; None for the loss as it is.
+            prior_prob: score of every anchor before training, in (0, 1).
             kwargs: the arguments of Detectron2's class.
+
+        Raises:
+            ConfigError: `prior_prob` is outside (0, 1).
         """
         super().__init__(**kwargs)
         if isinstance(loss_normalizer, str):
             loss_normalizer = LossNormalizer(loss_normalizer)
         self.loss_normalizer = loss_normalizer
+        self.guided_loss = guided_loss
+        prior = class_priors(prior_prob, 1, shared=False)
+        if prior_prob != 0.5:
+            nn.init.constant_(self.rpn_head.objectness_logits.bias, torch.logit(prior).item())
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Read Detectron2's keys and ``MODEL.RPN.LOSS_NORMALIZER``."""
-        return {**super().from_config(cfg, input_shape), "loss_normalizer": cfg.MODEL.RPN.LOSS_NORMALIZER}
+        """Read Detectron2's keys, ``LOSS_NORMALIZER``, ``PRIOR_PROB`` and ``GUIDED_SCALE``."""
+        keys = cfg.MODEL.RPN
+        return {
+            **super().from_config(cfg, input_shape),
+            "loss_normalizer": keys.LOSS_NORMALIZER,
+            "guided_loss": build_guided_loss(keys),
+            "prior_prob": keys.PRIOR_PROB or measured_prior(cfg, "objectness") or 0.5,
+        }
 
     def losses(
         self,
@@ -77,7 +105,10 @@ class NormalizedRPN(RPN):
             ).sum(),
         }
         divisor, _ = self.loss_normalizer(self.batch_size_per_image * images, positive.sum())
-        return {name: value / divisor * self.loss_weight.get(name, 1.0) for name, value in sums.items()}
+        losses = {name: value / divisor * self.loss_weight.get(name, 1.0) for name, value in sums.items()}
+        if self.guided_loss is None:
+            return losses
+        return self.guided_loss({"loss_rpn_cls": losses.pop("loss_rpn_cls")}, losses)
 
     def objectness_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the binary cross entropy (S,) of logits (S,) and labels (S,), 1 or 0."""

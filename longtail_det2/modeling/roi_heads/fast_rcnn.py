@@ -24,12 +24,14 @@ from longtail_det2.modeling.box_regression import multi_label_box_loss
 from longtail_det2.modeling.events import log_ratios, logging_due
 from longtail_det2.modeling.losses import (
     ClassificationLoss,
+    GuidedLossScaling,
     LossNormalizer,
     build_classification_loss,
+    build_guided_loss,
     is_recomputed,
     reduce_losses,
 )
-from longtail_det2.modeling.score_thresholds import ScoreThresholds
+from longtail_det2.modeling.score_thresholds import ScoreThresholds, make_adaptive
 from longtail_det2.structures.multi_label import POSITIVE, MultiLabelTargets
 
 from .classifiers import MakeLayer, build_classifier, initialize_classifier
@@ -55,6 +57,8 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
         num_classes: int,
         classifier: MakeLayer = nn.Linear,
         loss_normalizer: str | LossNormalizer = "regions",
+        guided_loss: GuidedLossScaling | None = None,
+        adaptive_threshold: str = "",
         test_pre_nms_topk: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -67,6 +71,9 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
             classifier: called with (number of features, L), returns the layer that makes the logits; see
                 :func:`build_classifier`.
             loss_normalizer: what both losses are divided by; a name of :class:`LossNormalizer`, or one.
+            guided_loss: scales the classification losses; None for the losses as they are.
+            adaptive_threshold: kind of :class:`AdaptiveThresholds`, counted from the regions of training; ""
+                for `test_score_thresh` alone.
             test_pre_nms_topk: upper bound of the (box, class) pairs per image that enter non-maximum
                 suppression; 0 for no bound.
             kwargs: the other arguments of Detectron2's :class:`FastRCNNOutputLayers`. `test_score_thresh` may
@@ -82,17 +89,21 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
         if isinstance(loss_normalizer, str):
             loss_normalizer = LossNormalizer(loss_normalizer)
         self.loss_normalizer = loss_normalizer
+        self.guided_loss = guided_loss
+        self.adaptive_thresholds = make_adaptive(num_classes, adaptive_threshold)
         self.test_pre_nms_topk = test_pre_nms_topk
         initialize_classifier(self.cls_score, classification_loss.bias(None))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Read Detectron2's keys, the loss, classifier and normalizer, and ``PRE_NMS_TOPK_TEST``."""
+        """Read Detectron2's keys, and this project's in ``ROI_BOX_HEAD`` and ``ROI_HEADS``."""
         arguments = super().from_config(cfg, input_shape)
         keys = cfg.MODEL.ROI_BOX_HEAD
         arguments["classifier"] = build_classifier(keys.CLASSIFIER, keys.TEMPERATURE)
         arguments["classification_loss"] = build_classification_loss(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         arguments["loss_normalizer"] = keys.LOSS_NORMALIZER
+        arguments["guided_loss"] = build_guided_loss(keys)
+        arguments["adaptive_threshold"] = keys.ADAPTIVE_THRESHOLD
         arguments["test_pre_nms_topk"] = cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST
         return arguments
 
@@ -116,10 +127,12 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
         weights: Any = self.loss_weight
         if self.training and torch.is_grad_enabled() and not is_recomputed():
             loss.update(targets)
+            if self.adaptive_thresholds is not None:
+                self.adaptive_thresholds.update(targets, targets.known.sum())
         foreground = targets.foreground.sum()
         divisor, box_divisor = self.loss_normalizer(len(targets), foreground, self.num_classes)
         losses = reduce_losses(loss.unreduced(logits, targets), divisor, weights)
-        losses["loss_box_reg"] = weights.get("loss_box_reg", 1.0) * multi_label_box_loss(
+        box_loss = weights.get("loss_box_reg", 1.0) * multi_label_box_loss(
             *boxes_of(proposals, deltas.device),
             deltas,
             targets,
@@ -128,7 +141,8 @@ class MultiLabelFastRCNNOutputLayers(ScoreThresholds, FastRCNNOutputLayers):
             smooth_l1_beta=self.smooth_l1_beta,
             normalizer=box_divisor,
         )
-        return losses
+        others = {"loss_box_reg": box_loss}
+        return {**losses, **others} if self.guided_loss is None else self.guided_loss(losses, others)
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]

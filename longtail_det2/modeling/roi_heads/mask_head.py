@@ -48,6 +48,7 @@ class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
         num_classes: int,
         conv_dims: Sequence[int],
         predictor: MakeLayer | None = None,
+        batch_size_per_image: int = 0,
         **kwargs: Any,
     ) -> None:
         """Make the layers.
@@ -58,17 +59,21 @@ class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
             conv_dims: channels of the convolutions, the last one of the deconvolution.
             predictor: called with (channels, C), returns the last layer, see :func:`build_mask_predictor`;
                 None keeps Detectron2's.
+            batch_size_per_image: at most so many regions per image, on average, are trained on, drawn from
+                all of the batch; 0 for no bound.
             kwargs: the other arguments of Detectron2's class.
         """
         super().__init__(input_shape, conv_dims=list(conv_dims), num_classes=num_classes, **kwargs)
         if predictor is not None:
             self.predictor = predictor(conv_dims[-1], num_classes)
+        self.batch_size_per_image = batch_size_per_image
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Read Detectron2's keys, and ``PREDICTOR`` and ``TEMPERATURE`` of ``MODEL.ROI_MASK_HEAD``."""
+        """Read Detectron2's keys and this project's of ``MODEL.ROI_MASK_HEAD``."""
         keys = cfg.MODEL.ROI_MASK_HEAD
         arguments = super().from_config(cfg, input_shape)
+        arguments["batch_size_per_image"] = keys.BATCH_SIZE_PER_IMAGE
         if keys.PREDICTOR != "Conv2d":
             arguments["predictor"] = build_mask_predictor(keys.PREDICTOR, keys.TEMPERATURE)
         return arguments
@@ -86,6 +91,11 @@ class MultiLabelMaskHead(MaskRCNNConvUpsampleHead):
                 ``gt_masks`` and, where objects have them, ``gt_labels`` and ``gt_has_mask``; else detections
                 with ``pred_classes``.
         """
+        limit = self.batch_size_per_image * len(instances)
+        if self.training and 0 < limit < len(x):
+            chosen: Any = torch.randperm(len(x), device=x.device) < limit
+            of_image = chosen.split([len(image) for image in instances])
+            x, instances = x[chosen], [image[own] for image, own in zip(instances, of_image, strict=True)]
         logits = self.layers(x)
         if self.training:
             return {"loss_mask": multi_label_mask_loss(logits, instances) * self.loss_weight}
