@@ -46,17 +46,28 @@ def test_finding_commands(capsys):
         assert message in capsys.readouterr().err
 
 
-def test_errors_are_one_line(capsys):
-    assert cli.main(["train", "--config-file", "nothing.yaml"]) == 2
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train --config-file nothing.yaml", "nothing.yaml is no file"),
+        ("eval --config-file shapes/faster_rcnn_tiny_softmax_shapes.yaml NO.KEY 1", "NO.KEY"),
+        ("demo --input a.jpg --output out", "no such file"),
+        ("prepare coco --json absent.json --images . --output out", "absent.json"),
+        ("prepare openimages --boxes no.csv --classes no.csv --output out", "no.csv: no such file (boxes)"),
+        ("statistics --dataset absent --output out", "unknown data set 'absent'"),
+        ("statistics --store . --output out", "header.json is missing"),
+        ("visualize data --dataset absent --output out", "'absent'"),
+        ("visualize results --store . --predictions p.json --output out", "header.json is missing"),
+        ("report --run absent --output out", "no such folder"),
+        ("evaluate-lvis --annotations a.json --results r.json", "no such file"),
+        ("publish absent --output out", "no run or checkpoint"),
+    ],
+)
+def test_errors_are_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys, command, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: nothing.yaml is no file") and "shapes/" in line
-    assert (
-        cli.main(["eval", "--config-file", "shapes/faster_rcnn_tiny_softmax_shapes.yaml", "NO.KEY", "1"]) == 2
-    )
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and "NO.KEY" in line
-    assert cli.main(["demo", "--input", "a.jpg", "--output", "out"]) == 2
-    assert "no such file" in capsys.readouterr().err
+    assert line.startswith("error: ") and message in line and not list(tmp_path.iterdir())
 
 
 def test_defaults_in_the_help_of_shapes():

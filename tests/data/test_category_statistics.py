@@ -70,22 +70,3 @@ def test_no_objects(make_store, tmp_path, capsys, pictures, ids):
     printed = capsys.readouterr().out
     assert f"{len(ids)} classes, {len(ids)} of them without images" in printed and "0 rates" in printed
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["long_tail.png", "statistics.json"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--store", "absent"], "absent"),
-        (["--dataset", "absent"], "unknown data set 'absent'"),
-        (["--store", "store", "--thresholds", "9", "3"], "low <= high"),
-        (["--store", "store", "--output", "FILE"], "FILE"),
-    ],
-)
-def test_bad_input(make_store, tmp_path, monkeypatch, capsys, arguments, message):
-    some_store(make_store)
-    (tmp_path / "FILE").write_text("")
-    monkeypatch.chdir(tmp_path)
-    assert main(["--output", "out", *arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and message in line
-    assert not (tmp_path / "out").exists()

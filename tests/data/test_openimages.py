@@ -268,6 +268,3 @@ def test_command_line(folder, monkeypatch, capsys, caplog):
     assert "1 images, 1 objects, 2 labels of 5 classes" in capsys.readouterr().out
     assert main(command) == 0
     assert "store is up to date" in caplog.text
-    command[3] = "nothing.csv"
-    assert main(command) == 2
-    assert capsys.readouterr().err == "error: nothing.csv: no such file (boxes)\n"

@@ -64,16 +64,3 @@ def test_own_yaml_config(train, tmp_path, repository):
     assert "--config-file config.yaml MODEL.WEIGHTS model_final" in card  # which lies beside the card
     with pytest.raises(ConfigError, match="give it with --name"):
         publish(run, zoo=tmp_path / "zoo")
-
-
-def test_own_lazy_config(train, tmp_path):
-    own = tmp_path / "my_config.py"
-    own.write_text(
-        "from longtail_det2 import model_zoo\n"
-        f"base = model_zoo.get_config('{NAME}.py')\n"
-        "dataloader, datasets, model = base.dataloader, base.datasets, base.model\n"
-        "lr_multiplier, optimizer, train = base.lr_multiplier, base.optimizer, base.train\n"
-    )
-    card = published(train(own), tmp_path)
-    assert "| config | my_config.py (" in card
-    assert "--config-file my_config.py train.init_checkpoint=model_final" in card

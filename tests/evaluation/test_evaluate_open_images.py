@@ -71,15 +71,6 @@ def test_bad_options(oid, tmp_path, capsys, without, extra, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["predictions.csv", "boxes.csv", "hierarchy.json", "classes.csv"])
-def test_bad_files(shuffled, tmp_path, capsys, name):
-    (shuffled / name).write_text("{")
-    output = tmp_path / "result.json"
-    assert main(arguments(shuffled, output)) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: ") and not printed.out and not output.exists()
-
-
 def test_unknown_labels_can_be_skipped(shuffled, expected, tmp_path, capsys):
     header, *rows = (shuffled / "predictions.csv").read_text().splitlines()
     position = header.split(",").index("LabelName")

@@ -19,13 +19,11 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_report(run, store, tmp_path, capsys):
+def test_report(run, store, tmp_path):
     stores = ["--train-store", store.path, "--val-store", store.path]
     output = tmp_path / "report.html"
     assert call("report", "--run", run, *stores, "--output", output, "--number", 1) == 0
     assert output.read_text().count("data:image/jpeg") == 2
-    assert call("report", "--run", tmp_path / "absent", "--output", output) == 2
-    assert "no such folder" in capsys.readouterr().err
 
 
 def test_visualize_data(store, tmp_path, capsys):
@@ -39,6 +37,9 @@ def test_visualize_data(store, tmp_path, capsys):
     assert names(tmp_path / "chosen") == ["im2.png"]
     assert call(*command, tmp_path / "chosen", "--class", "blue") == 2
     assert "no such class" in capsys.readouterr().err
+    (store.image_root / "im2.png").write_bytes(b"no picture")
+    assert call(*command, tmp_path / "broken", "--class", "red square") == 2
+    assert "im2.png (image 'im2'): cannot read the image" in capsys.readouterr().err
 
 
 def test_registered_list_of_records(store, tmp_path, capsys):
