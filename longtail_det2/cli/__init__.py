@@ -21,6 +21,7 @@ COMMANDS = {
     "check coco": "check a COCO or LVIS file and its images",
     "check openimages": "check Open Images files and their images",
     "statistics": "count classes and their co-occurrence",
+    "anchor-statistics": "count the anchors that match objects",
     "visualize data": "draw annotated images",
     "visualize results": "draw truth and predictions side by side",
     "train": "train a detector from a YAML or lazy config",

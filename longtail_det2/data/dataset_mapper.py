@@ -121,7 +121,7 @@ class MultiLabelDatasetMapper:
             DataError: the image cannot be read, or its size is not the annotated one.
         """
         result = {key: copy.deepcopy(record[key]) for key in record if key not in _ANNOTATION_KEYS}
-        image = self._read_image(result)
+        image = self.read_image(result)
         inputs = T.AugInput(image)
         transforms = self.augmentations(inputs)
         augmented = np.asarray(inputs.image)
@@ -132,8 +132,14 @@ class MultiLabelDatasetMapper:
             )
         return result
 
-    def _read_image(self, record: dict[str, Any]) -> np.ndarray:
-        """The image; sets the record's height and width where it has none."""
+    def read_image(self, record: dict[str, Any]) -> np.ndarray:
+        """Return the image (H, W, C); set the record's height and width where it has none.
+
+        A subclass that needs no pixels may return any of the right size.
+
+        Raises:
+            DataError: see :meth:`__call__`.
+        """
         path = record["file_name"]
         image = read_image(path, self.image_format, image_id=record.get("image_id"))
         height, width = image.shape[:2]

@@ -276,7 +276,7 @@ def test_files_of_other_classes_cut_or_absent_or_that_cannot_be_written(tmp_path
 def test_arrays_that_cannot_be_are_refused(arrays):
     with pytest.raises(DataError, match="co-occurrence"):
         ClassStatistics(("a",), 1, [1], [1]).rates()
-    for counts in (([1, -1], 3, 5), ([4], 3, 5), ([1], 6, 5), ([[1]], 3, 5), ([1], 1, 2**60)):
+    for counts in (([1, -1], 3, 5), ([4], 3, 5), ([6], 6, 5), ([1, 0], 2, 5), ([[1]], 3, 5), ([1], 1, 2**60)):
         with pytest.raises(DataError, match="anchors"):
             AnchorStatistics(*counts, {})
     with pytest.raises(DataError):
