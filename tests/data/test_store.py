@@ -124,4 +124,7 @@ def test_contents_of_sources_decide_where_times_differ(tmp_path, monkeypatch):
     assert current(files=(("classes", file),)) is None
     file.write_text("CONTENT")
     assert current() is None
+    file.unlink()
+    with pytest.raises(DataError, match=r"boxes\.csv: cannot be read"):
+        current()
     assert open_if_current(tmp_path / "nothing", (), {}) is None

@@ -23,7 +23,6 @@ PHASED = ["DATALOADER.SAMPLER_TRAIN", "PhasedTrainingSampler", "DATALOADER.PHASE
 LAMBDA = [*PHASED, "(('UniformTrainingSampler', 3), ('SoftBalanceTrainingSampler', 4))"]
 YAML_MISTAKES = [  # options, what the message must name
     (["SOLVER.MAXITER", "3"], "'SOLVER.MAX_ITER'"),
-    (["SEED"], "words", "SEED"),
     (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH"),
     (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
     (["DATASETS.TEST", "()", "--eval-only"], "DATASETS.TEST"),
@@ -45,7 +44,6 @@ YAML_MISTAKES = [  # options, what the message must name
     (["TEST.METRICS", "('coco',)", "TEST.TASKS", "('keypoints',)"], "TEST.TASKS", "keypoints"),
 ]
 LAZY_MISTAKES = [
-    (["train.maxiter=3"], "'train.max_iter'"),
     (["dataloader.train.dataset.names=[]"], "dataloader.train"),
     (["dataloader.train.dataset.names=mini_trian"], "'mini_trian'"),
     (["model.roi_heads.num_classes=80"], "has 4"),

@@ -103,19 +103,3 @@ def test_validation_is_balanced_and_clean():
     objects = [planned for image in images for planned in image.objects]
     assert all(planned.labels == planned.leaves for planned in objects)
     assert any(len(planned.leaves) == 2 for planned in objects)
-
-
-def test_verified_negatives_are_truly_absent():
-    vocabulary = ShapesVocabulary.build()
-    images, _ = plan_split(ShapesOptions(train_images=200, negatives_per_image=9), vocabulary, "train")
-    inner = 0
-    for image in images:
-        assert len(image.negatives) == 9 == len(set(image.negatives))
-        present = {leaf for planned in image.objects for leaf in planned.leaves}
-        written = {label for planned in image.objects for label in planned.labels}
-        written |= {ancestor for label in written for ancestor in vocabulary.ancestors(label)}
-        for label in image.negatives:
-            assert not present & set(vocabulary.leaves_below(label))
-            assert label not in written
-        inner += any(label >= vocabulary.num_leaves for label in image.negatives)
-    assert inner > 50

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from longtail_det2.utils.errors import DataError
-from longtail_det2.utils.io import PartialFolder, atomic_writer, describe_file, is_same_file, read_json
+from longtail_det2.utils.io import PartialFolder, atomic_writer, read_json
 
 
 @pytest.fixture
@@ -151,20 +151,3 @@ def test_json_from_other_systems(tmp_path):
         read_json(tmp_path / "absent.json")
     with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
         read_json(tmp_path)
-
-
-def test_descriptions_of_files(tmp_path):
-    path, copy = tmp_path / "a", tmp_path / "b"
-    path.write_text("content")
-    known = describe_file(path)
-    assert is_same_file(known, path)
-    os.utime(path, (1, 1))
-    assert is_same_file(known, path)
-    copy.write_text("content")
-    assert is_same_file(known, copy)
-    copy.write_text("CONTENT")
-    assert not is_same_file(known, copy)
-    copy.write_text("longer content")
-    assert not is_same_file(known, copy)
-    with pytest.raises(DataError, match="cannot be read"):
-        is_same_file(known, tmp_path / "absent")
