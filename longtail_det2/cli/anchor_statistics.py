@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longtail_det2.utils.console import tell
-from longtail_det2.utils.errors import DataError
+from longtail_det2.utils.errors import ConfigError, DataError
 
 from .inputs import add_overrides
 
@@ -36,12 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Count, write the file and print the priors."""
     from longtail_det2.config_files import load_cfg
+    from longtail_det2.data.datasets.builtin import register_datasets
     from longtail_det2.data.statistics import write_statistics
     from longtail_det2.engine.anchor_statistics import measure_anchors
+    from longtail_det2.engine.setup import available_device, resolve_num_classes
 
     if args.output.is_dir():
         raise DataError(f"--output {args.output} is a folder; name the file to write")
     cfg = load_cfg(args.config_file, args.opts)
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN is empty: name the data set whose anchors are to be counted")
+    register_datasets(cfg.DATASETS.ROOT, cfg.DATASETS.STORES)
+    resolve_num_classes(cfg.DATASETS.TRAIN, (), cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     statistics = measure_anchors(cfg, progress=not args.quiet)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_statistics(args.output, statistics)

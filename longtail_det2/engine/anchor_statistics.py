@@ -15,12 +15,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from longtail_det2.data.build import build_train_loader_from_config, get_dataset
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
-from longtail_det2.data.datasets.builtin import register_datasets
 from longtail_det2.data.statistics import (
     AnchorStatistics,
     ClassStatistics,
@@ -33,7 +33,6 @@ from longtail_det2.structures.multi_label import BACKGROUND, IGNORE, POSITIVE, D
 from longtail_det2.utils.errors import ConfigError
 
 from .build import build_model
-from .setup import available_device, resolve_num_classes
 
 
 def measure_anchors(cfg: CfgNode, progress: bool = False) -> ClassStatistics:
@@ -41,22 +40,21 @@ def measure_anchors(cfg: CfgNode, progress: bool = False) -> ClassStatistics:
 
     An epoch has as many batches of the training loader as the data set has images, divided by
     ``SOLVER.IMS_PER_BATCH``. Images are augmented and padded as in training, but files are not read where the
-    records have the size of the image.
+    records have the size of the image. Where there are several processes, all call this, and share the work.
 
     Args:
-        cfg: not changed.
+        cfg: not changed. The data sets are registered; the number of classes is taken from them.
         progress: show a progress bar.
 
     Raises:
         ConfigError: no training data set is named; or see :func:`.build.build_model`, :func:`count_anchors`.
         DataError: a data set is unknown or absent.
     """
+    statistics, settings = compute_statistics(cfg.DATASETS.TRAIN), anchor_settings(cfg)
+    num_classes = len(statistics.class_ids)
     cfg = cfg.clone()
     cfg.defrost()
-    register_datasets(cfg.DATASETS.ROOT, cfg.DATASETS.STORES)
-    statistics, settings = compute_statistics(cfg.DATASETS.TRAIN), anchor_settings(cfg)
-    num_classes = len(resolve_num_classes(cfg.DATASETS.TRAIN, (), cfg.MODEL.ROI_HEADS.NUM_CLASSES))
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.DEVICE = num_classes, available_device(cfg.MODEL.DEVICE)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     with TemporaryDirectory() as folder:
         # The config may want the priors that are measured here, for which any will do, or class statistics.
         cfg.DATASETS.STATISTICS = os.path.join(folder, "statistics.json")
@@ -68,14 +66,22 @@ def measure_anchors(cfg: CfgNode, progress: bool = False) -> ClassStatistics:
     loader = build_train_loader_from_config(cfg, mapper=mapper, dataset=dataset)
     number = -(-len(dataset) // cfg.SOLVER.IMS_PER_BATCH)
     batches = tqdm(islice(loader, number), "anchors", number, unit="batch", disable=not progress)
-    return replace(statistics, anchors=count_anchors(model, batches, num_classes, settings))
+    parts = comm.all_gather(count_anchors(model, batches, num_classes))
+    return replace(
+        statistics,
+        anchors=AnchorStatistics(
+            np.sum([part.positives for part in parts], axis=0),
+            sum(part.foreground for part in parts),
+            sum(part.number for part in parts),
+            settings,
+        ),
+    )
 
 
 def count_anchors(
     model: nn.Module,
     batches: Iterable[Sequence[Mapping[str, Any]]],
     num_classes: int,
-    settings: Mapping[str, Any] | None = None,
 ) -> AnchorStatistics:
     """Count the anchors of training batches by what the model matches them with, before any sampling.
 
@@ -84,7 +90,6 @@ def count_anchors(
             are not changed. Anchors are matched on its device.
         batches: of mapped images. Of ``image`` only the size matters.
         num_classes: K.
-        settings: that the counts hold for.
 
     Raises:
         ConfigError: the model has no such anchors.
@@ -105,7 +110,7 @@ def count_anchors(
         positives += (targets.positives.labels[:, :-1] == POSITIVE).sum(dim=0).cpu()
         foreground += len(targets.rows)
         number += int((targets.classes >= 0).sum())
-    return AnchorStatistics(positives.numpy(), foreground, number, settings or {})
+    return AnchorStatistics(positives.numpy(), foreground, number, {})
 
 
 _Targets: TypeAlias = tuple[DenseTargets, Tensor]

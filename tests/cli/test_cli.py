@@ -56,6 +56,7 @@ def test_finding_commands(capsys):
         ("prepare openimages --boxes no.csv --classes no.csv --output out", "no.csv: no such file (boxes)"),
         ("statistics --dataset absent --output out", "unknown data set 'absent'"),
         ("statistics --store . --output out", "header.json is missing"),
+        ("anchor-statistics --config-file absent.yaml --output a.json", "absent.yaml is no file"),
         ("visualize data --dataset absent --output out", "'absent'"),
         ("visualize results --store . --predictions p.json --output out", "header.json is missing"),
         ("report --run absent --output out", "no such folder"),

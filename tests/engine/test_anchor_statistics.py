@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 from factories import store_columns
 from model_factories import use_detector
 from PIL import Image
@@ -30,6 +31,11 @@ from longtail_det2.utils.errors import ConfigError
 
 IDS = ("animal", "cat", "dog", "ball")
 BACKGROUND, IGNORED = -1, -2
+MEASURED = "MODEL.DENSE_HEAD.CLASSIFICATION_LOSS SigmoidBCELoss MODEL.DENSE_HEAD.PRIOR per_class"
+MEASURED_RPN = (
+    "MODEL.PROPOSAL_GENERATOR.NAME NormalizedRPN MODEL.RPN.PRIOR_PROB 0. MODEL.RPN.BOUNDARY_THRESH 0"
+)
+"""Configs that want the priors which are measured."""
 
 
 def by_overlap(anchors, boxes, low, high):
@@ -115,7 +121,9 @@ def make_cfg(yaml_args, crowd):
         args = yaml_args(
             "INPUT.MIN_SIZE_TRAIN", "48,64,96", "INPUT.CROP.ENABLED", "True", "SEED", "5", *options
         )
-        return use_detector(load_cfg(args.config_file, args.opts), detector)
+        cfg = use_detector(load_cfg(args.config_file, args.opts), detector)
+        register_datasets(stores=cfg.DATASETS.STORES)
+        return cfg
 
     return make
 
@@ -124,18 +132,15 @@ def make_cfg(yaml_args, crowd):
 @pytest.mark.parametrize(
     ("detector", "options"),
     [
-        ("MultiLabelRetinaNet", ["MODEL.RETINANET.IOU_THRESHOLDS", "0.3,0.5", "DATALOADER.NUM_WORKERS", "1"]),
-        ("MultiLabelRetinaNet", ["MODEL.DENSE_HEAD.CLASSIFICATION_LOSS", "FocalSeesawLoss"]),
-        ("MultiLabelFCOS", ["SOLVER.IMS_PER_BATCH", "3"]),
-        ("MultiLabelROIHeads", []),
-        (
-            "MultiLabelROIHeads",
-            ["MODEL.RPN.BOUNDARY_THRESH", "0", "MODEL.PROPOSAL_GENERATOR.NAME", "NormalizedRPN"],
-        ),
+        ("MultiLabelRetinaNet", "MODEL.RETINANET.IOU_THRESHOLDS 0.3,0.5 DATALOADER.NUM_WORKERS 1"),
+        ("MultiLabelRetinaNet", MEASURED),
+        ("MultiLabelFCOS", "SOLVER.IMS_PER_BATCH 3"),
+        ("MultiLabelROIHeads", ""),
+        ("MultiLabelROIHeads", MEASURED_RPN),
     ],
 )
 def test_counts_are_those_of_training_with_pixels(make_cfg, monkeypatch, detector, options, keep_empty):
-    cfg = make_cfg(detector, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(not keep_empty), *options)
+    cfg = make_cfg(detector, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(not keep_empty), *options.split())
     with monkeypatch.context() as patch:
         patch.setattr(dataset_mapper, "read_image", None)
         statistics = measure_anchors(cfg)
@@ -149,6 +154,18 @@ def test_counts_are_those_of_training_with_pixels(make_cfg, monkeypatch, detecto
     assert (found.positives.tolist(), found.foreground, found.number) == expected
     assert found.positives.sum() > found.foreground > 5
     assert found.positives[0] >= found.positives[1:3].max() > 0  # cats and dogs are animals, too
+
+
+def test_processes_share_the_work(make_cfg, monkeypatch):
+    cfg = make_cfg("MultiLabelFCOS", "INPUT.MIN_SIZE_TRAIN", "64", "INPUT.CROP.ENABLED", "False")
+    whole, parts = measure_anchors(cfg).anchors, []
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "all_gather", lambda one: parts.append(one) or parts)
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        found = measure_anchors(cfg).anchors
+    assert len(parts) == 2 and parts[0].number == parts[1].number == whole.number / 2
+    assert found.positives.tolist() == whole.positives.tolist() and found.foreground == whole.foreground
 
 
 def test_one_class_and_no_objects(make_cfg, store_maker, tmp_path):
@@ -165,7 +182,6 @@ def test_one_class_and_no_objects(make_cfg, store_maker, tmp_path):
 
 def test_images_of_unknown_size_are_read(make_cfg, crowd):
     cfg = make_cfg("MultiLabelFCOS")
-    register_datasets(stores=cfg.DATASETS.STORES)
     mapper = _SizesAlone(**_SizesAlone.from_config(cfg, is_train=True))
     record = {"file_name": str(crowd.parent / "0.png"), "annotations": []}
     assert mapper.read_image(record).shape == (64, 64, 1) and record["width"] == 64
