@@ -27,7 +27,7 @@ from longtail_det2.data.statistics import (
     compute_statistics,
     write_statistics,
 )
-from longtail_det2.modeling.anchor_priors import anchor_settings
+from longtail_det2.modeling.anchor_priors import anchor_settings, forget_measured_prior
 from longtail_det2.modeling.meta_arch.dense import MultiLabelDenseDetector
 from longtail_det2.structures.multi_label import BACKGROUND, IGNORE, POSITIVE, DenseTargets
 from longtail_det2.utils.errors import ConfigError
@@ -55,11 +55,10 @@ def measure_anchors(cfg: CfgNode, progress: bool = False) -> ClassStatistics:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
-    with TemporaryDirectory() as folder:
-        # The config may want the priors that are measured here, for which any will do, or class statistics.
+    forget_measured_prior(cfg)
+    with TemporaryDirectory() as folder:  # for losses that want class statistics
         cfg.DATASETS.STATISTICS = os.path.join(folder, "statistics.json")
-        some = AnchorStatistics(np.ones(num_classes, np.int64), 1, 2, settings)
-        write_statistics(cfg.DATASETS.STATISTICS, replace(statistics, anchors=some))
+        write_statistics(cfg.DATASETS.STATISTICS, statistics)
         model = build_model(cfg)
     dataset = get_dataset(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     mapper = _SizesAlone(**_SizesAlone.from_config(cfg, is_train=True))

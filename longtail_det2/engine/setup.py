@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import getitem
@@ -21,9 +22,15 @@ from longtail_det2.config import NUM_CLASSES_FROM_DATA, num_classes_key
 from longtail_det2.data.datasets.builtin import class_ids_of, register_datasets
 from longtail_det2.data.datasets.dataset import check_same_classes
 from longtail_det2.data.statistics import compute_statistics, read_statistics, write_statistics
+from longtail_det2.modeling.anchor_priors import (
+    anchor_settings,
+    forget_measured_prior,
+    has_measured_prior,
+)
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.wording import pluralize
 
+from .anchor_statistics import measure_anchors
 from .run_record import read_run_record, write_run_record
 
 logger = logging.getLogger(__name__)
@@ -87,7 +94,9 @@ def setup(
     if fell_back:
         logger.warning("no CUDA device is available: using the CPU")
     if not form.lazy:  # lazy configs name functions of longtail_det2.data.statistics
-        path = _statistics_file(form.get("statistics"), train, output_dir, eval_only)
+        if eval_only:
+            forget_measured_prior(form.cfg)
+        path = _statistics_file(form, train, output_dir, eval_only, resume)
         form.set("statistics", path)
         statistics = read_statistics(path, class_ids) if path else None
         if statistics and form.get("seesaw_labels") == "auto":
@@ -214,25 +223,41 @@ def resolve_num_classes(train: Sequence[str], test: Sequence[str], num_classes: 
     return class_ids
 
 
-def _statistics_file(path: str, names: Sequence[str], output_dir: str, eval_only: bool) -> str:
+def _statistics_file(
+    form: _Form, names: Sequence[str], output_dir: str, eval_only: bool, resume: bool
+) -> str:
     """Path of the run's class statistics, which the main process computes where no file is named.
 
     Raises DataError where they cannot be computed.
     """
+    path = form.get("statistics")
     if not path:
         path, problem = os.path.join(output_dir, "statistics.json"), ""
-        if comm.is_main_process():
-            try:
+        try:
+            if has_measured_prior(form.cfg):
+                _count_anchors(form.cfg, path, resume)
+            elif comm.is_main_process():
                 write_statistics(path, compute_statistics(names))
-            except (ConfigError, DataError) as error:
-                problem = str(error)
-        problem = comm.all_gather(problem)[0]  # all processes stop, or go on, together
+        except (ConfigError, DataError) as error:
+            problem = str(error)
+        problem = next(filter(None, comm.all_gather(problem)), "")  # all processes stop, or go on, together
         if problem and not eval_only:
             raise DataError(problem)
         if problem and not os.path.isfile(path):
             logger.warning("no class statistics, so no head, medium and tail results: %s", problem)
             return ""
     return path
+
+
+def _count_anchors(cfg: CfgNode, path: str, resume: bool) -> None:
+    """Write class statistics with anchors, unless a run that is resumed has them already."""
+    known = read_statistics(path).anchors if resume and os.path.isfile(path) else None
+    if comm.all_gather(known is not None and known.settings == anchor_settings(cfg))[0]:
+        return
+    logger.info("counting the anchors of an epoch for the measured prior, into %s", path)
+    statistics = measure_anchors(cfg, progress=sys.stderr.isatty() and comm.is_main_process())
+    if comm.is_main_process():
+        write_statistics(path, statistics)
 
 
 def available_device(device: str) -> str:

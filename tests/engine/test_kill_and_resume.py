@@ -78,17 +78,20 @@ def interrupt(args, run, workers, delay):
 
 @pytest.mark.slow
 def test_killed_and_resumed_training_equals_uninterrupted_training(yaml_args, lazy_args, tmp_path):
-    """With TSD's branch, which has a plain one in it."""
+    """With TSD's branch, which has a plain one in it; and without sampling, with a scale that is frozen."""
     config = "projects/TSD/configs/shapes/faster_rcnn_tiny_tsd_shapes"
+    free = "projects/SamplingFree/configs/shapes/fcos_tiny_sampling_free_shapes.yaml"
+    often = ("SOLVER.CHECKPOINT_PERIOD", "3", "SEED", "1")
     period = "train.checkpointer.period=3"
     forms = {
-        "yaml": yaml_args("SOLVER.CHECKPOINT_PERIOD", "3", "SEED", "1", max_iter=16, config=f"{config}.yaml"),
+        "yaml": yaml_args(*often, max_iter=16, config=f"{config}.yaml"),
         "lazy": lazy_args(period, "train.seed=1", max_iter=16, config=f"{config}.py", tiny=False),
+        "free": yaml_args(*often, "MODEL.DENSE_HEAD.GUIDED_WARMUP", "8", max_iter=16, config=free),
     }
     seconds = {name: seconds_of(args, tmp_path / f"whole-{name}") for name, args in forms.items()}
     moments = random.Random(1)
     for number in range(KILLS):
-        name, workers = list(forms)[number % 2], (number % 4) // 2
+        name, workers = list(forms)[number % 3], number % 2
         run = tmp_path / f"killed-{number}"
         interrupt(forms[name], run, workers, moments.uniform(0, seconds[name]))
         finish([start(forms[name], run, 1 - workers, "--resume")], log_of(run))
