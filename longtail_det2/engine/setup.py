@@ -236,7 +236,7 @@ def _statistics_file(
         try:
             if has_measured_prior(form.cfg):
                 _count_anchors(form.cfg, path, resume)
-            elif comm.is_main_process():
+            elif comm.is_main_process() and not (eval_only and os.path.isfile(path)):
                 write_statistics(path, compute_statistics(names))
         except (ConfigError, DataError) as error:
             problem = str(error)

@@ -46,6 +46,24 @@ def test_evaluation_alone_needs_no_training_data(yaml_args, tmp_path):
     assert str(tmp_path / "run/statistics.json") == cfg.DATASETS.STATISTICS
 
 
+def test_anchors_of_a_measured_prior_are_counted_once(yaml_args, tmp_path, monkeypatch):
+    config = "projects/SamplingFree/configs/shapes/retinanet_tiny_sampling_free_shapes.yaml"
+    cfg = trainer.configure(yaml_args(config=config))
+    anchors = read_statistics(tmp_path / "run/statistics.json", IDS).anchors
+    bias = trainer.Trainer.build_model(cfg).head.cls_score.bias[: len(IDS)].detach()
+    expected = np.log(anchors.positives / (anchors.number - anchors.positives))
+    np.testing.assert_allclose(bias.numpy(), expected, rtol=1e-5)
+    monkeypatch.setattr("longtail_det2.engine.setup.measure_anchors", lambda *_, **__: pytest.fail("again"))
+    for flag in ("--resume", "--eval-only"):
+        cfg = trainer.configure(yaml_args(config=config, flags=[flag]))
+        assert read_statistics(cfg.DATASETS.STATISTICS).anchors is not None
+        trainer.Trainer.build_model(cfg)
+    with pytest.raises(pytest.fail.Exception, match="again"):
+        trainer.configure(
+            yaml_args("MODEL.RETINANET.IOU_THRESHOLDS", "[0.3,0.6]", config=config, flags=["--resume"])
+        )
+
+
 def test_functions_of_lazy_configs(pictures, clean_catalogs):
     register_store("some", pictures / "train")
     assert image_counts_of(["some"]).tolist() == [6, 2, 2, 1]
