@@ -6,6 +6,7 @@ import builtins
 import difflib
 import inspect
 import os
+import re
 import traceback
 from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
@@ -146,7 +147,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _merge(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
     before = cfg.clone()
     try:
-        cfg.merge_from_other_cfg(CfgNode(content))
+        cfg.merge_from_other_cfg(CfgNode(_with_floats(content, cfg)))
     except (KeyError, ValueError, AssertionError, TypeError, RecursionError) as error:
         message = str(error.args[0] if error.args else error)
         missing = message.partition("Non-existent config key: ")[2]
@@ -169,6 +170,18 @@ def _merge(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
             _value_at(cfg, key).set_new_allowed(True)  # what it got is free as well
         elif isinstance(known, (tuple, list)):
             _check_elements(known, _value_at(cfg, key), key, source)
+
+
+def _with_floats(content: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content with floats for whole numbers where the default is a float: 0 for 0.5."""
+    result = dict(content)
+    for key, value in content.items():
+        default = known.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            result[key] = _with_floats(value, default)
+        elif isinstance(default, float) and re.fullmatch(r"[+-]?\d+", str(value)):
+            result[key] = float(value)
+    return result
 
 
 def _check_elements(known: Sequence[Any], value: Any, key: str, source: str) -> None:

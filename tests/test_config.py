@@ -155,7 +155,9 @@ def test_options():
     merge_options(cfg, ["SOLVER.BASE_LR", "0.5", "DATASETS.TRAIN", "one,two", "DATASETS.TEST", "('three',)"])
     merge_options(cfg, ["SOLVER.STEPS", "10,20", "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.6]"])
     merge_options(cfg, ["DATASETS.STORES", "one=/a/b", "MODEL.TINY_BACKBONE.NORM", "GN"])
+    merge_options(cfg, ["MODEL.RPN.PRIOR_PROB", "0"])  # a whole number for a float
     assert cfg.SOLVER.BASE_LR == 0.5 and cfg.SOLVER.STEPS == (10, 20)
+    assert cfg.MODEL.RPN.PRIOR_PROB == 0 and type(cfg.MODEL.RPN.PRIOR_PROB) is float
     assert cfg.DATASETS.TRAIN == ("one", "two") and cfg.DATASETS.TEST == ("three",)
     assert cfg.DATASETS.STORES == ("one=/a/b",) and cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS == [0.6]
 
