@@ -103,7 +103,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Best (box, class) pairs per image that go into non-maximum suppression. 0: all above SCORE_THRESH_TEST.
     cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST = 0
     # Name in CLASSIFICATION_LOSS_REGISTRY: "SoftmaxCrossEntropyLoss", "SigmoidBCELoss",
-    # "SigmoidFocalLoss", "ConcurrentSoftmaxLoss", "SeesawLoss", "ConcurrentSeesawLoss".
+    # "SigmoidFocalLoss", "ConcurrentSoftmaxLoss", "SeesawLoss", "ConcurrentSeesawLoss",
+    # "DistributionBalancedLoss", "AsymmetricLoss".
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = "SoftmaxCrossEntropyLoss"
     # Layer that makes the logits: "Linear", or "NormalizedLinear", which compares directions only.
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "Linear"
@@ -170,6 +171,46 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SEESAW = CN()
     # As of CONCURRENT_SOFTMAX.DIRECTION.
     cfg.MODEL.CLASSIFICATION_LOSS.CONCURRENT_SEESAW.DIRECTION = "given_row"
+    # "DistributionBalancedLoss": the published mean over classes is LOSS_NORMALIZER "elements".
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED = CN()
+    # Weights of the entries: "rebalance" as published, from the labels of a region and the training images of
+    # each class (DATASETS.STATISTICS; counts in loaded weights go first); "none"; or per class "inverse",
+    # "sqrt_inverse" or "class_balanced".
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.WEIGHTING = "rebalance"
+    # Re-balanced weights are ALPHA + sigmoid(BETA (r - MU)), where r compares how often a region would be
+    # drawn for the class with how often for all its labels. Their least value.
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.ALPHA = 0.1
+    # Their steepness.
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.BETA = 10.0
+    # The r in the middle of their range. The authors' values: 0.2 for COCO-MLT, 0.3 for VOC-MLT.
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.MU = 0.2
+    # "class_balanced" weights are (1 - CB_BETA) / (1 - CB_BETA ** images of the class).
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.CB_BETA = 0.9
+    # Whether regions are drawn by ancestors of their labels too, in r. False: by the most specific only.
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.COUNT_ANCESTORS = True
+    # The paper's lambda: gradients of negatives fall off this much faster. The authors' values: 2 for
+    # COCO-MLT, 5 for VOC-MLT; 1: as fast as those of positives.
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.NEGATIVE_SCALE = 2.0
+    # Logits are shifted in the loss by KAPPA times the logit of the share of images with the class. 0: not.
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.KAPPA = 0.05
+    # "released": that shift divided by NEGATIVE_SCALE, as in the code of the published results; "paper".
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.BIAS_FORM = "released"
+    # Exponent of the focal form; 0: without it.
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.GAMMA = 2.0
+    # Factor of the focal form, for positives and negatives alike; without the focal form there is none.
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.BALANCE = 2.0
+    # As of SIGMOID_BCE.PRIOR_PROB.
+    cfg.MODEL.CLASSIFICATION_LOSS.DISTRIBUTION_BALANCED.PRIOR_PROB = 0.01
+    # "AsymmetricLoss"
+    cfg.MODEL.CLASSIFICATION_LOSS.ASYMMETRIC = CN()
+    # How fast well classified positives lose weight; 0: not.
+    cfg.MODEL.CLASSIFICATION_LOSS.ASYMMETRIC.GAMMA_POSITIVE = 0.0
+    # The same of negatives.
+    cfg.MODEL.CLASSIFICATION_LOSS.ASYMMETRIC.GAMMA_NEGATIVE = 4.0
+    # Negatives have no loss up to this score, and that of a score so much lower above it.
+    cfg.MODEL.CLASSIFICATION_LOSS.ASYMMETRIC.MARGIN = 0.05
+    # As of SIGMOID_BCE.PRIOR_PROB. Below MARGIN, background has no loss until scores have risen.
+    cfg.MODEL.CLASSIFICATION_LOSS.ASYMMETRIC.PRIOR_PROB = 0.01
     # Keys of a loss of your own (docs/own_loss.md): the one node that takes keys which are not listed here.
     cfg.MODEL.CLASSIFICATION_LOSS.OWN = CN(new_allowed=True)
 

@@ -16,9 +16,11 @@ def some_rates(size=5):
 
 
 def make_loss(name, num_classes=5, **options):
-    """A classification loss by the name of its class, with rates if it needs them."""
+    """A classification loss by the name of its class, with the statistics that it needs."""
     if "Concurrent" in name and "rates" not in options:
         options["rates"] = some_rates(num_classes)
+    if "Distribution" in name and "image_counts" not in options:
+        options.update(image_counts=torch.tensor([0, 3, 40, 900, 1000])[-num_classes:], num_images=1000)
     return getattr(package, name)(num_classes=num_classes, **options)
 
 

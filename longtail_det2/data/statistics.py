@@ -233,6 +233,12 @@ def image_counts_of(names: str | Sequence[str]) -> np.ndarray | None:
     return statistics and statistics.image_counts
 
 
+def num_images_of(names: str | Sequence[str]) -> int | None:
+    """Images of registered data sets; None, logged, where one is absent."""
+    statistics = _statistics_if_there(names)
+    return statistics and statistics.num_images
+
+
 def _statistics_if_there(names: str | Sequence[str]) -> ClassStatistics | None:
     # Lazy configs build models also where there are no data: for published weights, for export.
     try:

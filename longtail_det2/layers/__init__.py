@@ -6,7 +6,12 @@ from .concurrent_softmax import (
     multi_label_softmax_loss,
 )
 from .deform_roi_pool import deform_roi_pool
-from .elementwise import at_least_float32, focal_loss
+from .distribution_balanced import (
+    distribution_balanced_loss,
+    negative_tolerant_bias,
+    rebalanced_weights,
+)
+from .elementwise import asymmetric_loss, at_least_float32, focal_loss
 from .normalized import NormalizedConv2d, NormalizedLinear, normalize
 from .progressive_constraint import classification_constraint, matched_iou, progressive_constraint
 from .seesaw import multi_label_seesaw_loss, seesaw_log_factors, seesaw_loss
@@ -14,17 +19,21 @@ from .seesaw import multi_label_seesaw_loss, seesaw_log_factors, seesaw_loss
 __all__ = [
     "NormalizedConv2d",
     "NormalizedLinear",
+    "asymmetric_loss",
     "at_least_float32",
     "classification_constraint",
     "concurrent_softmax_loss",
     "concurrent_softmax_scores",
     "deform_roi_pool",
+    "distribution_balanced_loss",
     "focal_loss",
     "matched_iou",
     "multi_label_seesaw_loss",
     "multi_label_softmax_loss",
+    "negative_tolerant_bias",
     "normalize",
     "progressive_constraint",
+    "rebalanced_weights",
     "seesaw_log_factors",
     "seesaw_loss",
 ]

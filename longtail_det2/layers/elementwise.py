@@ -36,3 +36,38 @@ def focal_loss(logits: Tensor, positive: Tensor | None, alpha: float = 0.25, gam
         return losses
     negatives = (1.0 - alpha) * losses
     return negatives if positive is None else torch.where(positive, alpha * losses, negatives)
+
+
+def asymmetric_loss(
+    logits: Tensor,
+    positive: Tensor | None,
+    gamma_positive: float = 0.0,
+    gamma_negative: float = 4.0,
+    margin: float = 0.05,
+) -> Tensor:
+    """Compute the asymmetric loss per entry (Ridnik et al. 2021).
+
+    With p = sigmoid(z) and p_m = max(p - m, 0), a positive entry costs (1 - p)^gamma_positive (-log p), a
+    negative one p_m^gamma_negative (-log(1 - p_m)). The powers are part of the gradient.
+
+    Args:
+        logits: any shape, at least float32.
+        positive: bool of that shape; None: every entry is negative.
+        gamma_positive: exponent of positives, not negative.
+        gamma_negative: exponent of negatives, not negative.
+        margin: m in [0, 1).
+
+    Returns:
+        The shape of `logits`.
+    """
+    if margin > 0:
+        scores = logits.sigmoid()
+        counts = scores > margin
+        shifted = torch.where(counts, scores - margin, 0.5)  # no power of 0, whose gradient may be infinite
+        minus_log = -((-logits).sigmoid() + margin).clamp(max=1).log()
+        negatives = torch.where(counts, shifted**gamma_negative * minus_log, 0)
+    else:
+        negatives = focal_loss(logits, None, -1, gamma_negative)
+    if positive is None:
+        return negatives
+    return torch.where(positive, focal_loss(-logits, None, -1, gamma_positive), negatives)

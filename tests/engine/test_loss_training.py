@@ -8,7 +8,12 @@ from runs import logged, weights
 
 from longtail_det2.cli.run import run
 from longtail_det2.data.datasets.builtin import register_store
-from longtail_det2.data.statistics import compute_statistics, cooccurrence_rates_of, write_statistics
+from longtail_det2.data.statistics import (
+    compute_statistics,
+    cooccurrence_rates_of,
+    image_counts_of,
+    write_statistics,
+)
 from longtail_det2.engine import lazy, trainer
 
 HEADS = {
@@ -18,7 +23,9 @@ HEADS = {
     "fcos_tiny_focal": ["head"],
 }
 RATES, COUNTS = "classification_loss.rates", "classification_loss.class_counts"
+IMAGES = "classification_loss.image_counts"
 CONCURRENT = ("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "ConcurrentSoftmaxLoss")
+BALANCED = ("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "DistributionBalancedLoss")
 SEESAW = (
     *("MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", "SeesawLoss"),
     *("MODEL.ROI_BOX_HEAD.CLASSIFIER", "NormalizedLinear"),
@@ -28,8 +35,8 @@ LAZY = """
 from detectron2.config import LazyCall as L
 
 from longtail_det2 import model_zoo
-from longtail_det2.data.statistics import cooccurrence_rates_of
-from longtail_det2.modeling.losses import ConcurrentSoftmaxLoss, SeesawLoss
+from longtail_det2.data.statistics import cooccurrence_rates_of, image_counts_of, num_images_of
+from longtail_det2.modeling.losses import ConcurrentSoftmaxLoss, DistributionBalancedLoss, SeesawLoss
 from longtail_det2.modeling.roi_heads import build_classifier, build_mask_predictor
 
 base = model_zoo.get_config("shapes/mask_rcnn_tiny_softmax_shapes.py")
@@ -40,6 +47,14 @@ heads = model.roi_heads
 LAZY_CONCURRENT = """
 heads.box_predictor.classification_loss = L(ConcurrentSoftmaxLoss)(
     num_classes="${..num_classes}", rates=L(cooccurrence_rates_of)(names="${dataloader.train.dataset.names}")
+)
+"""
+LAZY_BALANCED = """
+names = "${dataloader.train.dataset.names}"
+heads.box_predictor.classification_loss = L(DistributionBalancedLoss)(
+    num_classes="${..num_classes}",
+    image_counts=L(image_counts_of)(names=names),
+    num_images=L(num_images_of)(names=names),
 )
 """
 LAZY_SEESAW = """
@@ -58,7 +73,10 @@ def counted(pictures, clean_catalogs):
     return torch.from_numpy(rates.astype("float32"))
 
 
-@pytest.mark.parametrize(("options", "text"), [(CONCURRENT, LAZY_CONCURRENT), (SEESAW, LAZY_SEESAW)])
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [(CONCURRENT, LAZY_CONCURRENT), (SEESAW, LAZY_SEESAW), (BALANCED, LAZY_BALANCED)],
+)
 def test_yaml_and_lazy_are_the_same(yaml_args, lazy_args, tmp_path, options, text):
     config = "shapes/mask_rcnn_tiny_softmax_shapes.yaml"
     assert run(trainer.main, yaml_args(*options, "SEED", "3", config=config)) == 0
@@ -69,7 +87,7 @@ def test_yaml_and_lazy_are_the_same(yaml_args, lazy_args, tmp_path, options, tex
     torch.testing.assert_close(weights(tmp_path / "run"), state, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("loss", ["ConcurrentSoftmaxLoss", "FocalSeesawLoss"])
+@pytest.mark.parametrize("loss", ["ConcurrentSoftmaxLoss", "FocalSeesawLoss", "DistributionBalancedLoss"])
 @pytest.mark.parametrize("config", HEADS)
 def test_statistics_of_every_head(yaml_args, tmp_path, counted, config, loss):
     node, heads = "ROI_BOX_HEAD" if "rcnn" in config else "DENSE_HEAD", HEADS[config]
@@ -78,6 +96,10 @@ def test_statistics_of_every_head(yaml_args, tmp_path, counted, config, loss):
     state = weights(tmp_path / "run")
     if loss == "ConcurrentSoftmaxLoss":
         assert all(torch.equal(state[f"{head}.{RATES}"], counted) for head in heads)
+        return
+    if loss == "DistributionBalancedLoss":
+        images = image_counts_of("counted").tolist()
+        assert all(state[f"{head}.{IMAGES}"].tolist() == images for head in heads)
         return
     counts = [state[f"{head}.{COUNTS}"] for head in heads]
     for one in counts:  # dense heads count no background

@@ -19,12 +19,13 @@ from longtail_det2.structures.multi_label import BACKGROUND, IGNORE, DenseTarget
 from longtail_det2.utils.errors import ConfigError
 
 NAMES = sorted(name for name in package.__all__ if name.endswith("Loss") and name != "ClassificationLoss")
-SIGMOID = ("SigmoidBCELoss", "SigmoidFocalLoss")
+SIGMOID = ("SigmoidBCELoss", "SigmoidFocalLoss", "DistributionBalancedLoss", "AsymmetricLoss")
 WITH_RATES = ("ConcurrentSoftmaxLoss", "ConcurrentSeesawLoss")
 FORMS = ("concurrent", "softmax")
 VARIANTS = {
     "ConcurrentSoftmaxLoss as softmax": {"train": "softmax", "test": "softmax"},
     "SeesawLoss of one label": {"labels": "most_specific", "objectness": False},
+    "DistributionBalancedLoss of class weights": {"weighting": "class_balanced", "gamma": 0.5},
 }
 every_loss = pytest.mark.parametrize("name", NAMES)
 every_form = pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
@@ -180,6 +181,8 @@ CONFIGURED = [  # loss, key of MODEL.CLASSIFICATION_LOSS, value, attribute
     ("ConcurrentFocalSeesawLoss", "SEESAW.P", 0.5, "p"),
     ("ConcurrentFocalSeesawLoss", "SEESAW.LABELS", "most_specific", "labels"),
     ("ConcurrentFocalSeesawLoss", "FOCAL_SEESAW.ALPHA", 0.4, "focal_alpha"),
+    ("DistributionBalancedLoss", "DISTRIBUTION_BALANCED.NEGATIVE_SCALE", 5.0, "negative_scale"),
+    ("AsymmetricLoss", "ASYMMETRIC.GAMMA_POSITIVE", 1.0, "gamma_positive"),
 ]
 
 
@@ -210,6 +213,15 @@ BAD = [  # loss, arguments, what the message must name
     ("SeesawLoss", {"labels": "some"}, r"SEESAW\.LABELS "),
     ("FocalSeesawLoss", {"focal_gamma": -1.0}, r"FOCAL_SEESAW\..*GAMMA"),
     ("FocalSeesawLoss", {"objectness": False}, r"SEESAW\.OBJECTNESS"),
+    ("DistributionBalancedLoss", {"weighting": "rare"}, r"DISTRIBUTION_BALANCED\.WEIGHTING "),
+    ("DistributionBalancedLoss", {"negative_scale": 0.0}, r"DISTRIBUTION_BALANCED\.NEGATIVE_SCALE "),
+    ("DistributionBalancedLoss", {"image_counts": torch.ones(5)}, "num_images"),
+    (
+        "DistributionBalancedLoss",
+        {"image_counts": torch.full((5,), 9), "num_images": 8},
+        "image_counts",
+    ),
+    ("AsymmetricLoss", {"margin": 1.0}, r"ASYMMETRIC\.MARGIN "),
 ]
 
 

@@ -1,5 +1,6 @@
 """Classification losses on the contract of :mod:`.base`."""
 
+from .asymmetric import AsymmetricLoss
 from .base import (
     NORMALIZERS,
     ClassificationLoss,
@@ -10,6 +11,7 @@ from .base import (
 )
 from .build import CLASSIFICATION_LOSS_REGISTRY, build_classification_loss
 from .concurrent_softmax import ConcurrentSoftmaxLoss
+from .distribution_balanced import DistributionBalancedLoss
 from .guided import FrozenGuidedLossScaling, GuidedLossScaling, build_guided_loss
 from .seesaw import SeesawLoss
 from .seesaw_variants import ConcurrentFocalSeesawLoss, ConcurrentSeesawLoss, FocalSeesawLoss
@@ -19,10 +21,12 @@ from .softmax_cross_entropy import SoftmaxCrossEntropyLoss
 __all__ = [
     "CLASSIFICATION_LOSS_REGISTRY",
     "NORMALIZERS",
+    "AsymmetricLoss",
     "ClassificationLoss",
     "ConcurrentFocalSeesawLoss",
     "ConcurrentSeesawLoss",
     "ConcurrentSoftmaxLoss",
+    "DistributionBalancedLoss",
     "FocalSeesawLoss",
     "FrozenGuidedLossScaling",
     "GuidedLossScaling",
