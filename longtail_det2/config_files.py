@@ -180,7 +180,7 @@ def _with_floats(content: Mapping[str, Any], known: Mapping[str, Any]) -> dict[s
         if isinstance(value, Mapping) and isinstance(default, Mapping):
             result[key] = _with_floats(value, default)
         elif isinstance(default, float) and re.fullmatch(r"[+-]?\d+", str(value)):
-            result[key] = float(value)
+            result[key] = float(str(value))
     return result
 
 
