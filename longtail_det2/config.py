@@ -23,6 +23,7 @@ def add_longtail_config(cfg: CfgNode) -> None:
     """
     _add_data_keys(cfg)
     _add_model_keys(cfg)
+    _add_image_keys(cfg)
     _add_dense_keys(cfg)
     _add_solver_keys(cfg)
     _add_test_keys(cfg)
@@ -86,6 +87,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.INPUT.GROUP_OF = "keep"
     # Whether descendants of an object's most specific label have no loss. False: they are negatives.
     cfg.INPUT.IGNORE_DESCENDANTS = True
+    # Truth is the labels of whole images, for the meta-architecture "MultiLabelClassifier".
+    cfg.INPUT.IMAGE_LEVEL = False
 
     cfg.DATALOADER.SOFT_BALANCE = CN()
     # Classes are drawn in proportion to N ** (1 - LAMBDA), with N the images that have the class: 0 as often
@@ -267,6 +270,33 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.FREEZE_STRIDE = 0
     # Batch normalisation keeps its statistics and its weights; that of frozen layers always does.
     cfg.MODEL.TIMM.FREEZE_NORM = True
+    # Levels of "build_timm_backbone", the same model without a pyramid.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["stride32"]
+
+
+def _add_image_keys(cfg: CfgNode) -> None:
+    # Images are resized to this (height, width), in training and testing; aspect ratios change. Empty: by
+    # their shorter side, INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST.
+    cfg.INPUT.FIXED_SIZE = ()
+
+    # "MultiLabelClassifier": labels of whole images, with INPUT.IMAGE_LEVEL.
+    cfg.MODEL.IMAGE_HEAD = CN()
+    # Levels of the backbone, whose averages over the image are joined.
+    cfg.MODEL.IMAGE_HEAD.IN_FEATURES = ["res5"]
+    # Width of the layer before the classifier, with batch normalisation. 0: there is none.
+    cfg.MODEL.IMAGE_HEAD.FC_DIM = 256
+    # Share of the features before the classifier that are set to 0 in training.
+    cfg.MODEL.IMAGE_HEAD.DROPOUT = 0.5
+    # See MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS.
+    cfg.MODEL.IMAGE_HEAD.CLASSIFICATION_LOSS = "SigmoidBCELoss"
+    # See MODEL.ROI_BOX_HEAD.CLASSIFIER.
+    cfg.MODEL.IMAGE_HEAD.CLASSIFIER = "Linear"
+    # See MODEL.ROI_BOX_HEAD.TEMPERATURE.
+    cfg.MODEL.IMAGE_HEAD.TEMPERATURE = 20.0
+    # See MODEL.ROI_BOX_HEAD.LOSS_NORMALIZER; the regions are images.
+    cfg.MODEL.IMAGE_HEAD.LOSS_NORMALIZER = "elements"
+    # Score of every class before training.
+    cfg.MODEL.IMAGE_HEAD.PRIOR_PROB = 0.5
 
 
 def _add_dense_keys(cfg: CfgNode) -> None:
@@ -322,9 +352,10 @@ def _add_solver_keys(cfg: CfgNode) -> None:
 
 
 def _add_test_keys(cfg: CfgNode) -> None:
-    # Metrics of annotation stores: any of "open_images", "coco", "lvis". Empty: what fits the data. LVIS and
-    # COCO files get their own; the metric of Open Images is for its data and, beside the others, for data
-    # with a hierarchy and for COCO files with image-level labels.
+    # Metrics of annotation stores: any of "open_images", "coco", "lvis", or "image_labels". Empty: what fits
+    # the data. LVIS and COCO files get their own; the metric of Open Images is for its data and, beside the
+    # others, for data with a hierarchy and for COCO files with image-level labels; that of image labels is
+    # for classifiers of images.
     cfg.TEST.METRICS = ()
     # What COCO's and LVIS's metric compare: "bbox", "segm" or both. Empty: boxes, and masks with MASK_ON.
     cfg.TEST.TASKS = ()
@@ -340,6 +371,10 @@ def _add_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.OPEN_IMAGES.EXPAND_PREDICTIONS = True
     # Write inference/<data set>/predictions.csv in the challenge's form.
     cfg.TEST.OPEN_IMAGES.WRITE_PREDICTIONS_CSV = True
+
+    cfg.TEST.IMAGE_LABELS = CN()
+    # F1 takes classes with a higher score as predicted. Average precision has no threshold.
+    cfg.TEST.IMAGE_LABELS.SCORE_THRESH = 0.5
 
     cfg.TEST.COCO = CN()
     # Detections of a class in an image that count, the best ones.

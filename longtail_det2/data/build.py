@@ -40,12 +40,13 @@ Draw = tuple[int, int]
 """(number of the draw over all ranks, image index)."""
 
 
-def get_dataset(names: str | Sequence[str], filter_empty: bool = False) -> Any:
+def get_dataset(names: str | Sequence[str], filter_empty: bool = False, image_level: bool = False) -> Any:
     """Join registered data sets to one map-style dataset.
 
     Args:
         names: one or several registered names. Stores must have the same class list.
         filter_empty: leave out images without objects.
+        image_level: labels of stores are those of whole images, see `MultiLabelDataset`.
 
     Returns:
         A `MultiLabelDataset`, several of them joined, or (for data sets registered as lists of dicts, such as
@@ -65,12 +66,13 @@ def get_dataset(names: str | Sequence[str], filter_empty: bool = False) -> Any:
     if len(stores) < len(parts):
         kinds = ", ".join(f"{name} ({type(part).__name__})" for name, part in zip(names, parts, strict=True))
         raise DataError(f"annotation stores and other data sets cannot be joined: {kinds}")
-    if filter_empty:
-        stores = [part.filtered() for part in stores]
+    if filter_empty or image_level:
+        stores = [MultiLabelDataset(one.store, one.image_root, filter_empty, image_level) for one in stores]
     result = stores[0] if len(stores) == 1 else ConcatMultiLabelDataset(stores, names)
     if len(result) == 0:
         raise DataError(
-            f"no image is left in {', '.join(names)}" + (" with an object" if filter_empty else "")
+            f"no image is left in {', '.join(names)}"
+            + (f" with {'a label' if image_level else 'an object'}" if filter_empty else "")
         )
     return result
 
@@ -200,7 +202,9 @@ def build_train_loader_from_config(
         dataset: instead of DATASETS.TRAIN.
     """
     if dataset is None:
-        dataset = get_dataset(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        dataset = get_dataset(
+            cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.INPUT.IMAGE_LEVEL
+        )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = sampler_from_config(cfg, dataset, seed=seed, start=start)
     logger.info("%d training images, sampled by %r", len(dataset), sampler)

@@ -22,7 +22,13 @@ from longtail_det2.data.masks import to_bitmap
 from longtail_det2.utils.errors import ConfigError, DataError
 
 _Size: TypeAlias = tuple[int, int]
-_ANNOTATION_KEYS = ("annotations", "pos_category_ids", "neg_category_ids", "not_exhaustive_category_ids")
+_ANNOTATION_KEYS = (
+    "annotations",
+    "pos_category_ids",
+    "neg_category_ids",
+    "not_exhaustive_category_ids",
+    "exhaustive_labels",
+)
 
 
 class MultiLabelDatasetMapper:
@@ -37,6 +43,10 @@ class MultiLabelDatasetMapper:
     `group_of="keep"` trains on group-of boxes as on other objects: so do the published Open Images detectors,
     and the official metric credits a group once when any detection lies in it. `"drop"` leaves them out, and
     their region may be sampled as background: so Detectron2 does with crowds (`iscrowd`), which always go.
+
+    With `image_level` the ground truth is instead `gt_labels` int8 (K,) of the whole image: 1 for the classes
+    of its objects, those verified present, and their ancestors; 0 for the others where all labels are known
+    (`exhaustive_labels`), else for those verified absent and their descendants alone, and -1 for the rest.
 
     Other fields of a record pass through. Instances are picklable and safe in several workers.
     """
@@ -53,6 +63,7 @@ class MultiLabelDatasetMapper:
         group_of: Literal["keep", "drop"] = "keep",
         mask_format: Literal["polygon", "bitmask"] | None = None,
         recompute_boxes: bool = False,
+        image_level: bool = False,
     ) -> None:
         """Set the mapper up; `MultiLabelDatasetMapper(cfg, is_train)` reads a config instead.
 
@@ -66,6 +77,7 @@ class MultiLabelDatasetMapper:
             mask_format: None: no masks. Polygons are small and cropped exactly, bitmaps can have any form.
             recompute_boxes: after augmentation, boxes of objects with a mask become the tight boxes of the
                 masks (right for random crops, which cut boxes and masks differently).
+            image_level: ground truth for classifiers of images, see the class.
 
         Raises:
             ConfigError: unknown `group_of` or `mask_format`, or no hierarchy where ground truth is made.
@@ -80,6 +92,7 @@ class MultiLabelDatasetMapper:
         self.augmentations, self.image_format = T.AugmentationList(augmentations), image_format
         self.ignore_descendants, self.group_of = ignore_descendants, group_of
         self.mask_format, self.recompute_boxes = mask_format, recompute_boxes
+        self.image_level = image_level
         mode = "training" if is_train else "inference"
         logging.getLogger(__name__).info("Augmentations used in %s: %s", mode, augmentations)
 
@@ -97,6 +110,8 @@ class MultiLabelDatasetMapper:
                     f"MODEL.{key} is True, but MultiLabelDatasetMapper carries boxes, labels and masks only"
                 )
         augmentations: list[Any] = detection_utils.build_augmentation(cfg, is_train)
+        if cfg.INPUT.FIXED_SIZE:
+            augmentations[0] = T.Resize(list(cfg.INPUT.FIXED_SIZE))
         if cfg.INPUT.CROP.ENABLED and is_train:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         return {
@@ -108,6 +123,7 @@ class MultiLabelDatasetMapper:
             "group_of": cfg.INPUT.GROUP_OF,
             "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
             "recompute_boxes": cfg.MODEL.MASK_ON and cfg.INPUT.CROP.ENABLED,
+            "image_level": cfg.INPUT.IMAGE_LEVEL,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +142,9 @@ class MultiLabelDatasetMapper:
         transforms = self.augmentations(inputs)
         augmented = np.asarray(inputs.image)
         result["image"] = torch.as_tensor(np.ascontiguousarray(augmented.transpose(2, 0, 1)))
-        if self.is_train:
+        if self.is_train and self.image_level:
+            result["gt_labels"] = torch.from_numpy(self._image_labels(record))
+        elif self.is_train:
             result["instances"] = self._make_instances(
                 record, transforms, image.shape[:2], augmented.shape[:2]
             )
@@ -151,6 +169,19 @@ class MultiLabelDatasetMapper:
                 "Prepare it again"
             )
         return image
+
+    def _image_labels(self, record: Mapping[str, Any]) -> np.ndarray:
+        """Ground truth (K,) of the whole image; see the class."""
+        assert self.hierarchy is not None
+        present = {label for one in record.get("annotations", ()) for label in annotation_labels(one)}
+        present.update(record.get("pos_category_ids", ()))
+        (truth,) = self.hierarchy.encode([sorted(present)], ignore_descendants=False)
+        if not record.get("exhaustive_labels", True):
+            absent = np.array(record.get("neg_category_ids", ()), dtype=np.int64)
+            unknown = truth == 0
+            unknown[self.hierarchy.expand(absent, absent, up=False)[1]] = False
+            truth[unknown] = -1
+        return truth
 
     def _make_instances(
         self, record: Mapping[str, Any], transforms: T.Transform, before: _Size, after: _Size

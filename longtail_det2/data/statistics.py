@@ -188,12 +188,14 @@ def frequency_bins(counts: np.ndarray, thresholds: Sequence[float] | None = None
 
 def compute_statistics(
     sources: str | AnnotationStore | Sequence[str | AnnotationStore],
+    image_level: bool = False,
 ) -> ClassStatistics:
     """Count in data sets together; an image in two of them counts twice.
 
     Args:
         sources: registered names, of annotation stores or of plain Detectron2 dicts, or open stores, with
             equal class lists. The hierarchy is that of the first, as in training.
+        image_level: for classifiers of images: the labels of an image are counted as those of one object.
 
     Raises:
         ConfigError: no data set.
@@ -203,7 +205,7 @@ def compute_statistics(
     if not sources:
         raise ConfigError("no data set is named (DATASETS.TRAIN), so there is nothing to count")
     names = [one if isinstance(one, str) else str(one.path) for one in sources]
-    contents = [_contents(one) for one in sources]
+    contents = [_contents(one, image_level) for one in sources]
     class_ids, hierarchy, _ = contents[0]
     size, num_images = len(class_ids), 0
     images, groups, objects = (np.zeros(shape, np.int64) for shape in (size, size, (size, size)))
@@ -221,15 +223,15 @@ def compute_statistics(
     return ClassStatistics(class_ids, num_images, images, objects.diagonal() + groups, objects, None, known)
 
 
-def cooccurrence_rates_of(names: str | Sequence[str]) -> np.ndarray | None:
+def cooccurrence_rates_of(names: str | Sequence[str], image_level: bool = False) -> np.ndarray | None:
     """P(j | i) (K, K) of registered data sets; None, logged, where one is absent."""
-    statistics = _statistics_if_there(names)
+    statistics = _statistics_if_there(names, image_level)
     return statistics and statistics.rates()
 
 
-def image_counts_of(names: str | Sequence[str]) -> np.ndarray | None:
+def image_counts_of(names: str | Sequence[str], image_level: bool = False) -> np.ndarray | None:
     """Images per class (K,) of registered data sets; None, logged, where one is absent."""
-    statistics = _statistics_if_there(names)
+    statistics = _statistics_if_there(names, image_level)
     return statistics and statistics.image_counts
 
 
@@ -239,10 +241,10 @@ def num_images_of(names: str | Sequence[str]) -> int | None:
     return statistics and statistics.num_images
 
 
-def _statistics_if_there(names: str | Sequence[str]) -> ClassStatistics | None:
+def _statistics_if_there(names: str | Sequence[str], image_level: bool = False) -> ClassStatistics | None:
     # Lazy configs build models also where there are no data: for published weights, for export.
     try:
-        return compute_statistics(names)
+        return compute_statistics(names, image_level)
     except (DataError, OSError) as error:
         logger.warning("no class statistics: %s", error)
         return None
@@ -252,8 +254,16 @@ _Columns: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Object offsets of images, label offsets of objects, labels, and whether objects are group-of."""
 
 
-def _contents(source: str | AnnotationStore) -> tuple[tuple[str, ...], LabelHierarchy, _Columns]:
+def _contents(
+    source: str | AnnotationStore, image_level: bool
+) -> tuple[tuple[str, ...], LabelHierarchy, _Columns]:
     """Class ids, hierarchy and columns of a data set."""
+    if isinstance(source, AnnotationStore) and image_level:
+        offsets, labels = source.present_labels
+        filled = np.flatnonzero(np.diff(offsets))
+        objects = np.searchsorted(filled, np.arange(len(source) + 1))  # an image with labels is one object
+        columns = objects, np.append(offsets[filled], offsets[-1]), labels, np.zeros(len(filled), dtype=bool)
+        return source.class_ids, source.hierarchy, columns
     if isinstance(source, AnnotationStore):
         is_group = (source.flags & np.uint8(ObjectFlag.GROUP_OF)) != 0
         columns = source.object_offsets, source.label_offsets, source.labels, is_group
@@ -261,8 +271,11 @@ def _contents(source: str | AnnotationStore) -> tuple[tuple[str, ...], LabelHier
     check_registered(source)
     dataset: Any = DatasetCatalog.get(source)
     if isinstance(getattr(dataset, "store", None), AnnotationStore):
-        return _contents(dataset.store)
+        return _contents(dataset.store, image_level)
     annotations = [record.get("annotations", ()) for record in dataset]
+    if image_level:
+        present = ({label for one in some for label in annotation_labels(one)} for some in annotations)
+        annotations = [[{"category_ids": sorted(some)}] if some else [] for some in present]
     objects = list(itertools.chain(*annotations))
     labels = [annotation_labels(one) for one in objects]
     columns = (

@@ -61,6 +61,7 @@ from longtail_det2.data.store_writer import (
 )
 from longtail_det2.utils.errors import DataError
 from longtail_det2.utils.io import is_same_file
+from longtail_det2.utils.ragged import offsets_of
 
 __all__ = [
     "AnnotationStore",
@@ -82,7 +83,8 @@ class AnnotationStore:
     Attributes:
         path: directory of the store.
         header: content of header.json.
-        form: "open_images", "coco" or "lvis", the form of the annotations, which says how results are judged.
+        form: "open_images", "coco", "lvis" or, without objects, "image_labels": the form of the annotations,
+            which says how results are judged.
         class_ids, class_names: K identifiers (for example "/m/01g317") and names, in class-index order.
         class_frequencies: K letters "r" (rare), "c" (common) or "f" (frequent), LVIS's frequency bins; None
             where the data have none.
@@ -188,6 +190,12 @@ class AnnotationStore:
         return "area" in self._columns
 
     @property
+    def exhaustive_labels(self) -> bool:
+        """Whether a class that an image does not list, nor an object in it, is absent (else unverified)."""
+        known = self.header.get("exhaustive_labels")
+        return self.form in ("coco", "image_labels") if known is None else known
+
+    @property
     def has_hierarchy(self) -> bool:
         """Whether the store was made with a hierarchy."""
         return self._parents is not None
@@ -212,6 +220,24 @@ class AnnotationStore:
         if self._parents is None:
             return LabelHierarchy.flat(self.class_ids)
         return LabelHierarchy.from_json(self._parents, self.class_ids)
+
+    @cached_property
+    def present_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Classes in each image, those of its objects and those verified present, as annotated.
+
+        Offsets (n + 1,) int64 and labels: image i has `labels[offsets[i]:offsets[i + 1]]`, ascending, each
+        once.
+        """
+        images = np.arange(len(self))
+        present = self.image_label_status != int(ImageLabel.ABSENT)
+        rows = [
+            np.repeat(images, np.diff(self.label_offsets[self.object_offsets])),
+            np.repeat(images, np.diff(self.image_label_offsets))[present],
+        ]
+        labels = [self.labels, self.image_labels[present]]
+        keys = np.unique(np.concatenate(rows) * np.int64(self.num_classes) + np.concatenate(labels))
+        rows_, classes = np.divmod(keys, self.num_classes)
+        return offsets_of(np.bincount(rows_, minlength=len(self))), classes.astype(np.int32)
 
     def changed_sources(self) -> list[Path]:
         """Annotation files that the store was made of and that have another size now.

@@ -24,7 +24,7 @@ from longtail_det2.utils.io import PartialFolder, atomic_writer, read_json, writ
 
 FORMAT = "longtail_det2.annotations"
 VERSION = 2
-FORMS = ("open_images", "coco", "lvis")
+FORMS = ("open_images", "coco", "lvis", "image_labels")
 """The forms of annotations, which say how results are judged."""
 FREQUENCIES = ("r", "c", "f")
 """LVIS's frequency bins: rare, common, frequent."""
@@ -161,6 +161,7 @@ COLUMNS = {
 """All columns by name; offsets come before the columns of the rows that they delimit."""
 _HEADER = {
     "form": str,
+    "exhaustive_labels": (bool, type(None)),
     "counts": {str: int},
     "sources": [dict],
     "options": dict,
@@ -357,6 +358,7 @@ class AnnotationStoreWriter:
         form: str = "open_images",
         parents: Mapping[str, Sequence[str]] | None = None,
         frequency: Sequence[str] | None = None,
+        exhaustive_labels: bool | None = None,
         image_root: str | os.PathLike[str] | None = None,
         sources: Sequence[Mapping[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
@@ -370,6 +372,7 @@ class AnnotationStoreWriter:
             form: one of `FORMS`.
             parents: {"child id": ["parent id", ...]}; None means no hierarchy.
             frequency: K letters of `FREQUENCIES`; None means that the classes have no such bins.
+            exhaustive_labels: see `AnnotationStore.exhaustive_labels`; None goes by the form.
             image_root: folder that the file names are relative to.
             sources: one {"path", "size", "sha256", ...} per source file.
             options: what else the content depends on (JSON values).
@@ -383,6 +386,7 @@ class AnnotationStoreWriter:
         header = {
             **self._header,
             "form": form,
+            "exhaustive_labels": exhaustive_labels,
             "counts": {**self._counts, "classes": len(class_ids)},
             "sources": list(sources),
             "options": options or {},

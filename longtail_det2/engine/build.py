@@ -18,6 +18,7 @@ import longtail_det2.modeling  # noqa: F401  registers heads, losses, detectors 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA, get_cfg, num_classes_key
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.modeling.losses import ClassificationLoss
+from longtail_det2.modeling.meta_arch import MultiLabelClassifier
 from longtail_det2.modeling.proposal_generator import NormalizedRPN
 from longtail_det2.modeling.roi_heads import MultiLabelMaskHead
 from longtail_det2.utils.errors import ConfigError
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _ROI_HEADS = "MODEL.ROI_HEADS.NAME to MultiLabelROIHeads or MultiLabelCascadeROIHeads"
 _DENSE = "MODEL.META_ARCHITECTURE to MultiLabelRetinaNet or MultiLabelFCOS"
 _RPN = "MODEL.PROPOSAL_GENERATOR.NAME to NormalizedRPN"
+_CLASSIFIER = "MODEL.META_ARCHITECTURE to MultiLabelClassifier"
 _MASK_HEAD = "MODEL.ROI_MASK_HEAD.NAME to MultiLabelMaskHead"
 _BOX_KEYS = (
     "CLASSIFICATION_LOSS CLASSIFIER TEMPERATURE BRANCH LOSS_NORMALIZER GUIDED_SCALE ADAPTIVE_THRESHOLD"
@@ -35,11 +37,16 @@ _DENSE_KEYS = (
     "CLASSIFICATION_LOSS LOSS_NORMALIZER BBOX_REG_LOSS_WEIGHT PRIOR GUIDED_SCALE GUIDED_WARMUP "
     "ADAPTIVE_THRESHOLD"
 )
+_IMAGE_KEYS = (
+    "CLASSIFICATION_LOSS IN_FEATURES FC_DIM DROPOUT CLASSIFIER TEMPERATURE LOSS_NORMALIZER PRIOR_PROB"
+)
 _MASK_KEYS = "PREDICTOR TEMPERATURE BATCH_SIZE_PER_IMAGE"
 _READERS: list[tuple[str, str, str, type[nn.Module], str]] = [
     ("MODEL.ROI_BOX_HEAD", _BOX_KEYS, "roi_heads", ClassificationLoss, _ROI_HEADS),
     ("MODEL.DENSE_HEAD", _DENSE_KEYS, "head", ClassificationLoss, _DENSE),
     ("MODEL.RPN", "LOSS_NORMALIZER GUIDED_SCALE PRIOR_PROB", "proposal_generator", NormalizedRPN, _RPN),
+    ("MODEL.IMAGE_HEAD", _IMAGE_KEYS, "classification_loss", ClassificationLoss, _CLASSIFIER),
+    ("INPUT", "IMAGE_LEVEL", "", MultiLabelClassifier, _CLASSIFIER),
     ("MODEL.ROI_MASK_HEAD", _MASK_KEYS, "roi_heads.mask_head", MultiLabelMaskHead, _MASK_HEAD),
 ]
 """(Config node, its keys, part of the model, class in it that reads them, what to set to get that class)."""

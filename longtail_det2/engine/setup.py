@@ -237,7 +237,7 @@ def _statistics_file(
             if has_measured_prior(form.cfg):
                 _count_anchors(form.cfg, path, resume)
             elif comm.is_main_process() and not (eval_only and os.path.isfile(path)):
-                write_statistics(path, compute_statistics(names))
+                write_statistics(path, compute_statistics(names, form.cfg.INPUT.IMAGE_LEVEL))
         except (ConfigError, DataError) as error:
             problem = str(error)
         problem = next(filter(None, comm.all_gather(problem)), "")  # all processes stop, or go on, together

@@ -146,7 +146,7 @@ def evaluator_options(cfg: CfgNode) -> dict[str, Any]:
     """Return the arguments of :func:`.evaluator.build_evaluators` that a config gives."""
     test = cfg.TEST
     return {
-        "metrics": tuple(test.METRICS),
+        "metrics": tuple(test.METRICS) or (("image_labels",) if cfg.INPUT.IMAGE_LEVEL else ()),
         "tasks": tuple(test.TASKS) or (("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)),
         "open_images": {
             "iou_threshold": test.OPEN_IMAGES.IOU,
@@ -156,6 +156,7 @@ def evaluator_options(cfg: CfgNode) -> dict[str, Any]:
         },
         "coco": {name.lower(): value for name, value in test.COCO.items()},
         "lvis": {name.lower(): value for name, value in test.LVIS.items()},
+        "image_labels": {"score_threshold": test.IMAGE_LABELS.SCORE_THRESH},
         "frequency_thresholds": tuple(test.HEAD_MEDIUM_TAIL),
     }
 

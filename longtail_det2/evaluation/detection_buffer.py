@@ -108,18 +108,25 @@ class DetectionBuffer:
         self._masks = _temporary_file() if self._with_masks else None
         self._dropped = np.zeros(2, dtype=np.int64)  # outputs of unknown images, detections not finite
 
-    def add(self, record: Mapping[str, Any], instances: Instances) -> None:
+    def add(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
         """Append the detections of one image; those with a box or score that is not finite are dropped.
 
         Args:
-            record: dataset dict with "image_id", "height", "width" (default: `instances.image_size`).
-            instances: in pixels of the original image, with pred_boxes, scores, pred_classes, and pred_masks
-                (n, H, W) bool where masks are kept.
+            record: dataset dict with "image_id", "height", "width" (default: that of the instances).
+            output: of the model, with "instances" in pixels of the original image: pred_boxes, scores,
+                pred_classes, and pred_masks (n, H, W) bool where masks are kept.
 
         Raises:
-            ConfigError: the model gives no masks, or knows classes that the store does not have.
+            ConfigError: the model gives no detections or no masks, or knows classes that the store does not
+                have.
             DataError: the disk is full.
         """
+        if "instances" not in output:
+            raise ConfigError(
+                "the metric compares objects, but the model gives none: of a classifier of images, "
+                "TEST.METRICS can be 'image_labels' only"
+            )
+        instances: Instances = output["instances"]
         image = self._index.get(str(record["image_id"]))
         if image is None:
             self._dropped[0] += 1

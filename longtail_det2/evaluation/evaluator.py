@@ -21,6 +21,13 @@ from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.coco_metric import COCOMetric, LVISMetric
 from longtail_det2.evaluation.detection_buffer import DetectionBuffer, DetectionColumns
 from longtail_det2.evaluation.ground_truth import MetricResult, StoreGroundTruth
+from longtail_det2.evaluation.image_label_metric import (
+    SCORES_FILE,
+    ImageLabelMetric,
+    ImageScores,
+    ScoreBuffer,
+    write_scores,
+)
 from longtail_det2.evaluation.openimages_io import Detections, write_detections
 from longtail_det2.evaluation.openimages_metric import OpenImagesMetric
 from longtail_det2.utils.errors import ConfigError
@@ -28,11 +35,12 @@ from longtail_det2.utils.io import atomic_writer, write_json
 
 logger = logging.getLogger(__name__)
 
-Metric = OpenImagesMetric | COCOMetric | LVISMetric
+Metric = OpenImagesMetric | COCOMetric | LVISMetric | ImageLabelMetric
 METRICS: dict[str, Callable[..., Metric]] = {
     "open_images": OpenImagesMetric,
     "coco": COCOMetric,
     "lvis": LVISMetric,
+    "image_labels": ImageLabelMetric,
 }
 """Classes of metrics by the names that TEST.METRICS knows."""
 
@@ -44,7 +52,8 @@ class StoreEvaluator(DatasetEvaluator):
 
     - results.json: the same as fractions, and AP of each class, see `results_document`;
     - predictions.csv for the Open Images metric: the challenge's form, if the metric wants it;
-    - coco_instances_results.json for COCO's and LVIS's metric: their form, with the ids of the data set.
+    - coco_instances_results.json for COCO's and LVIS's metric: their form, with the ids of the data set;
+    - scores.npz for the metric of image labels, see `write_scores`.
 
     Files appear only when they are complete.
     """
@@ -68,10 +77,12 @@ class StoreEvaluator(DatasetEvaluator):
             frequency_thresholds: None or empty for thirds of the leaves, or see `frequency_bins`.
 
         Raises:
-            ConfigError: a store that cannot be evaluated as asked, or training counts of other classes.
+            ConfigError: a store that cannot be evaluated as asked, metrics of image labels and of objects
+                together, or training counts of other classes.
             DataError: there is no usable store, or no room for masks.
         """
-        self.store, self.metrics = open_store(dataset), tuple(metrics)
+        self.store = open_store(dataset)
+        self.metrics: Sequence[Any] = tuple(metrics)
         for metric in self.metrics:
             metric.check(self.store)
         self._name = dataset if isinstance(dataset, str) else self.store.path.name
@@ -84,16 +95,23 @@ class StoreEvaluator(DatasetEvaluator):
             )
         self._bins = class_bins(self.store, self._train_counts, frequency_thresholds)
         with_masks = any("segm" in getattr(metric, "tasks", ()) for metric in self.metrics)
-        self._buffer = DetectionBuffer(self.store, with_masks=with_masks)
+        of_images = [isinstance(metric, ImageLabelMetric) for metric in self.metrics]
+        if any(of_images) and not all(of_images):
+            raise ConfigError(
+                "TEST.METRICS: 'image_labels' judges classifiers of images, the other metrics judge detectors"
+            )
+        self._buffer = (
+            ScoreBuffer(self.store) if any(of_images) else DetectionBuffer(self.store, with_masks=with_masks)
+        )
 
     def reset(self) -> None:
         """Forget all outputs."""
         self._buffer.reset()
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the detections of some images; see `DetectionBuffer.add`, also for what it raises."""
+        """Keep the outputs for some images; see `DetectionBuffer.add` and `ScoreBuffer.add` for errors."""
         for record, output in zip(inputs, outputs, strict=True):
-            self._buffer.add(record, output["instances"])
+            self._buffer.add(record, output)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Gather, evaluate, write the files; an empty dict on processes other than the main one."""
@@ -101,7 +119,7 @@ class StoreEvaluator(DatasetEvaluator):
         if found is None:
             return OrderedDict()
         gt = StoreGroundTruth(self.store)
-        if not len(self.store.labels):
+        if not len(self.store.labels) and not isinstance(found, ImageScores):
             logger.warning("%s holds no object: every mean is NaN", self.store.path)
         measured = {m.name: m.measure(gt, found, self._bins, self._train_counts) for m in self.metrics}
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
@@ -118,15 +136,17 @@ class StoreEvaluator(DatasetEvaluator):
         self,
         folder: Path,
         gt: StoreGroundTruth,
-        found: DetectionColumns,
+        found: DetectionColumns | ImageScores,
         measured: Mapping[str, MetricResult],
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(getattr(metric, "write_predictions_csv", False) for metric in self.metrics):
+        if isinstance(found, ImageScores):
+            write_scores(folder / SCORES_FILE, self.store, found)
+        elif any(getattr(metric, "write_predictions_csv", False) for metric in self.metrics):
             names = [name.decode() for name in self.store.image_ids.tolist()]
             columns = Detections(found.image, found.cls, found.score, found.shares())
             write_detections(folder / "predictions.csv", columns, self.store.class_ids, names)
-        if {"coco", "lvis"} & set(measured):
+        if {"coco", "lvis"} & set(measured) and isinstance(found, DetectionColumns):
             write_instances(folder / "coco_instances_results.json", gt, found)
         document = results_document(self.store, self.metrics, measured, self._bins, self._train_counts)
         write_json(folder / "results.json", document, indent=1)
@@ -140,6 +160,7 @@ def build_evaluators(
     open_images: Mapping[str, Any] | None = None,
     coco: Mapping[str, Any] | None = None,
     lvis: Mapping[str, Any] | None = None,
+    image_labels: Mapping[str, Any] | None = None,
     output_dir: str | Path | None = None,
     **options: Any,
 ) -> DatasetEvaluator:
@@ -153,6 +174,7 @@ def build_evaluators(
         open_images: arguments of `OpenImagesMetric`.
         coco: arguments of `COCOMetric` besides the tasks.
         lvis: arguments of `LVISMetric` besides the tasks.
+        image_labels: arguments of `ImageLabelMetric`.
         output_dir: see `StoreEvaluator`.
         options: `train_counts` and `frequency_thresholds`, likewise.
 
@@ -172,6 +194,7 @@ def build_evaluators(
         "open_images": dict(open_images or {}),
         "coco": {"tasks": tuple(tasks), **(coco or {})},
         "lvis": {"tasks": tuple(tasks), **(lvis or {})},
+        "image_labels": dict(image_labels or {}),
     }
     chosen: list[Metric] = []
     for name in tuple(metrics) or default_metrics(store, tasks):
@@ -190,7 +213,10 @@ def default_metrics(store: AnnotationStore, tasks: Sequence[str] = ("bbox",)) ->
     do others with a hierarchy, and COCO's with image-level labels, beside their own. Without image-level
     labels the Open Images metric judges a class only in images that contain it, so that it forgives false
     positives; it therefore never stands alone there. Masks, which it does not judge, get COCO's metric.
+    Image labels without objects get their own.
     """
+    if store.form == "image_labels":
+        return ("image_labels",)
     labelled = len(store.image_labels) > 0
     if store.form in ("lvis", "coco"):
         official = store.has_hierarchy or (labelled and store.form == "coco")

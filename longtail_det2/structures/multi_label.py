@@ -72,6 +72,23 @@ class MultiLabelTargets:
         return MultiLabelTargets(classes.long(), labels)
 
     @staticmethod
+    def from_images(labels: Tensor) -> MultiLabelTargets:
+        """Make the targets of whole images.
+
+        The labels of an image have no order: its class is the first of them. An image without labels is
+        background, or ignored where something about it is unknown.
+
+        Args:
+            labels: (R, K) int8 in {1, 0, -1}.
+        """
+        positive, known = labels == POSITIVE, (labels != IGNORED).all(dim=1)
+        empty = ~positive.any(dim=1)
+        background = empty & known
+        classes = torch.where(background, labels.shape[1], positive.int().argmax(dim=1))
+        classes = torch.where(empty & ~known, -1, classes)
+        return MultiLabelTargets(classes, torch.cat([labels, background[:, None].to(labels.dtype)], dim=1))
+
+    @staticmethod
     def from_proposals(proposals: Sequence[Instances], num_classes: int) -> MultiLabelTargets:
         """Concatenate the targets of sampled proposals.
 

@@ -33,7 +33,7 @@ def same(left, right):
     assert all(left[task] == pytest.approx(right[task], abs=1e-12, nan_ok=True) for task in left)
 
 
-def detections(*scores, cls=0, size=(7, 9)):
+def output(*scores, cls=0, size=(7, 9)):
     found = Instances(size)
     found.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 3.0, 4.0]] * len(scores)).reshape(-1, 4))
     found.scores = torch.tensor(scores, dtype=torch.float32)
@@ -41,11 +41,11 @@ def detections(*scores, cls=0, size=(7, 9)):
     found.pred_masks = torch.zeros((len(scores), *size), dtype=torch.bool)
     for row, score in enumerate(scores):
         found.pred_masks[row, : round(10 * score) % 7] = True
-    return found
+    return {"instances": found}
 
 
 def rows_of(masks):
-    """Height of each of the masks of `detections`."""
+    """Height of each of the masks of `output`."""
     return [int(coco_mask.area(mask)) // 9 for mask in masks]
 
 
@@ -57,12 +57,12 @@ def test_ranks_are_joined_image_by_image(case, run_ranks, monkeypatch, round_siz
     def run(rank):
         buffer = DetectionBuffer(case[0], with_masks=True)
         if rank == 0:
-            buffer.add({"image_id": ids[5], "height": 70, "width": 90}, detections(0.5, 0.4))
-            buffer.add({"image_id": ids[1]}, detections(0.1, cls=2))
+            buffer.add({"image_id": ids[5], "height": 70, "width": 90}, output(0.5, 0.4))
+            buffer.add({"image_id": ids[1]}, output(0.1, cls=2))
         if rank == 2:
-            buffer.add({"image_id": ids[3]}, detections())
-            buffer.add({"image_id": ids[5]}, detections(0.9))  # padding: the lowest rank goes first
-            buffer.add({"image_id": ids[0]}, detections(0.3))
+            buffer.add({"image_id": ids[3]}, output())
+            buffer.add({"image_id": ids[5]}, output(0.9))  # padding: the lowest rank goes first
+            buffer.add({"image_id": ids[0]}, output(0.3))
         found = buffer.gather()
         assert (found is None) == (rank > 0)
         return found

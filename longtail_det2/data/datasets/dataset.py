@@ -42,6 +42,7 @@ class MultiLabelDataset(Dataset[Record]):
         store: AnnotationStore | str | os.PathLike[str],
         image_root: str | os.PathLike[str] | None = None,
         filter_empty: bool = False,
+        image_level: bool = False,
     ) -> None:
         """Open the store if need be.
 
@@ -49,6 +50,8 @@ class MultiLabelDataset(Dataset[Record]):
             store: an open store or its directory.
             image_root: folder that holds the images, instead of the one that the store names.
             filter_empty: leave out the images without objects.
+            image_level: labels are those of whole images, for classifiers of images; then `filter_empty`
+                leaves out the images of which no class is known, present or absent.
 
         Raises:
             DataError: no usable store, or one that was made without image sizes.
@@ -64,19 +67,16 @@ class MultiLabelDataset(Dataset[Record]):
             raise DataError(f"{self.store.path}: the store names no image folder; pass image_root")
         self.image_root = str(root)
         self._folder = os.path.join(self.image_root, "")
-        self.filter_empty = filter_empty
+        self.filter_empty, self.image_level = filter_empty, image_level
         self.indices: np.ndarray | None = None
-        if filter_empty:
-            kept = np.flatnonzero(np.diff(self.store.object_offsets))
+        if filter_empty and not (image_level and self.store.exhaustive_labels):
+            rows = np.diff(self.store.object_offsets)
+            kept = np.flatnonzero(rows + np.diff(self.store.image_label_offsets) if image_level else rows)
             if len(kept) < len(self.store):
                 self.indices = kept.astype(np.int32)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MultiLabelDataset, (self.store, self.image_root, self.filter_empty)
-
-    def filtered(self) -> MultiLabelDataset:
-        """The same dataset without the images that have no objects."""
-        return MultiLabelDataset(self.store, self.image_root, filter_empty=True)
+        return MultiLabelDataset, (self.store, self.image_root, self.filter_empty, self.image_level)
 
     @property
     def class_ids(self) -> tuple[str, ...]:
@@ -94,17 +94,20 @@ class MultiLabelDataset(Dataset[Record]):
         return self.store.image_sizes if self.indices is None else self.store.image_sizes[self.indices]
 
     def labels_per_image(self) -> tuple[np.ndarray, np.ndarray]:
-        """Labels of all objects as annotated, image by image.
+        """Labels as annotated, image by image.
 
         Returns:
             (offsets (len(self) + 1,) int64, labels): image i has `labels[offsets[i]:offsets[i + 1]]`, one
-            entry for each label of each object, so classes repeat.
+            entry for each label of each object, so classes repeat; at image level, see
+            `AnnotationStore.present_labels`.
         """
-        offsets = self.store.label_offsets[self.store.object_offsets]
+        offsets, labels = self.store.label_offsets[self.store.object_offsets], self.store.labels
+        if self.image_level:
+            offsets, labels = self.store.present_labels
         if self.indices is not None:
             # The images left out have no labels: the others' ranges stay next to each other.
             offsets = np.append(offsets[self.indices], offsets[-1])
-        return offsets, self.store.labels
+        return offsets, labels
 
     def __len__(self) -> int:
         return len(self.store) if self.indices is None else len(self.indices)
@@ -117,7 +120,8 @@ class MultiLabelDataset(Dataset[Record]):
             of `bbox` [x0, y0, x1, y1] in pixels, `bbox_mode`, `category_id` the most specific label,
             `category_ids` all labels as annotated, `iscrowd` 0, `is_group_of`, and for objects with a mask
             `segmentation`, see `longtail_det2.data.masks`), and the classes verified for the whole image:
-            `pos_category_ids` present (perhaps not with all objects), `neg_category_ids` absent.
+            `pos_category_ids` present (perhaps not with all objects), `neg_category_ids` absent. At image
+            level also `exhaustive_labels`, see `AnnotationStore`.
 
         Raises:
             IndexError: `index` is not in [-len(self), len(self)).
@@ -130,6 +134,7 @@ class MultiLabelDataset(Dataset[Record]):
         sizes = columns["image_size"]
         height, width = sizes.item(index, 0), sizes.item(index, 1)
         present, absent = _image_labels(columns, index)
+        known = {"exhaustive_labels": self.store.exhaustive_labels} if self.image_level else {}
         return {
             "file_name": self._folder + columns["file_name"][index].decode(),
             "image_id": columns["image_id"][index].decode(),
@@ -138,6 +143,7 @@ class MultiLabelDataset(Dataset[Record]):
             "annotations": self._annotations(columns, index, height, width),
             "pos_category_ids": present,
             "neg_category_ids": absent,
+            **known,
         }
 
     def _annotations(

@@ -102,17 +102,28 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
     ``MODEL.TIMM.WEIGHTS`` are not read where ``MODEL.WEIGHTS`` names a file, which has the backbone's too.
     """
-    node, fpn, weights = cfg.MODEL.TIMM, cfg.MODEL.FPN, cfg.MODEL.WEIGHTS
+    fpn = cfg.MODEL.FPN
+    body, top = _body(cfg, fpn.IN_FEATURES), LastLevelMaxPool()
+    return FPN(body, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, top_block=top, fuse_type=fpn.FUSE_TYPE)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build the levels ``MODEL.TIMM.OUT_FEATURES`` of a timm model; see :func:`build_timm_fpn_backbone`."""
+    return _body(cfg, cfg.MODEL.TIMM.OUT_FEATURES)
+
+
+def _body(cfg: CfgNode, levels: Sequence[str]) -> TimmBackbone:
+    node, weights = cfg.MODEL.TIMM, cfg.MODEL.WEIGHTS
     frozen = {"freeze_stride": node.FREEZE_STRIDE, "freeze_norm": node.FREEZE_NORM}
-    body = TimmBackbone(node.NAME, fpn.IN_FEATURES, **frozen, weights="" if weights else node.WEIGHTS)
+    body = TimmBackbone(node.NAME, levels, **frozen, weights="" if weights else node.WEIGHTS)
     mean, std = timm_pixels(node.NAME)
     given = [*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD]
     close = len(given) == 6 and all(abs(a - b) < 2 for a, b in zip(given, mean + std, strict=True))
     if node.WEIGHTS and not (close and cfg.INPUT.FORMAT == "RGB"):
         settings = f"INPUT.FORMAT RGB MODEL.PIXEL_MEAN {mean} MODEL.PIXEL_STD {std}"
         logger.warning("%s was trained with %s", node.NAME, settings)
-    top = LastLevelMaxPool()
-    return FPN(body, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, top_block=top, fuse_type=fpn.FUSE_TYPE)
+    return body
 
 
 def timm_pixels(name: str) -> tuple[list[float], list[float]]:
