@@ -279,6 +279,9 @@ def _add_image_keys(cfg: CfgNode) -> None:
     # their shorter side, INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST.
     cfg.INPUT.FIXED_SIZE = ()
 
+    # Brightness, contrast and saturation of training images vary at random by this share, in [0, 1).
+    cfg.INPUT.COLOR_JITTER = 0.0
+
     # "MultiLabelClassifier": labels of whole images, with INPUT.IMAGE_LEVEL.
     cfg.MODEL.IMAGE_HEAD = CN()
     # Levels of the backbone, whose averages over the image are joined.

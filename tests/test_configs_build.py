@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.data import detection_utils
 from omegaconf import ListConfig, OmegaConf
 from torch import nn
 
 from longtail_det2 import model_zoo
-from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper, build_augmentation
 from longtail_det2.data.samplers import parse_phases
 from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.engine.solver import (
@@ -89,6 +88,8 @@ def settings(model):
 
 def score_thresholds(cfg, lazy):
     """Of both configs; a model on the meta device has no values."""
+    if cfg.INPUT.IMAGE_LEVEL:
+        return set(), set()
     if "roi_heads" not in lazy.model:
         node = cfg.MODEL.FCOS if "FCOS" in cfg.MODEL.META_ARCHITECTURE else cfg.MODEL.RETINANET
         return {node.SCORE_THRESH_TEST}, {lazy.model.test_score_thresh}
@@ -168,12 +169,14 @@ def test_twins_read_the_same_data(twins):
         cfg.INPUT.IGNORE_DESCENDANTS,
     )
     assert train.mapper.mask_format == (cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None)
-    assert not train.mapper.recompute_boxes and not cfg.INPUT.CROP.ENABLED
+    assert train.mapper.recompute_boxes == (cfg.INPUT.CROP.ENABLED and cfg.MODEL.MASK_ON)
+    assert train.mapper.get("image_level", False) == cfg.INPUT.IMAGE_LEVEL
+    assert train.dataset.get("image_level", False) == cfg.INPUT.IMAGE_LEVEL
     assert train.mapper.image_format == test.mapper.image_format == cfg.INPUT.FORMAT
     for node, is_train in ((train, True), (test, False)):
         assert node.mapper.is_train is is_train and node.mapper._target_ is MultiLabelDatasetMapper
         found = [attributes(one) for one in instantiate(node.mapper.augmentations)]
-        assert found == [attributes(one) for one in detection_utils.build_augmentation(cfg, is_train)]
+        assert found == [attributes(one) for one in build_augmentation(cfg, is_train)]
 
 
 def parse(stages):

@@ -109,14 +109,9 @@ class MultiLabelDatasetMapper:
                 raise ConfigError(
                     f"MODEL.{key} is True, but MultiLabelDatasetMapper carries boxes, labels and masks only"
                 )
-        augmentations: list[Any] = detection_utils.build_augmentation(cfg, is_train)
-        if cfg.INPUT.FIXED_SIZE:
-            augmentations[0] = T.Resize(list(cfg.INPUT.FIXED_SIZE))
-        if cfg.INPUT.CROP.ENABLED and is_train:
-            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         return {
             "is_train": is_train,
-            "augmentations": augmentations,
+            "augmentations": build_augmentation(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "hierarchy": hierarchy_of(cfg.DATASETS.TRAIN) if is_train else None,
             "ignore_descendants": cfg.INPUT.IGNORE_DESCENDANTS,
@@ -242,6 +237,19 @@ class MultiLabelDatasetMapper:
             elif moved := [np.clip(one, 0, after[::-1]).reshape(-1) for one in _move(mask, box, transforms)]:
                 bitmap[:] = to_bitmap(moved, *after)
         return BitMasks(torch.from_numpy(bitmaps))
+
+
+def build_augmentation(cfg: CfgNode, is_train: bool) -> list[Any]:
+    """Return Detectron2's augmentations of a config, and those of this project's keys in ``INPUT``."""
+    augmentations: list[Any] = detection_utils.build_augmentation(cfg, is_train)
+    if cfg.INPUT.FIXED_SIZE:
+        augmentations[0] = T.Resize(list(cfg.INPUT.FIXED_SIZE))
+    if cfg.INPUT.CROP.ENABLED and is_train:
+        augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    if (jitter := cfg.INPUT.COLOR_JITTER) and is_train:
+        for kind in (T.RandomBrightness, T.RandomContrast, T.RandomSaturation):
+            augmentations.append(kind(1 - jitter, 1 + jitter))
+    return augmentations
 
 
 def _name_of(record: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ import pytest
 from detectron2.structures import BoxMode
 from factories import store_columns
 
+from longtail_det2.data.build import get_dataset
+from longtail_det2.data.datasets.builtin import register_store
 from longtail_det2.data.datasets.dataset import (
     ConcatMultiLabelDataset,
     MultiLabelDataset,
@@ -90,3 +92,20 @@ def test_empty_store(make_store):
     dataset = MultiLabelDataset(make_store([]))
     assert len(dataset) == 0 and per_image(dataset) == []
     assert len(MultiLabelDataset(dataset.store, filter_empty=True)) == 0
+
+
+def test_labels_of_whole_images(store, tmp_path):
+    dataset = MultiLabelDataset(store, image_level=True)
+    assert per_image(dataset) == [[1, 2, 5], [4], [4, 5], [0, 1, 3], [5]]
+    assert dataset[1]["exhaustive_labels"] is False and "exhaustive_labels" not in MultiLabelDataset(store)[1]
+    assert per_image(pickle.loads(pickle.dumps(dataset))) == per_image(dataset)
+    for form, kept in (("open_images", ["b", "c"]), ("image_labels", ["a", "b", "c"])):
+        columns = store_columns(list("abc"), image_labels=[(1, 2, 0), (2, 1, 1)])
+        other = write_store(tmp_path / form, columns, store.class_ids, form=form, image_root=tmp_path)
+        known = MultiLabelDataset(other, filter_empty=True, image_level=True)
+        assert [known[i]["image_id"] for i in range(len(known))] == kept
+        assert per_image(known)[-2:] == [[], [1]]
+        assert per_image(ConcatMultiLabelDataset([known, dataset]))[len(kept) :] == per_image(dataset)
+        register_store(form, other.path)
+        with pytest.raises(DataError, match="no image is left"):
+            get_dataset(form, filter_empty=True)

@@ -8,7 +8,7 @@ from detectron2.structures import BoxMode
 from factories import CAR, PUPPY
 
 from longtail_det2.config import get_cfg
-from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper, build_augmentation
 from longtail_det2.data.datasets.builtin import register_store
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.hierarchy import LabelHierarchy
@@ -158,3 +158,30 @@ def test_from_config_refuses_what_the_mapper_does_not_carry(cfg, key):
     setattr(cfg.MODEL, key, True)
     with pytest.raises(ConfigError, match=f"MODEL.{key}"):
         MultiLabelDatasetMapper(cfg, True)
+
+
+def test_truth_of_whole_images(store, make_mapper):
+    """In Open Images' form unlisted classes are unverified; plain records list all of theirs."""
+    dataset = MultiLabelDataset(store, image_level=True)
+    mapper = make_mapper(image_level=True)
+    found = [mapper(dataset[index])["gt_labels"] for index in range(len(dataset))]
+    assert all(one.dtype == torch.int8 for one in found)
+    #                            animal dog puppy pet fish car
+    assert found[0].tolist() == [1, 1, 1, 1, -1, 1]
+    assert found[1].tolist() == [-1, -1, -1, 1, 1, 0]  # a fish, no car
+    assert "exhaustive_labels" not in mapper(dataset[0]) and "instances" not in mapper(dataset[0])
+    assert "gt_labels" not in make_mapper(False, image_level=True)(dataset[0])
+    record = {**dataset[1], "neg_category_ids": [0]}
+    assert mapper(record)["gt_labels"].tolist() == [0, 0, 0, 1, 1, -1]  # what is no animal is no dog
+    del record["exhaustive_labels"]
+    assert mapper(record)["gt_labels"].tolist() == [0, 0, 0, 1, 1, 0]
+
+
+def test_fixed_size_and_jitter(dataset, pet_hierarchy):
+    cfg = get_cfg()
+    cfg.INPUT.FIXED_SIZE, cfg.INPUT.COLOR_JITTER = (24, 32), 0.5
+    names = [type(one).__name__ for one in build_augmentation(cfg, True)]
+    assert names == ["Resize", "RandomFlip", "RandomBrightness", "RandomContrast", "RandomSaturation"]
+    (resize,) = build_augmentation(cfg, False)
+    mapper = MultiLabelDatasetMapper(False, augmentations=[resize])
+    assert mapper(dataset[0])["image"].shape == (3, 24, 32)

@@ -82,6 +82,24 @@ def test_counts_as_loops_find_them_in_one_store_and_in_two(crowded, monkeypatch,
     assert together.num_images == sum(map(len, crowded)) and together.class_ids == tuple(CLASS_IDS)
 
 
+def test_whole_images_count_as_one_object_each(crowded):
+    store = crowded[0]
+    labels = [
+        sorted({label for one in record["annotations"] for label in one["category_ids"]})
+        for record in MultiLabelDataset(store)
+    ]
+    pictures = [
+        Picture(f"{row:03}", objects=[((0, 0, 1, 1), of_image, 0)] if of_image else [])
+        for row, of_image in enumerate(labels)
+    ]
+    expected = slow_counts(build_store(store.path.parent, pictures, name="whole"))
+    assert_counts(compute_statistics(store, image_level=True), expected)
+    assert compute_statistics(store, image_level=True).num_images == len(store)
+    name = register([{"annotations": one["annotations"]} for one in MultiLabelDataset(store)])
+    MetadataCatalog.get(name).set(hierarchy=store.hierarchy)
+    assert_counts(compute_statistics(name, image_level=True), expected)
+
+
 def test_plain_records_count_like_their_store(crowded):
     records = list(MultiLabelDataset(crowded[0]))
     flat = build_store(crowded[0].path.parent, crowded_pictures(0), parents=None, name="flat")

@@ -49,8 +49,9 @@ def lazy_options(name):
         phases = str(PHASES).replace("'lambda_'", "lambda_")  # in Hydra's syntax keys have no quotes
         options.append(f"dataloader.train.phases={phases}")
     if "R_50" in name:
+        resnet = "model.backbone" + ("" if "classifier" in name else ".bottom_up")
         options += [
-            *("model.backbone.bottom_up.stem.norm=BN", "model.backbone.bottom_up.freeze_at=0"),
+            *(f"{resnet}.stem.norm=BN", f"{resnet}.freeze_at=0"),
             "lr_multiplier.steps=[]",
             *(["model.roi_heads.batch_size_per_image=64"] if "rcnn" in name else []),
         ]
@@ -65,7 +66,9 @@ def test_trains_and_evaluates(name, yaml_args, lazy_args, tmp_path):
         args = lazy_args(*lazy_options(name), config=name, max_iter=ITERATIONS, tiny=False)
         results = lazy.main(args)
     masks = "mask_rcnn" in name
-    if "lvis" in name.lower():
+    if "classifier" in name:
+        assert 0 <= results["image_labels"]["mAP"] <= 100
+    elif "lvis" in name.lower():
         assert "bbox" not in results and not any(key.startswith("coco") for key in results)
         assert ("lvis_segm" in results) == masks
         assert 0 <= results["lvis_segm" if masks else "lvis_bbox"]["AP"] <= 100

@@ -35,6 +35,8 @@ _BUILTIN = {
     "shapes_coco": ("coco", ("train", "validation")),
     "shapes_lvis": ("coco", ("train", "validation")),
     "lvis_v1": ("coco", ("train", "val")),
+    "coco_mlt": ("mlt", ("train", "test")),
+    "voc_mlt": ("mlt", ("train", "test")),
 }
 """Data set -> (form that `longtail-det2 prepare` makes a split's store of, splits)."""
 _FORMS = {f"{dataset}_{split}": form for dataset, (form, splits) in _BUILTIN.items() for split in splits}
@@ -87,10 +89,10 @@ def register_all(root: str | os.PathLike[str] | None = None, but: Collection[str
     """Register the built-in names, whether their stores exist or not.
 
     The names are openimages_v6_{train,validation,test}, openimages_challenge_2019_{train,validation},
-    shapes_{train,validation} and, with masks, lvis_v1_{train,val}, shapes_coco_{train,validation} and
-    shapes_lvis_{train,validation}; the store of `<data set>_<split>` is at
-    `<root>/<data set>/stores/<split>`. Called again with another root, it moves them there. A store that
-    cannot be used is a warning, and an error when its data are asked for.
+    shapes_{train,validation}; with masks, lvis_v1_{train,val}, shapes_coco_{train,validation} and
+    shapes_lvis_{train,validation}; of image labels, {coco,voc}_mlt_{train,test}. The store of
+    `<data set>_<split>` is at `<root>/<data set>/stores/<split>`. Called again with another root, it moves
+    them there. A store that cannot be used is a warning, and an error when its data are asked for.
 
     Detectron2 has data sets of its own called lvis_v1_train and lvis_v1_val, with one label per object. These
     names mean the stores where those are there and sound, else Detectron2's data.
