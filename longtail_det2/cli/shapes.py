@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def make_stores(folder: Path, formats: Collection[str]) -> None:
-    """Prepare `stores` in the folder and, for LVIS files, in the folder `shapes_lvis` beside it."""
+    """Prepare `stores` in the folder and, for LVIS and COCO files, in folders `shapes_FORM` beside it."""
     from longtail_det2.data.datasets.coco import prepare_coco
     from longtail_det2.data.datasets.openimages import prepare_openimages
 
@@ -74,6 +74,7 @@ def make_stores(folder: Path, formats: Collection[str]) -> None:
             files = boxes, labels, annotations / "class-descriptions.csv", annotations / "hierarchy.json"
             output = folder / "stores" / split
             tell(str(prepare_openimages(*files, images, output, workers=1, progress=False)))
-        if "lvis" in formats:
-            output = folder.with_name("shapes_lvis") / "stores" / split
-            tell(str(prepare_coco(folder / "lvis" / f"{split}.json", images, output)))
+        for form, hierarchy in (("lvis", None), ("coco", folder / "coco/hierarchy.json")):
+            if form in formats:
+                output = folder.with_name(f"shapes_{form}") / "stores" / split
+                tell(str(prepare_coco(folder / form / f"{split}.json", images, output, hierarchy)))
