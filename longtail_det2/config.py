@@ -107,7 +107,7 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_HEADS.PRE_NMS_TOPK_TEST = 0
     # Name in CLASSIFICATION_LOSS_REGISTRY: "SoftmaxCrossEntropyLoss", "SigmoidBCELoss",
     # "SigmoidFocalLoss", "ConcurrentSoftmaxLoss", "SeesawLoss", "ConcurrentSeesawLoss",
-    # "DistributionBalancedLoss", "AsymmetricLoss".
+    # "DistributionBalancedLoss", "AsymmetricLoss", "MultiFocalModifierLoss".
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS = "SoftmaxCrossEntropyLoss"
     # Layer that makes the logits: "Linear", or "NormalizedLinear", which compares directions only.
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "Linear"
@@ -212,8 +212,25 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFICATION_LOSS.ASYMMETRIC.GAMMA_NEGATIVE = 4.0
     # Negatives have no loss up to this score, and that of a score so much lower above it.
     cfg.MODEL.CLASSIFICATION_LOSS.ASYMMETRIC.MARGIN = 0.05
+    # Whether those weights are constants in the gradient, as in the released code's training.
+    cfg.MODEL.CLASSIFICATION_LOSS.ASYMMETRIC.DETACH_FOCUS = False
     # As of SIGMOID_BCE.PRIOR_PROB. Below MARGIN, background has no loss until scores have risen.
     cfg.MODEL.CLASSIFICATION_LOSS.ASYMMETRIC.PRIOR_PROB = 0.01
+    # "MultiFocalModifierLoss": ASYMMETRIC with a factor per class, from DATASETS.STATISTICS (counts in loaded
+    # weights go first), on the loss and added to GAMMA_NEGATIVE
+    cfg.MODEL.CLASSIFICATION_LOSS.MULTI_FOCAL = CN()
+    # Factors are (1 + log(images of the most frequent class / images of the class)) ** POWER; 0: all are 1.
+    cfg.MODEL.CLASSIFICATION_LOSS.MULTI_FOCAL.POWER = 1 / 6
+    # As of ASYMMETRIC.
+    cfg.MODEL.CLASSIFICATION_LOSS.MULTI_FOCAL.GAMMA_POSITIVE = 0.0
+    # As of ASYMMETRIC; the factor of the class is added, which is at least 1.
+    cfg.MODEL.CLASSIFICATION_LOSS.MULTI_FOCAL.GAMMA_NEGATIVE = 4.0
+    # As of ASYMMETRIC.
+    cfg.MODEL.CLASSIFICATION_LOSS.MULTI_FOCAL.MARGIN = 0.05
+    # As of ASYMMETRIC.
+    cfg.MODEL.CLASSIFICATION_LOSS.MULTI_FOCAL.DETACH_FOCUS = True
+    # As of ASYMMETRIC.
+    cfg.MODEL.CLASSIFICATION_LOSS.MULTI_FOCAL.PRIOR_PROB = 0.01
     # Keys of a loss of your own (docs/own_loss.md): the one node that takes keys which are not listed here.
     cfg.MODEL.CLASSIFICATION_LOSS.OWN = CN(new_allowed=True)
 

@@ -21,6 +21,8 @@ def make_loss(name, num_classes=5, **options):
         options["rates"] = some_rates(num_classes)
     if "Distribution" in name and "image_counts" not in options:
         options.update(image_counts=torch.tensor([0, 3, 40, 900, 1000])[-num_classes:], num_images=1000)
+    if "MultiFocal" in name and "image_counts" not in options:
+        options["image_counts"] = torch.tensor([0, 3, 40, 900, 1000])[-num_classes:]
     return getattr(package, name)(num_classes=num_classes, **options)
 
 

@@ -24,6 +24,7 @@ LOSSES = [
     "SeesawLoss",
     "DistributionBalancedLoss",
     "AsymmetricLoss",
+    "MultiFocalModifierLoss",
 ]
 
 
@@ -61,7 +62,7 @@ def guest_config(output, *options):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_detectron2s_trainer_trains_with_each_loss(coco, tmp_path, loss):
     options = ["MODEL.ROI_HEADS.NAME", "MultiLabelROIHeads", "MODEL.ROI_BOX_HEAD.CLASSIFICATION_LOSS", loss]
-    if loss in ("ConcurrentSoftmaxLoss", "DistributionBalancedLoss"):  # they need statistics of the data
+    if loss.startswith(("Concurrent", "Distribution", "MultiFocal")):  # they need statistics of the data
         write_statistics(tmp_path / "statistics.json", compute_statistics(["guest_train"]))
         options += ["DATASETS.STATISTICS", str(tmp_path / "statistics.json")]
     trainer = DefaultTrainer(guest_config(tmp_path / "run", *options))

@@ -1,4 +1,4 @@
-"""Distribution-Balanced and asymmetric loss: limits, labels of a hierarchy, the statistics of a config."""
+"""Distribution-Balanced, asymmetric, multi-focal modifier loss: formulas, limits, hierarchies, statistics."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from longtail_det2.data.statistics import ClassStatistics, write_statistics
 from longtail_det2.layers import distribution_balanced_loss, negative_tolerant_bias, rebalanced_weights
 from longtail_det2.modeling.losses import LossNormalizer, build_classification_loss, reduce_losses
 from longtail_det2.structures.multi_label import MultiLabelTargets
+from longtail_det2.utils.errors import ConfigError
 
 COUNTS = np.array([6, 2, 3, 1])
 UNSHIFTED = {"kappa": 0.0, "negative_scale": 1.0}
@@ -69,6 +70,71 @@ def test_ignored_labels_do_not_change_the_weights():
     (wanted,) = torch.autograd.grad(unread[targets.known].sum(), logits)
     assert ignored.any()
     torch.testing.assert_close(gradient, wanted.masked_fill(ignored, 0))
+
+
+def asymmetric_entries(p, y, gamma_positive, gamma_negative, margin):
+    """The published formula: minus the logarithm of the score of the truth, and the power beside it."""
+    right = np.where(y, p, np.minimum(1 - p + margin, 1))
+    return -np.log(right), (1 - right) ** np.where(y, gamma_positive, gamma_negative)
+
+
+FORMULA = [  # loss, arguments, exponents, margin, power
+    ("AsymmetricLoss", {}, 0, 4, 0.05, None),
+    ("AsymmetricLoss", {"gamma_positive": 1.0, "margin": 0.2, "detach_focus": True}, 1, 4, 0.2, None),
+    ("AsymmetricLoss", {"gamma_negative": 2.0, "margin": 0.0, "detach_focus": True}, 0, 2, 0, None),
+    ("MultiFocalModifierLoss", {}, 0, 4, 0.05, 1 / 6),
+    (
+        "MultiFocalModifierLoss",
+        {"gamma_negative": 3.0, "gamma_positive": 2.0, "power": 1 / 3, "margin": 0.0, "detach_focus": False},
+        *(2, 3, 0, 1 / 3),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "positive", "negative", "margin", "power"), FORMULA)
+def test_formula_and_gradient(name, options, positive, negative, margin, power):
+    """In NumPy; the gradient by central differences, with constant powers where they are detached."""
+    loss, targets = make_loss(name, **options), multi_label_targets()
+    logits = random_logits(loss, dtype=torch.float64, scale=3.0)
+    z, labels = logits.detach().numpy(), targets.labels[:, :5].numpy()
+    counts = np.array([1, 3, 40, 900, 1000])  # the first class has no image
+    factor = np.ones(5) if power is None else (1 + np.log(1000 / counts)) ** power
+    negative = negative if power is None else negative + factor
+
+    def entries(z):
+        return asymmetric_entries(1 / (1 + np.exp(-z)), labels == 1, positive, negative, margin)
+
+    known = factor * (labels != -1)
+    found = loss.unreduced(logits, targets)["loss_cls"]
+    assert np.allclose(found.detach(), (known * np.prod(entries(z), axis=0)).sum(axis=1), rtol=1e-12, atol=0)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    step, constant = 1e-6, entries(z)[1]
+    up, down = (
+        minus_log * (constant if loss.detach_focus else focus)
+        for minus_log, focus in (entries(z + step), entries(z - step))
+    )
+    assert np.allclose(gradient, known * (up - down) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{"power": 0.0}, {"image_counts": torch.full((5,), 7)}])
+def test_multi_focal_modifier_of_equal_classes_is_asymmetric_loss(options):
+    loss = make_loss("MultiFocalModifierLoss", gamma_negative=3.0, **options)
+    plain = make_loss("AsymmetricLoss", detach_focus=True)
+    logits, targets = random_logits(loss), multi_label_targets()
+    for found, wanted in (
+        (loss.unreduced(logits, targets), plain.unreduced(logits, targets)),
+        (loss.background(logits), plain.background(logits)),
+    ):
+        torch.testing.assert_close(found, wanted)
+        one, other = (torch.autograd.grad(each["loss_cls"].sum(), logits)[0] for each in (found, wanted))
+        torch.testing.assert_close(one, other)
+
+
+def test_multi_focal_modifier_without_counts():
+    with pytest.raises(ConfigError, match="has no image_counts: name a file of class statistics"):
+        make_loss("MultiFocalModifierLoss", image_counts=None).background(random_logits(5))
+    loss = make_loss("MultiFocalModifierLoss", image_counts=torch.zeros(5))
+    assert loss.background(random_logits(5))["loss_cls"].isfinite().all()
 
 
 @pytest.mark.parametrize("hierarchy", [True, False])

@@ -19,13 +19,17 @@ from longtail_det2.structures.multi_label import BACKGROUND, IGNORE, DenseTarget
 from longtail_det2.utils.errors import ConfigError
 
 NAMES = sorted(name for name in package.__all__ if name.endswith("Loss") and name != "ClassificationLoss")
-SIGMOID = ("SigmoidBCELoss", "SigmoidFocalLoss", "DistributionBalancedLoss", "AsymmetricLoss")
+SIGMOID = (
+    *("SigmoidBCELoss", "SigmoidFocalLoss"),
+    *("DistributionBalancedLoss", "AsymmetricLoss", "MultiFocalModifierLoss"),
+)
 WITH_RATES = ("ConcurrentSoftmaxLoss", "ConcurrentSeesawLoss")
 FORMS = ("concurrent", "softmax")
 VARIANTS = {
     "ConcurrentSoftmaxLoss as softmax": {"train": "softmax", "test": "softmax"},
     "SeesawLoss of one label": {"labels": "most_specific", "objectness": False},
     "DistributionBalancedLoss of class weights": {"weighting": "class_balanced", "gamma": 0.5},
+    "MultiFocalModifierLoss without margin": {"margin": 0.0, "gamma_positive": 1.0},
 }
 every_loss = pytest.mark.parametrize("name", NAMES)
 every_form = pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
@@ -51,6 +55,7 @@ def test_gradcheck(name, num_classes):
     loss.update(targets)
     if "Seesaw" in name:  # the factors count as constants
         loss.q = 0.0
+    loss.detach_focus = False
     logits = random_logits(loss, 6, torch.float64)
     for function in (lambda z: loss.unreduced(z, targets), loss.background):
         assert torch.autograd.gradcheck(lambda z, f=function: tuple(f(z).values()), logits)
@@ -183,6 +188,8 @@ CONFIGURED = [  # loss, key of MODEL.CLASSIFICATION_LOSS, value, attribute
     ("ConcurrentFocalSeesawLoss", "FOCAL_SEESAW.ALPHA", 0.4, "focal_alpha"),
     ("DistributionBalancedLoss", "DISTRIBUTION_BALANCED.NEGATIVE_SCALE", 5.0, "negative_scale"),
     ("AsymmetricLoss", "ASYMMETRIC.GAMMA_POSITIVE", 1.0, "gamma_positive"),
+    ("MultiFocalModifierLoss", "MULTI_FOCAL.POWER", 0.5, "power"),
+    ("MultiFocalModifierLoss", "MULTI_FOCAL.DETACH_FOCUS", False, "detach_focus"),
 ]
 
 
@@ -222,6 +229,9 @@ BAD = [  # loss, arguments, what the message must name
         "image_counts",
     ),
     ("AsymmetricLoss", {"margin": 1.0}, r"ASYMMETRIC\.MARGIN "),
+    ("MultiFocalModifierLoss", {"margin": 1.0}, r"MULTI_FOCAL\.MARGIN "),
+    *(("MultiFocalModifierLoss", {"power": one}, r"MULTI_FOCAL\.POWER ") for one in (-0.1, math.nan)),
+    ("MultiFocalModifierLoss", {"image_counts": torch.ones(4)}, r"image_counts of shape \(5,\)"),
 ]
 
 

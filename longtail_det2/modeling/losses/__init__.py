@@ -13,6 +13,7 @@ from .build import CLASSIFICATION_LOSS_REGISTRY, build_classification_loss
 from .concurrent_softmax import ConcurrentSoftmaxLoss
 from .distribution_balanced import DistributionBalancedLoss
 from .guided import FrozenGuidedLossScaling, GuidedLossScaling, build_guided_loss
+from .multi_focal import MultiFocalModifierLoss
 from .seesaw import SeesawLoss
 from .seesaw_variants import ConcurrentFocalSeesawLoss, ConcurrentSeesawLoss, FocalSeesawLoss
 from .sigmoid import SigmoidBCELoss, SigmoidFocalLoss
@@ -31,6 +32,7 @@ __all__ = [
     "FrozenGuidedLossScaling",
     "GuidedLossScaling",
     "LossNormalizer",
+    "MultiFocalModifierLoss",
     "SeesawLoss",
     "SigmoidBCELoss",
     "SigmoidFocalLoss",
