@@ -18,8 +18,11 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "prepare coco": "make an annotation store from a COCO or LVIS file",
     "prepare openimages": "make an annotation store from Open Images files",
+    "prepare image-labels": "make an annotation store from a CSV of image labels",
+    "prepare mlt": "make COCO-MLT and VOC-MLT, or draw such a long tail",
     "check coco": "check a COCO or LVIS file and its images",
     "check openimages": "check Open Images files and their images",
+    "check image-labels": "check a CSV of image labels and the images",
     "statistics": "count classes and their co-occurrence",
     "anchor-statistics": "count the anchors that match objects",
     "visualize data": "draw annotated images",

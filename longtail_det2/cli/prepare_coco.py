@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from longtail_det2.utils.console import tell
-
-if TYPE_CHECKING:
-    from longtail_det2.data.datasets.coco import CocoReport
 
 EPILOG = """\
 examples:
@@ -58,9 +54,6 @@ def run(args: argparse.Namespace) -> None:
     """Make the store."""
     from longtail_det2.data.datasets.coco import prepare_coco
 
-    def report(found: CocoReport) -> None:
-        if not args.quiet:
-            tell(found.text())
-
+    report = None if args.quiet else lambda found: tell(found.text())
     options = {name: value for name, value in vars(args).items() if name != "quiet"}
     tell(str(prepare_coco(**options, report=report)))

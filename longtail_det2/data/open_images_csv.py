@@ -120,7 +120,7 @@ class _Block(NamedTuple):
         return bits
 
 
-def _read_header(path: Path, names: Sequence[str], optional: Sequence[str]) -> list[str]:
+def read_header(path: Path, names: Sequence[str], optional: Sequence[str]) -> list[str]:
     """Cells of the header line, in which `names` occur once and `optional` ones once at most."""
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
@@ -152,7 +152,7 @@ def _read_blocks(
     texts = {"ImageID": _NO_IMAGES.type, "LabelName": pa.string()}
     read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)  # else errors lack the row
     for path in map(Path, paths):
-        header, first = _read_header(path, names, optional), 0
+        header, first = read_header(path, names, optional), 0
         wanted = {raw: name for raw in header if (name := raw.strip()) in (*names, *optional)}
         types = {raw: texts.get(name, pa.from_numpy_dtype(number)) for raw, name in wanted.items()}
         convert = pa_csv.ConvertOptions(

@@ -156,9 +156,11 @@ class AnnotationStore:
 
     def __repr__(self) -> str:
         counts = self.header["counts"]
+        labels = f"{self.num_objects} objects, {counts['labels']} labels"
+        if self.form == "image_labels":
+            labels = f"{len(self._columns['image_label'])} image labels"
         return (
-            f"AnnotationStore({str(self.path)!r}: {len(self)} images, {self.num_objects} objects, "
-            f"{counts['labels']} labels of {self.num_classes} classes)"
+            f"AnnotationStore({str(self.path)!r}: {len(self)} images, {labels} of {self.num_classes} classes)"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

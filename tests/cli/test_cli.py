@@ -36,6 +36,8 @@ def test_finding_commands(capsys):
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [
         ["prepare", "coco"],
         ["prepare", "openimages"],
+        ["prepare", "image-labels"],
+        ["prepare", "mlt"],
     ]
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out.startswith("longtail-det2 0.")
     for words, message in (
@@ -54,6 +56,9 @@ def test_finding_commands(capsys):
         ("demo --input a.jpg --output out", "no such file"),
         ("prepare coco --json absent.json --images . --output out", "absent.json"),
         ("prepare openimages --boxes no.csv --classes no.csv --output out", "no.csv: no such file (boxes)"),
+        ("prepare image-labels --csv no.csv --images . --output out", "no.csv: cannot be read (No such file"),
+        ("prepare mlt --annotations no.json --output out", "no.json: no such file"),
+        ("prepare mlt --annotations . --max 5 --output out", "--draw"),
         ("statistics --dataset absent --output out", "unknown data set 'absent'"),
         ("statistics --store . --output out", "header.json is missing"),
         ("anchor-statistics --config-file absent.yaml --output a.json", "absent.yaml is no file"),

@@ -104,14 +104,35 @@ def prepare_coco(
         HierarchyError: the hierarchy does not fit.
     """
     found = check_coco(json_file, image_root, hierarchy, **options)
+    files = [("coco", json_file)] + ([] if hierarchy is None else [("hierarchy", hierarchy)])
+    settings = CocoOptions(**options).for_header()
+    return write_checked(found, output, report, files=files, options=settings, image_root=image_root)
+
+
+def write_checked(
+    found: CocoReport,
+    output: str | os.PathLike[str],
+    report: Callable[[CocoReport], object] | None,
+    files: Sequence[tuple[str, str | os.PathLike[str]]],
+    **header: Any,
+) -> AnnotationStore:
+    """Report what was found, and write the store unless there are errors.
+
+    Args:
+        found: what is in the files.
+        output: directory of the store; a store that is there is replaced.
+        report: called with `found` before anything is written.
+        files: (role, file) of all sources.
+        **header: `options` and `image_root` of `write_store`.
+
+    Raises:
+        DataError: there are errors, or something is wrong with the place of the store.
+    """
     if report is not None:
         report(found)
     found.issues.raise_errors()
-    settings = CocoOptions(**options)
-    files = [("coco", json_file)] + ([] if hierarchy is None else [("hierarchy", hierarchy)])
     sources = [{"role": role, **describe_file(file)} for role, file in files]
-    header = {"image_root": image_root, "sources": sources, "options": settings.for_header()}
-    return write_store(output, **found.content, **header, summary=found.summary)
+    return write_store(output, **found.content, **header, sources=sources, summary=found.summary)
 
 
 def check_coco(
@@ -135,7 +156,7 @@ def check_coco(
         names = source.class_ids, source.class_names
         tree = read_coco_hierarchy(Path(hierarchy), *names, skip_bad=settings.skip_bad)
         added = tree.class_ids[len(source.class_ids) :]
-        issues.add("added_class", _quote(added), len(added))
+        issues.add("added_class", quote_names(added), len(added))
         source.class_ids += added
         source.class_names += added
     images = source.read_images()
@@ -303,7 +324,7 @@ def _summarize(
     empty = [one.decode() for one in columns["image_id"][per_image == 0]]
     unused = [name for name, count in zip(source.class_names, counts.tolist(), strict=True) if count == 0]
     for kind, some in (("empty_image", empty), ("unused_class", unused)):
-        source.issues.add(kind, _quote(some), len(some))
+        source.issues.add(kind, quote_names(some), len(some))
     masks = [np.diff(columns[name]) for name in ("polygon_offsets", "run_offsets") if name in columns]
     status = np.bincount(columns["image_label_status"], minlength=len(ImageLabel)).tolist()
     letters = Counter(frequency or ())
@@ -325,6 +346,6 @@ def _summarize(
     }
 
 
-def _quote(names: Sequence[str]) -> str:
+def quote_names(names: Sequence[str]) -> str:
     """The first names, quoted, with three dots for the others."""
     return ", ".join(map(repr, names[:_NAMES])) + (", ..." if len(names) > _NAMES else "")

@@ -156,14 +156,8 @@ class CocoFile:
         entries = self._content["annotations"]
         for place in range(len(entries)):
             one, entries[place] = entries[place], None  # the entries take more memory than the arrays
-            if not isinstance(one, dict):
-                self.issues.add("entry", f"annotations[{place}] is no object")
-                continue
-            name = self._annotation_name(one, place, seen)
-            image = self._image_index.get(to_key(one.get("image_id")))
-            if image is None and name:
-                self.issues.add("unknown_image", f"{name} is on the unknown image {one.get('image_id')!r}")
-            if image is None or not name:
+            name, image = self._locate(one, place, seen)
+            if not name:
                 continue
             classes = self._classes(one.get("category_ids") or [one.get("category_id")], name)
             if not classes or not images.keep[image]:
@@ -190,6 +184,37 @@ class CocoFile:
             np.array(labels, dtype=np.int32),
             masks,
         )
+
+    def add_object_labels(self, images: CocoImages) -> None:
+        """Add the classes of the objects to the labels of their images, after `read_images`.
+
+        Objects count by the rule of COCO-MLT: an area above 0, if it is given, a box at least a pixel wide
+        and high, no `ignore`; crowds count.
+        """
+        seen: set[Any] = set()
+        for place, one in enumerate(self._content["annotations"]):
+            name, image = self._locate(one, place, seen)
+            if not name or one.get("ignore"):
+                continue
+            if (corners := _corners(one.get("bbox"))) is None:
+                self.issues.add("box", f"{name} has the bbox {one.get('bbox')!r}")
+                continue
+            classes = self._classes(one.get("category_ids") or [one.get("category_id")], name)
+            area = one.get("area")
+            has_area = not isinstance(area, (int, float)) or area > 0
+            if has_area and min(corners[2] - corners[0], corners[3] - corners[1]) >= 1:
+                images.labels[image].update(dict.fromkeys(classes, int(ImageLabel.PRESENT)))
+
+    def _locate(self, one: Any, place: int, seen: set[Any]) -> tuple[str, int]:
+        """Words for an annotation and the index of its image; "" for what cannot be used."""
+        if not isinstance(one, dict):
+            self.issues.add("entry", f"annotations[{place}] is no object")
+            return "", -1
+        name = self._annotation_name(one, place, seen)
+        image = self._image_index.get(to_key(one.get("image_id")))
+        if image is None and name:
+            self.issues.add("unknown_image", f"{name} is on the unknown image {one.get('image_id')!r}")
+        return ("", -1) if image is None else (name, image)
 
     def _unique(self, part: str) -> dict[Any, Mapping[str, Any]]:
         """Entries of a part by id."""
@@ -218,14 +243,12 @@ class CocoFile:
             name = file_name_in_url(given := image.get("coco_url"))
         else:
             name = given if isinstance(given, str) and is_usable_text(given) else ""
-        if name and self._image_root and name.startswith(os.path.join(self._image_root, "")):
-            name = os.path.relpath(name, self._image_root)
+        below = file_below(self._image_root, name)
         if not name:
             self.issues.add("file_name", f"image {key!r} has the file_name {given!r}")
-        elif os.path.isabs(name) or os.path.normpath(name).split("/")[0] == "..":
+        elif not below:
             self.issues.add("file_name", f"image {key!r} has the file_name {name!r} outside the image folder")
-            return ""
-        return name
+        return below
 
     def _size(self, image: Mapping[str, Any], key: Any) -> tuple[int, int]:
         """(height, width); 0 where it is unknown, -1 where it is wrong."""
@@ -349,6 +372,14 @@ def check_image_files(images: CocoImages, root: Path | None, issues: Issues, wor
         issues.add("other_size", f"{example}, but {file} has {real_width} x {real_height}")
     images.keep &= ~differ
     images.sizes = sizes
+
+
+def file_below(root: str | None, name: str) -> str:
+    """The path of an image relative to the absolute path `root`; "" if it is not below it, or no name."""
+    if root and name.startswith(os.path.join(root, "")):
+        name = os.path.relpath(name, root)
+    is_outside = os.path.isabs(name) or os.path.normpath(name).split("/")[0] in (".", "..")
+    return "" if is_outside or not is_usable_text(name) else name
 
 
 def compact_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
