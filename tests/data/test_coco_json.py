@@ -193,7 +193,7 @@ def test_json_files_as_data_sets(prepare, images, tmp_path, monkeypatch):
     assert DatasetCatalog.get(name).store.num_objects == 4  # made again
     content["annotations"][0]["category_id"] = 82
     (tmp_path / "data.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"unknown category 82.*longtail-det2 prepare coco"):
+    with pytest.raises(DataError, match=r"unknown category 82.*: longtail-det2 check coco --json .*$"):
         DatasetCatalog.get(name)
     (tmp_path / "data.json").write_text(json.dumps(CONTENT))
     (tmp_path / "tree.json").write_text("{}")

@@ -373,8 +373,8 @@ class CocoEntry:
         if not os.path.isfile(self.json_file):  # before the lock, which would stay behind
             raise DataError(f"{self.json_file}: no such file")
         path = self.store_path
-        command = f"longtail-det2 prepare coco --json {self.json_file} --images {self.image_root}"
-        command += f" --hierarchy {self.hierarchy}" if self.hierarchy else ""
+        files = f"coco --json {self.json_file} --images {self.image_root}"
+        files += f" --hierarchy {self.hierarchy}" if self.hierarchy else ""
         try:
             path.parent.mkdir(exist_ok=True)
             with file_lock(str(path)):
@@ -385,10 +385,10 @@ class CocoEntry:
         except OSError as error:
             raise DataError(
                 f"{self.json_file}: its store cannot be made in {path.parent} ({error.strerror or error}); "
-                f"make it elsewhere and name its folder instead: {command} --output STORE"
+                f"make it elsewhere and name its folder instead: longtail-det2 prepare {files} --output STORE"
             ) from None
         except DataError as error:
-            raise DataError(f"{error}. All of it: {command} --check") from None
+            raise DataError(f"{error}. All of it: longtail-det2 check {files}") from None
 
     def _up_to_date(self) -> AnnotationStore | None:
         files = [("coco", self.json_file)] + ([("hierarchy", self.hierarchy)] if self.hierarchy else [])

@@ -26,13 +26,8 @@ from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.ragged import offsets_of
 from longtail_det2.utils.wording import printable
 
-REPORT_KINDS = {
+KINDS = {
     "image_file": COCO_KINDS["image_file"],
-    "unused_class": Kind("classes that no image has", "they cannot be learnt from these data", "warning"),
-    "empty_image": Kind("images without labels", "right where no class is present", "warning"),
-}
-"""Kinds that `image_label_report` and `check_image_files` need."""
-KINDS = REPORT_KINDS | {
     "cells": Kind("rows of another length than the header", "quote cells with commas; complete a cut file"),
     "file_name": Kind("images without a usable name", "it must be a path below the image folder"),
     "repeated_image": Kind("images listed more than once", "give each one row, with all its labels"),
@@ -47,6 +42,8 @@ KINDS = REPORT_KINDS | {
         "warning",
     ),
     "added_class": COCO_KINDS["added_class"],
+    "unused_class": Kind("classes that no image has", "they cannot be learnt from these data", "warning"),
+    "empty_image": Kind("images without labels", "right where no class is present", "warning"),
 }
 _SEPARATORS = "|;, \t/"
 _TRUTH = {"0", "1", "0.0", "1.0"}

@@ -35,10 +35,8 @@ VOC_CLASSES = [
 ]
 # fmt: on
 _KINDS = {
-    **KINDS,
     **COCO_KINDS,
-    "unused_class": KINDS["unused_class"],
-    "empty_image": KINDS["empty_image"],
+    **KINDS,
     "listed_twice": Kind("images that the list has more than once", "one line for each image is needed"),
     "not_annotated": Kind(
         "images of the list that the annotations do not have", "give the annotations that it was made of"
