@@ -90,6 +90,13 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # Truth is the labels of whole images, for the meta-architecture "MultiLabelClassifier".
     cfg.INPUT.IMAGE_LEVEL = False
 
+    # "ClassAwareTrainingSampler"
+    cfg.DATALOADER.CLASS_AWARE = CN()
+    # Images of a class before the next of a shuffled list of classes; the released code of DB loss has 3. 0:
+    # every image is of a class drawn anew.
+    cfg.DATALOADER.CLASS_AWARE.NUM_SAMPLES_PER_CLASS = 0
+    # With those, an epoch has as many images as the most frequent class, times the classes, divided by this.
+    cfg.DATALOADER.CLASS_AWARE.REDUCE = 4
     cfg.DATALOADER.SOFT_BALANCE = CN()
     # Classes are drawn in proportion to N ** (1 - LAMBDA), with N the images that have the class: 0 as often
     # as in the data, 1 all equally often, up to 2 rare ones more often than frequent ones.

@@ -10,7 +10,7 @@ from torch import nn
 
 from longtail_det2 import model_zoo
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper, build_augmentation
-from longtail_det2.data.samplers import parse_phases
+from longtail_det2.data.samplers import ClassAwareTrainingSampler, parse_phases
 from longtail_det2.engine.build import build_lazy_model, build_model
 from longtail_det2.engine.solver import (
     build_lr_multiplier,
@@ -158,6 +158,10 @@ def test_twins_read_the_same_data(twins):
     assert parse(train.get("phases", ())) == parse(cfg.DATALOADER.PHASES)
     if train.sampler == "SoftBalanceTrainingSampler":
         assert train.sampler_options["lambda_"] == cfg.DATALOADER.SOFT_BALANCE.LAMBDA
+    if train.sampler == "ClassAwareTrainingSampler":
+        options = {"num_samples_per_class": 0, "reduce": 4}
+        options |= train.get("sampler_options") or {}
+        assert options == ClassAwareTrainingSampler.options_from_config(cfg)
     if train.sampler == "RepeatFactorTrainingSampler":
         assert train.sampler_options["threshold"] == cfg.DATALOADER.REPEAT_THRESHOLD
     assert train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH

@@ -181,7 +181,9 @@ def test_sampler_by_name_class_and_config(dataset):
     cfg = get_cfg()
     assert isinstance(sampler_from_config(cfg, dataset, seed=0), UniformTrainingSampler)
     cfg.DATALOADER.SAMPLER_TRAIN = "ClassAwareTrainingSampler"
-    assert isinstance(sampler_from_config(cfg, dataset, seed=0), ClassAwareTrainingSampler)
+    assert repr(sampler_from_config(cfg, dataset, seed=0)) == "ClassAwareTrainingSampler"
+    cfg.DATALOADER.CLASS_AWARE.NUM_SAMPLES_PER_CLASS, cfg.DATALOADER.CLASS_AWARE.REDUCE = 3, 2
+    assert repr(sampler_from_config(cfg, dataset, seed=0)).endswith("(num_samples_per_class=3, reduce=2)")
     cfg.DATALOADER.SAMPLER_TRAIN = "SoftBalanceTrainingSampler"
     cfg.DATALOADER.SOFT_BALANCE.LAMBDA, cfg.DATALOADER.SOFT_BALANCE.ANCESTORS = 0.25, True
     assert repr(sampler_from_config(cfg, dataset, seed=0)).endswith("(lambda_=0.25, ancestors=True)")

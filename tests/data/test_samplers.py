@@ -42,6 +42,10 @@ def class_aware(seed=3, **options):
     return ClassAwareTrainingSampler(INDEX, seed, **options)
 
 
+def class_passes(seed=3, **options):
+    return class_aware(seed, num_samples_per_class=3, reduce=1, **options)
+
+
 def phased(seed=3, rank=0, world_size=1, **options):
     phases = [["UniformTrainingSampler", 30], ["RepeatFactorTrainingSampler", 50, {"threshold": 0.9}]]
     phases.append(["SoftBalanceTrainingSampler", 40, {"lambda_": 0.5}])
@@ -58,6 +62,7 @@ def phased(seed=3, rank=0, world_size=1, **options):
         (repeating, [18, 140]),
         (soft_balance, [65_536, 131_072]),
         (class_aware, [65_536, 131_072]),
+        (class_passes, [9, 18, 180]),
         (phased, [5, 240, 640, 66_176]),  # of an epoch, of phases, of a block of the last one
     ],
 )
@@ -96,6 +101,7 @@ def test_streams_are_those_of_committed_results():
         (uniform(), "562143021405"),
         (RepeatFactorTrainingSampler(np.array([1.5, 1, 2.25, 1.75]), 3), "230212331223"),
         (class_aware(), "323303303030"),
+        (class_passes(), "333000023333"),
         (soft_balance(), "003300003303"),
         (soft_balance(lambda_=1.5), "300003033333"),
         (

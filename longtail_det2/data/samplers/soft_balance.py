@@ -183,27 +183,92 @@ class SoftBalanceTrainingSampler(TrainingSampler):
 
 @SAMPLER_REGISTRY.register()
 class ClassAwareTrainingSampler(SoftBalanceTrainingSampler):
-    """Draws a class uniformly, then one of its images uniformly: soft-balance sampling with lambda = 1.
+    """Draws classes equally often, and images of a class equally often.
 
-    Class-aware sampling of Shen et al., Relay Backpropagation, ECCV 2016.
+    Class-aware sampling of Shen et al., Relay Backpropagation, ECCV 2016. By default a class is drawn
+    uniformly, then one of its images uniformly: soft-balance sampling with lambda = 1.
+
+    With `num_samples_per_class` s it is the sampler of the released code of Distribution-Balanced loss (Wu et
+    al. 2020): classes come in a shuffled order, a new one after each pass, and each brings the next s images
+    of its own cycle, shuffled anew after each. An epoch has max_c N_c * C / `reduce` images, with C the
+    number of classes with images, and is made at once, with some 70 bytes an image: choose a larger `reduce`
+    where that is many millions. It is a function of (seed, epoch) alone, so that passes and cycles begin
+    again with every epoch.
+
+    Attributes:
+        num_samples_per_class: s; 0: independent draws.
+        reduce: divides the length of an epoch; not used by independent draws.
     """
 
-    def __init__(self, index: ClassIndex, seed: int, start: int = 0, **ranks: Any) -> None:
-        """For an index of images by class; see `SoftBalanceTrainingSampler`."""
+    def __init__(
+        self,
+        index: ClassIndex,
+        seed: int,
+        start: int = 0,
+        *,
+        num_samples_per_class: int = 0,
+        reduce: int = 4,
+        **ranks: Any,
+    ) -> None:
+        """For an index of images by class; see `SoftBalanceTrainingSampler`.
+
+        Raises:
+            ConfigError: an option is out of range.
+            DataError: no image has an object.
+        """
         super().__init__(index, seed, start, lambda_=1.0, **ranks)
+        for name, value, least in (
+            ("num_samples_per_class", num_samples_per_class, 0),
+            ("reduce", reduce, 1),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                key = f"DATALOADER.CLASS_AWARE.{name.upper()} ({name})"
+                raise ConfigError(f"{key} is {value!r}; it must be a whole number, at least {least}")
+        self.num_samples_per_class, self.reduce = num_samples_per_class, reduce
 
     @classmethod
-    def from_dataset(cls, dataset: Any, *, seed: int, start: int = 0) -> Self:
+    def from_dataset(
+        cls, dataset: Any, *, seed: int, start: int = 0, num_samples_per_class: int = 0, reduce: int = 4
+    ) -> Self:
         """Make the sampler for a dataset or an annotation store."""
-        return cls(index_classes(dataset), seed, start)
+        options = {"num_samples_per_class": num_samples_per_class, "reduce": reduce}
+        return cls(index_classes(dataset), seed, start, **options)
 
     @classmethod
     def options_from_config(cls, cfg: Any) -> dict[str, Any]:
-        """None: lambda is 1."""
-        return {}
+        """`num_samples_per_class` and `reduce` from DATALOADER.CLASS_AWARE."""
+        return {name.lower(): value for name, value in cfg.DATALOADER.CLASS_AWARE.items()}
+
+    def epoch_size(self, epoch: int) -> int:
+        """A fixed number of independent draws, or what `reduce` makes of the number of images."""
+        if self.num_samples_per_class == 0:
+            return super().epoch_size(epoch)
+        return max(1, int(self._counts.max()) * len(self._counts) // self.reduce)
+
+    def epoch_indices(self, epoch: int) -> np.ndarray:
+        """Independent draws, or passes through the classes."""
+        if self.num_samples_per_class == 0:
+            return super().epoch_indices(epoch)
+        generator, size = self.generator(epoch), self.epoch_size(epoch)
+        times, classes = self.num_samples_per_class, np.arange(len(self._counts))
+        passes = -(-size // (len(classes) * times))
+        # Whole cycles of each class, one after the other; random keys shuffle the images within a cycle.
+        lengths = -(-passes * times // self._counts) * self._counts
+        begins = np.cumsum(lengths) - lengths
+        begin, count, first = (np.repeat(each, lengths) for each in (begins, self._counts, self._first))
+        cycle = np.cumsum((np.arange(len(begin)) - begin) % count == 0)
+        shuffled = np.lexsort((generator.random(len(begin)), cycle))
+        images = self._images[first + (shuffled - begin) % count]
+        # In each pass a class is visited once: its visit of pass p begins at place p * times of its images.
+        orders = generator.permuted(np.tile(classes, (passes, 1)), axis=1)
+        places = begins[orders] + times * np.arange(passes)[:, None]
+        return images[(places[..., None] + np.arange(times)).ravel()[:size]]
 
     def __repr__(self) -> str:
-        return type(self).__name__
+        if self.num_samples_per_class == 0:
+            return type(self).__name__
+        options = f"num_samples_per_class={self.num_samples_per_class}, reduce={self.reduce}"
+        return f"{type(self).__name__}({options})"
 
 
 def index_classes(dataset: Any, ancestors: bool = False) -> ClassIndex:
