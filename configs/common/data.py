@@ -48,13 +48,14 @@ dataloader.test = L(build_test_loader)(
 
 dataloader.evaluator = L(build_evaluators)(
     dataset="${..test.dataset.names}",
-    metrics=[],  # any of "open_images", "coco", "lvis"; none: what fits the data
+    metrics=[],  # any of "open_images", "coco", "lvis", or "image_labels"; none: what fits the data
     tasks=["bbox"],
     open_images=dict(
         iou_threshold=0.5, group_of_weight=1.0, expand_predictions=True, write_predictions_csv=True
     ),
     coco=dict(max_detections=100),
     lvis=dict(max_detections=300, fixed_ap_detections=10000),
+    image_labels=dict(score_threshold=0.5),
     train_counts=L(image_counts_of)(names="${...train.dataset.names}"),
     frequency_thresholds=None,
 )

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.slow
 ITERATIONS = 20
 LIKE_ANOTHER = (
     *("R_101", "X_101", "2x_LVIS", "OpenImages_sigmoid", "R_50_FPN_concurrent", "seesaw_rfs.py"),
-    *("R_50_FPN_tsd.", "tsd_concurrent", "R_50_FPN_sampling_free"),
+    *("R_50_FPN_tsd.", "tsd_concurrent", "R_50_FPN_sampling_free", "OpenImages_distribution_balanced"),
+    *("VOC-MLT", "voc_mlt", "COCO-MLT"),
 )
 """Parts of names of configs that have nothing but what others have: those are only built."""
 NAMES = [name for name in model_zoo.list_configs() if not any(one in name for one in LIKE_ANOTHER)]

@@ -17,7 +17,7 @@ from runs import SECONDS, differences, finish, kill, start_ranks
 
 from longtail_det2.engine.sampling_log import SAMPLED_CLASSES_FILE
 
-KILLS = int(os.environ.get("LONGTAIL_DET2_KILLS", "3"))
+KILLS = int(os.environ.get("LONGTAIL_DET2_KILLS", "4"))
 FINAL = "model_final.pth"
 
 
@@ -78,20 +78,23 @@ def interrupt(args, run, workers, delay):
 
 @pytest.mark.slow
 def test_killed_and_resumed_training_equals_uninterrupted_training(yaml_args, lazy_args, tmp_path):
-    """With TSD's branch, which has a plain one in it; and without sampling, with a scale that is frozen."""
+    """With TSD's branch, which has a plain one in it; without sampling, with a scale that is frozen; and
+    of a classifier of images, with class-aware sampling."""
     config = "projects/TSD/configs/shapes/faster_rcnn_tiny_tsd_shapes"
     free = "projects/SamplingFree/configs/shapes/fcos_tiny_sampling_free_shapes.yaml"
+    images = "projects/DistributionBalanced/configs/shapes/classifier_tiny_distribution_balanced_shapes.yaml"
     often = ("SOLVER.CHECKPOINT_PERIOD", "3", "SEED", "1")
     period = "train.checkpointer.period=3"
     forms = {
         "yaml": yaml_args(*often, max_iter=16, config=f"{config}.yaml"),
         "lazy": lazy_args(period, "train.seed=1", max_iter=16, config=f"{config}.py", tiny=False),
         "free": yaml_args(*often, "MODEL.DENSE_HEAD.GUIDED_WARMUP", "8", max_iter=16, config=free),
+        "images": yaml_args(*often, max_iter=40, config=images),
     }
     seconds = {name: seconds_of(args, tmp_path / f"whole-{name}") for name, args in forms.items()}
     moments = random.Random(1)
     for number in range(KILLS):
-        name, workers = list(forms)[number % 3], number % 2
+        name, workers = list(forms)[number % len(forms)], number % 2
         run = tmp_path / f"killed-{number}"
         interrupt(forms[name], run, workers, moments.uniform(0, seconds[name]))
         finish([start(forms[name], run, 1 - workers, "--resume")], log_of(run))

@@ -135,6 +135,18 @@ def test_two_ranks_of_a_dense_detector_follow_one(yaml_args, repository, tmp_pat
     assert averages[0] == averages[1] != (100.0 if detector == "retinanet" else 300.0)
 
 
+def test_two_ranks_of_a_classifier_follow_one(yaml_args, repository, tmp_path):
+    """Without batch normalisation; with class-aware sampling, whose images the ranks share out."""
+    config = "projects/DistributionBalanced/configs/shapes/classifier_tiny_distribution_balanced_shapes.yaml"
+    options = [*DENSE, "MODEL.IMAGE_HEAD.FC_DIM", "0"]
+    one, two = one_and_two(yaml_args, repository, tmp_path, options, config=config)
+    assert_same_training(one, two)
+    results = [json.loads((run / "inference/mini_test/results.json").read_text()) for run in (one, two)]
+    assert results[1]["summary"] == {
+        task: pytest.approx(means, nan_ok=True) for task, means in results[0]["summary"].items()
+    }
+
+
 def test_evaluation_over_ranks_is_that_of_one(yaml_args, repository, tmp_path):
     trainer.main(yaml_args(max_iter=3))
     run = tmp_path / "run"
