@@ -1,7 +1,8 @@
 """Count images, instances and co-occurrence of classes, in annotation stores or registered data sets.
 
 Writes statistics.json (what DATASETS.STATISTICS names), draws the long-tail curve and a heat map of the
-co-occurrence rates P(j | i), and prints a summary with the highest rates.
+co-occurrence rates P(j | i), and prints a summary with the highest rates. The labels of an image are counted
+as those of one object where the data have no others, or INPUT.IMAGE_LEVEL is True.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ def run(args: argparse.Namespace) -> None:
     from longtail_det2.data.store import AnnotationStore
     from longtail_det2.visualization.plots import draw_heat_map, draw_long_tail, most_cooccurring
 
+    cfg = load_cfg(args.config_file, args.opts)
     if args.store is not None:
         sources = [AnnotationStore(path) for path in args.store]
-        names = sources[0].class_names
+        names, form = sources[0].class_names, sources[0].form
     else:
-        cfg = load_cfg(args.config_file, args.opts)
         register_datasets(cfg.DATASETS.ROOT, cfg.DATASETS.STORES)
-        sources, names = args.dataset, get_metadata(args.dataset[0]).thing_classes
-    statistics = compute_statistics(sources)
+        metadata = get_metadata(args.dataset[0])
+        sources, names, form = args.dataset, metadata.thing_classes, metadata.get("evaluator_type")
+    statistics = compute_statistics(sources, cfg.INPUT.IMAGE_LEVEL or form == "image_labels")
     bins = frequency_bins(statistics.image_counts, args.thresholds)
     args.output.mkdir(parents=True, exist_ok=True)
     files = ["statistics.json", f"long_tail.{args.format}", f"cooccurrence.{args.format}"]

@@ -11,7 +11,7 @@ from PIL import Image
 from longtail_det2.cli import main
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
 from longtail_det2.data.datasets.image_labels import check_image_labels, prepare_image_labels
-from longtail_det2.data.statistics import compute_statistics
+from longtail_det2.data.statistics import compute_statistics, read_statistics
 from longtail_det2.utils.errors import ConfigError, DataError
 
 TRAIN = "image,labels\nb.png,dog|person\na.png,cat\nsub/c.png,\n"
@@ -275,8 +275,11 @@ def test_commands(files, tmp_path, capsys):
     assert main(["check", "image-labels", *words]) == 0
     told = capsys.readouterr().out
     assert "3  images\n" in told and "images without labels: 'sub/c.png'" in told
-    assert main(["prepare", "image-labels", *words, "--output", str(tmp_path / "store")]) == 0
+    store = str(tmp_path / "store")
+    assert main(["prepare", "image-labels", *words, "--output", store]) == 0
     assert capsys.readouterr().out.startswith(told)
+    assert main(["statistics", "--store", store, "--output", str(tmp_path), "--least-objects", "1"]) == 0
+    assert read_statistics(tmp_path / "statistics.json").image_counts.tolist() == [1, 1, 1]
     (arguments["image_root"] / "a.png").unlink()
     assert main(["check", "image-labels", *words]) == 2
     assert "a.png: cannot read the image" in capsys.readouterr().err
