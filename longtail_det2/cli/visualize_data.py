@@ -62,8 +62,9 @@ def choose(dataset: Any, metadata: Any, args: argparse.Namespace) -> list[int]:
     label = class_index(dataset, metadata, args.class_name)
     chosen: list[int] = []
     for index in order:
-        annotations = dataset[index].get("annotations", ())
-        if any(label in one.get("category_ids", [one["category_id"]]) for one in annotations):
+        record = dataset[index]
+        labels = [one.get("category_ids", [one["category_id"]]) for one in record.get("annotations", ())]
+        if any(label in some for some in (*labels, record.get("pos_category_ids", ()))):
             chosen.append(index)
         if len(chosen) == args.number:
             break
@@ -115,6 +116,9 @@ def augmented_drawer(
     def picture(record: dict[str, Any]) -> Any:
         result = mapper(record)
         pixels = convert_image_to_rgb(result["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
+        if "gt_labels" in result:  # of the whole image
+            present = (result["gt_labels"] == 1).nonzero()[:, 0].tolist()
+            return MultiLabelVisualizer(pixels, metadata, min_size=room_for(1)).draw_labels(present)
         room = room_for(len(result["instances"]))
         return MultiLabelVisualizer(pixels, metadata, min_size=room).draw_truth(result["instances"])
 

@@ -186,7 +186,8 @@ class MultiLabelVisualizer(Visualizer):
         """Draw the annotations of a record in Detectron2's form.
 
         Several labels come from `category_ids` (else `category_id`), groups from `is_group_of`, masks from
-        `segmentation`; objects with `iscrowd` are drawn as ignored.
+        `segmentation`; objects with `iscrowd` are drawn as ignored. Of an image without objects, the labels
+        of the whole image are written, those in `pos_category_ids`.
 
         Raises:
             DataError: a mask that is malformed or does not fit the image.
@@ -201,7 +202,12 @@ class MultiLabelVisualizer(Visualizer):
                 style, note = ":", f"{note}\n[ignored]".strip()
             labels = one.get("category_ids") or [one["category_id"]]
             objects.append(DrawnObject([*map(float, box)], labels, line_style=style, note=note, mask=mask))
-        return self.draw_objects(objects)
+        return self.draw_objects(objects) if objects else self.draw_labels(dic.get("pos_category_ids", ()))
+
+    def draw_labels(self, classes: Sequence[int]) -> VisImage:
+        """Write the labels of the whole image."""
+        height, width = self._given
+        return self.draw_objects([DrawnObject([0, 0, width, height], list(classes))] if len(classes) else [])
 
     def draw_truth(self, instances: Instances) -> VisImage:
         """Draw training truth as the mapper hands it to the model.

@@ -280,6 +280,11 @@ def test_commands(files, tmp_path, capsys):
     assert capsys.readouterr().out.startswith(told)
     assert main(["statistics", "--store", store, "--output", str(tmp_path), "--least-objects", "1"]) == 0
     assert read_statistics(tmp_path / "statistics.json").image_counts.tolist() == [1, 1, 1]
+    drawn = tmp_path / "drawn"
+    words_to_draw = ["--store", store, "--output", str(drawn), "--class", "dog"]
+    for more in ([], ["--augmented", "INPUT.IMAGE_LEVEL", "True", "INPUT.FIXED_SIZE", "(64, 64)"]):
+        assert main(["visualize", "data", *words_to_draw, *more]) == 0
+        assert [path.name for path in drawn.iterdir()] == ["b.png.png"]
     (arguments["image_root"] / "a.png").unlink()
     assert main(["check", "image-labels", *words]) == 2
     assert "a.png: cannot read the image" in capsys.readouterr().err

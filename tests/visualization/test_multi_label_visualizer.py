@@ -77,6 +77,15 @@ def test_groups_and_ignored_objects_are_marked(drawn):
     assert (180.0, 180.0, 240.0, 240.0) in [box for box, _ in drawn[1]]
 
 
+def test_labels_of_the_whole_image_where_there_are_no_objects(drawn):
+    visualizer = MultiLabelVisualizer(blank(), METADATA)
+    visualizer.draw_dataset_dict({"pos_category_ids": [2, 0]})
+    assert drawn == (["red circle\n+ red"], [((0.0, 0.0, 384.0, 288.0), "-")])
+    visualizer.draw_dataset_dict({"annotations": [annotation([8, 8, 16, 16], 3)], "pos_category_ids": [2]})
+    visualizer.draw_dataset_dict({"pos_category_ids": []})
+    assert drawn[0][1:] == ["shape"]
+
+
 @pytest.mark.parametrize("form", ["polygon", "bitmask"])
 def test_truth_of_the_mapper(drawn, form):
     masks = [disc(60, 100, 40), disc(60, 250, 40), np.zeros((300, 400), dtype=bool)]
