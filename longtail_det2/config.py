@@ -142,6 +142,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Parts of MODEL.WEIGHTS that are not loaded but start afresh, as beginnings of parameter names. To
     # fine-tune a detector on other classes: ("roi_heads.box_predictor",)
     cfg.MODEL.RESET_WEIGHTS = ()
+    # What computes the classification losses of RetinaNet and FCOS on a GPU: "torch"; or "triton", which is
+    # experimental, where the loss is "SigmoidFocalLoss", "SigmoidBCELoss" or "DistributionBalancedLoss".
+    cfg.MODEL.KERNELS = "torch"
     # Keep convolution weights, and with them activations, in channels-last order (faster on CPUs).
     cfg.MODEL.CHANNELS_LAST = False
 

@@ -1,5 +1,6 @@
 """Functions on tensors and layers; what keeps state, and heads and losses made of them, is in `modeling`."""
 
+from .background_loss import FocalBackground, checked_kernels, focal_background_sum, triton_serves
 from .concurrent_softmax import (
     concurrent_softmax_loss,
     concurrent_softmax_scores,
@@ -17,15 +18,18 @@ from .progressive_constraint import classification_constraint, matched_iou, prog
 from .seesaw import multi_label_seesaw_loss, seesaw_log_factors, seesaw_loss
 
 __all__ = [
+    "FocalBackground",
     "NormalizedConv2d",
     "NormalizedLinear",
     "asymmetric_loss",
     "at_least_float32",
+    "checked_kernels",
     "classification_constraint",
     "concurrent_softmax_loss",
     "concurrent_softmax_scores",
     "deform_roi_pool",
     "distribution_balanced_loss",
+    "focal_background_sum",
     "focal_loss",
     "matched_iou",
     "multi_label_seesaw_loss",
@@ -36,4 +40,5 @@ __all__ = [
     "rebalanced_weights",
     "seesaw_log_factors",
     "seesaw_loss",
+    "triton_serves",
 ]

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from longtail_det2.config import get_cfg
 from longtail_det2.layers import concurrent_softmax_loss, concurrent_softmax_scores, multi_label_softmax_loss
 from longtail_det2.modeling import losses as package
-from longtail_det2.modeling.losses import build_classification_loss, reduce_losses
-from longtail_det2.modeling.meta_arch.dense import dense_unreduced
+from longtail_det2.modeling.losses import background, build_classification_loss, reduce_losses
+from longtail_det2.modeling.meta_arch.dense import dense_losses
 from longtail_det2.structures.multi_label import BACKGROUND, IGNORE, DenseTargets, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
@@ -276,22 +276,59 @@ def dense_targets():
 
 @every_loss
 @pytest.mark.parametrize("positives", [True, False])
-def test_anchors_are_rows_like_others(name, positives):
-    """The form of dense heads equals the full label matrix, in values and gradients."""
+@pytest.mark.parametrize("at_once", [1000, 15])
+def test_anchors_are_rows_like_others(monkeypatch, name, positives, at_once):
+    """The form of dense heads equals the full label matrix, in values and gradients; also part by part."""
+    monkeypatch.setitem(background.ENTRIES_AT_ONCE, "cpu", at_once)
     dense, loss = dense_targets(), make_loss(name).double()
     labels = MultiLabelTargets.from_classes(torch.full((7,), 5), 5).labels
     if positives:
         labels[dense.rows], labels[2] = dense.positives.labels, -1
     else:
-        background, nothing = torch.full((7,), 5), torch.zeros(0, dtype=torch.int64)
-        dense = DenseTargets(background, nothing, MultiLabelTargets(nothing, labels[:0]))
+        nothing = torch.zeros(0, dtype=torch.int64)
+        dense = DenseTargets(torch.full((7,), 5), nothing, MultiLabelTargets(nothing, labels[:0]))
     logits = random_logits(loss, 7, torch.float64, scale=3.0)
-    found = reduce_losses(dense_unreduced(loss, logits, dense), 3.0)
+    found = reduce_losses(dense_losses(loss, logits, dense), 3.0)
     wanted = reduce_losses(loss.unreduced(logits, MultiLabelTargets(dense.classes, labels)), 3.0)
     torch.testing.assert_close(found, wanted)
     one, other = (torch.autograd.grad(sum(values.values()), logits)[0] for values in (found, wanted))
     torch.testing.assert_close(one, other)
     assert one[2].any() != positives
+
+
+def gradient_of(model, features, targets):
+    """Of the loss of one step, for the parameters of layer and loss."""
+    layer, loss = model
+    losses = dense_losses(loss, layer(features), targets)
+    return torch.autograd.grad(sum(losses.values()) / 7, list(model.parameters()))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_anchors_part_by_part_equal_all_at_once(monkeypatch, autocast):
+    """Under autocast too, where the gradient of the logits has half precision."""
+    dense, loss = dense_targets(), make_loss("SigmoidFocalLoss")
+    model = torch.nn.ModuleList([torch.nn.Linear(3, 5), loss])
+    features, found = torch.randn(7, 3), []
+    for at_once in (1000, 10):
+        monkeypatch.setitem(background.ENTRIES_AT_ONCE, "cpu", at_once)
+        with torch.autocast("cpu", torch.bfloat16, autocast):
+            found.append(gradient_of(model, features, dense))
+    torch.testing.assert_close(*found, rtol=1e-2 if autocast else 1e-6, atol=1e-7)
+
+
+def test_what_a_loss_learns_has_a_gradient_for_many_anchors(monkeypatch):
+    class Tempered(package.SigmoidBCELoss):
+        def __init__(self):
+            super().__init__(num_classes=5)
+            self.temperature = torch.nn.Parameter(torch.tensor(2.0))
+
+        def background(self, logits):
+            return super().background(logits / self.temperature)
+
+    monkeypatch.setitem(background.ENTRIES_AT_ONCE, "cpu", 10)
+    model = torch.nn.ModuleList([torch.nn.Linear(3, 5), Tempered()])
+    assert all(gradient.any() for gradient in gradient_of(model, torch.randn(7, 3), dense_targets()))
+    assert background.focal_form(model[1]) is None  # of the class that it extends, and no longer its own
 
 
 @pytest.mark.parametrize("train", FORMS)

@@ -5,7 +5,7 @@ import torch
 from model_factories import DETECTORS, detect, training_step, use_detector
 
 from longtail_det2.engine.build import build_model
-from longtail_det2.modeling.losses import LossNormalizer, SigmoidBCELoss
+from longtail_det2.modeling.losses import LossNormalizer, SigmoidBCELoss, background
 from longtail_det2.modeling.meta_arch.dense import MultiLabelRetinaNetHead
 from longtail_det2.utils.errors import ConfigError
 
@@ -104,3 +104,23 @@ def test_normaliser_of_several_ranks_is_that_of_one(monkeypatch):
     halves = [count(10), count(20)]
     # the gradients of the ranks are averaged: (a / n + b / n) / 2 = (a + b) / (2 n)
     assert halves[0] == halves[1] == pytest.approx(one / 2)
+
+
+def test_the_config_chooses_the_kernels(dense_cfg, batch, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def kernel(logits, background, rows, form):
+        assert len(logits) == len(background) and (form.gamma, form.factor) == (2.0, 0.75)
+        raise Reached
+
+    monkeypatch.setattr(background, "triton_serves", lambda logits: True)
+    monkeypatch.setattr(background, "focal_background_sum", kernel)
+    training_step(build_model(dense_cfg), batch)
+    dense_cfg.MODEL.KERNELS = "cuda"
+    with pytest.raises(ConfigError, match="KERNELS is 'cuda'"):
+        build_model(dense_cfg)
+    pytest.importorskip("triton")
+    dense_cfg.MODEL.KERNELS = "triton"
+    with pytest.raises(Reached):
+        training_step(build_model(dense_cfg), batch)

@@ -1,6 +1,7 @@
 """Classification losses on the contract of :mod:`.base`."""
 
 from .asymmetric import AsymmetricLoss
+from .background import background_sums
 from .base import (
     NORMALIZERS,
     ClassificationLoss,
@@ -37,6 +38,7 @@ __all__ = [
     "SigmoidBCELoss",
     "SigmoidFocalLoss",
     "SoftmaxCrossEntropyLoss",
+    "background_sums",
     "build_classification_loss",
     "build_guided_loss",
     "class_priors",

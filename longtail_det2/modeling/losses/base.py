@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from longtail_det2.config import own_arguments
 from longtail_det2.data.statistics import ClassStatistics
-from longtail_det2.layers import at_least_float32
+from longtail_det2.layers import FocalBackground, at_least_float32
 from longtail_det2.structures.multi_label import MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
@@ -105,6 +105,14 @@ class ClassificationLoss(nn.Module, ABC):
         """
         rows = torch.full((len(logits),), self.num_classes, device=logits.device)
         return self.unreduced(logits, MultiLabelTargets.from_classes(rows, self.num_classes))
+
+    def focal_background(self) -> FocalBackground | None:
+        """Return what :meth:`background` computes in the form of a kernel; None where it has another form.
+
+        A class with such a form has L = K and the one loss ``loss_cls``. A subclass that overrides
+        :meth:`background` has none, unless it overrides this as well.
+        """
+        return None
 
     def bias(self, prior: float | Tensor | None = None) -> Tensor | None:
         """Return the bias (L,) that the classifier starts from, or None to leave the layer's own.

@@ -11,7 +11,12 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from longtail_det2.data.statistics import ClassStatistics
-from longtail_det2.layers import distribution_balanced_loss, negative_tolerant_bias, rebalanced_weights
+from longtail_det2.layers import (
+    FocalBackground,
+    distribution_balanced_loss,
+    negative_tolerant_bias,
+    rebalanced_weights,
+)
 from longtail_det2.structures.multi_label import IGNORED, POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
@@ -147,39 +152,56 @@ class DistributionBalancedLoss(SigmoidBCELoss):
         logits, labels = self.checked(logits, targets), targets.labels[:, :-1]
         positive = labels == POSITIVE
         if self.weighting == "rebalance":
-            counts, drawn_by = self._counts(logits), positive
+            counts, drawn_by = self._counts(logits.dtype), positive
             if not self.count_ancestors:
                 implied = positive.to(logits.dtype) @ self.held("ancestors").to(logits.dtype) > 0
                 drawn_by = positive & ~implied
             weights = rebalanced_weights(drawn_by, counts, self.alpha, self.beta, self.mu)
         else:
-            weights = self._class_weights(logits)
+            weights = self._class_weights(logits.dtype)
         losses = self._entries(logits, positive, weights)
         return {"loss_cls": losses.masked_fill(labels == IGNORED, 0).sum(dim=1)}
 
     def background(self, logits: Tensor) -> dict[str, Tensor]:
         """Compute ``loss_cls`` of rows that are all background; raises ConfigError without image counts."""
         logits = self.checked(logits)
-        rebalanced = self.weighting == "rebalance"
-        weights = 1.0 + self.alpha if rebalanced else self._class_weights(logits)
+        weights = self._background_weights(logits.dtype)
         return {"loss_cls": self._entries(logits, None, weights).sum(dim=1)}
 
-    def _counts(self, logits: Tensor) -> Tensor:
-        return self.held("image_counts").to(logits.dtype)
+    def focal_background(self) -> FocalBackground:
+        """Return the loss of background as numbers; raises ConfigError without image counts."""
+        weights = self._background_weights(torch.float32)
+        factor = self.balance if self.gamma > 0 else 1.0
+        per_class = isinstance(weights, Tensor)
+        return FocalBackground(
+            self.gamma,
+            factor if per_class else factor * weights,
+            self.negative_scale,
+            weights if per_class else None,
+            self._class_bias(torch.float32),
+        )
 
-    def _class_weights(self, logits: Tensor) -> Tensor | float:
+    def _counts(self, dtype: torch.dtype) -> Tensor:
+        return self.held("image_counts").to(dtype)
+
+    def _background_weights(self, dtype: torch.dtype) -> Tensor | float:
+        return 1.0 + self.alpha if self.weighting == "rebalance" else self._class_weights(dtype)
+
+    def _class_weights(self, dtype: torch.dtype) -> Tensor | float:
         """(K,) weights that are the same in all rows; classes without images count as in one."""
         if self.weighting == "none":
             return 1.0
-        counts = self._counts(logits).clamp(min=1)
+        counts = self._counts(dtype).clamp(min=1)
         if self.weighting == "class_balanced":
             return (1 - self.cb_beta) / (1 - self.cb_beta**counts)
-        shares = self.held("num_images").to(logits.dtype) / counts
+        shares = self.held("num_images").to(dtype) / counts
         return shares if self.weighting == "inverse" else shares.sqrt()
 
-    def _entries(self, logits: Tensor, positive: Tensor | None, weights: Tensor | float) -> Tensor:
+    def _class_bias(self, dtype: torch.dtype) -> Tensor:
         divisor = self.negative_scale if self.bias_form == "released" else 1.0
-        total = self.held("num_images").to(logits.dtype)
-        bias = negative_tolerant_bias(self._counts(logits), total, self.kappa, divisor)
+        total = self.held("num_images").to(dtype)
+        return negative_tolerant_bias(self._counts(dtype), total, self.kappa, divisor)
+
+    def _entries(self, logits: Tensor, positive: Tensor | None, weights: Tensor | float) -> Tensor:
         options = (self.negative_scale, self.gamma, self.balance)
-        return distribution_balanced_loss(logits, positive, weights, bias, *options)
+        return distribution_balanced_loss(logits, positive, weights, self._class_bias(logits.dtype), *options)

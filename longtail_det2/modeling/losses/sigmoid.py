@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longtail_det2.data.statistics import ClassStatistics
-from longtail_det2.layers import focal_loss
+from longtail_det2.layers import FocalBackground, focal_loss
 from longtail_det2.structures.multi_label import IGNORED, POSITIVE, MultiLabelTargets
 from longtail_det2.utils.errors import ConfigError
 
@@ -66,6 +66,10 @@ class SigmoidBCELoss(ClassificationLoss):
         """Compute ``loss_cls`` of rows that are all background."""
         sums = focal_loss(self.checked(logits), None, -1, self.gamma).sum(dim=1)
         return {"loss_cls": sums if self.alpha < 0 else (1.0 - self.alpha) * sums}
+
+    def focal_background(self) -> FocalBackground:
+        """Return the loss of background as numbers."""
+        return FocalBackground(self.gamma, 1.0 if self.alpha < 0 else 1.0 - self.alpha)
 
     def bias(self, prior: float | Tensor | None = None) -> Tensor:
         """log(p / (1 - p)) for the prior p of every class; None takes `prior_prob`."""

@@ -25,7 +25,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from longtail_det2.config import NUM_CLASSES_FROM_DATA
-from longtail_det2.layers import at_least_float32
+from longtail_det2.layers import at_least_float32, checked_kernels
 from longtail_det2.modeling.anchor_priors import measured_prior
 from longtail_det2.modeling.box_regression import pair_losses
 from longtail_det2.modeling.events import event_storage
@@ -33,6 +33,7 @@ from longtail_det2.modeling.losses import (
     ClassificationLoss,
     GuidedLossScaling,
     LossNormalizer,
+    background_sums,
     build_classification_loss,
     build_guided_loss,
     is_recomputed,
@@ -43,17 +44,23 @@ from longtail_det2.structures.multi_label import DenseTargets
 from longtail_det2.utils.errors import ConfigError
 
 
-def dense_unreduced(loss: ClassificationLoss, logits: Tensor, targets: DenseTargets) -> dict[str, Tensor]:
-    """Compute the losses of anchors, almost all of them background, from their logits (R, L).
+def dense_losses(
+    loss: ClassificationLoss, logits: Tensor, targets: DenseTargets, kernels: str = "torch"
+) -> dict[str, Tensor]:
+    """Sum the losses of anchors, almost all of them background, from their logits (R, L).
+
+    Args:
+        loss: any.
+        logits: (R, L).
+        targets: of the same R anchors.
+        kernels: see :func:`background_sums`.
 
     Returns:
-        (R + P,) each, by name: those of the background rows (0 elsewhere), then of the P positive rows.
+        Scalars by name.
     """
-    positive = loss.unreduced(logits[targets.rows], targets.positives)
-    return {
-        name: torch.cat([torch.where(targets.background, values, 0), positive[name]])
-        for name, values in loss.background(logits).items()
-    }
+    sums, picked = background_sums(loss, logits, targets.background, targets.rows, kernels)
+    positive = loss.unreduced(picked, targets.positives)
+    return {name: total + positive[name].sum() for name, total in sums.items()}
 
 
 class MultiLabelDenseHead(nn.Module):
@@ -143,6 +150,7 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         guided_loss: GuidedLossScaling | None = None,
         box_loss_weight: float = 1.0,
         adaptive_threshold: str = "",
+        kernels: str = "torch",
         **kwargs: Any,
     ) -> None:
         """Make the detector.
@@ -154,8 +162,12 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
             box_loss_weight: of ``loss_box_reg``.
             adaptive_threshold: kind of :class:`AdaptiveThresholds`, counted from the anchors of training; ""
                 for `test_score_thresh` alone.
+            kernels: "torch" or "triton" (experimental); see :func:`background_sums`.
             kwargs: the other arguments of Detectron2's class; those of its focal loss have no effect.
                 `test_score_thresh` may be a number or K numbers.
+
+        Raises:
+            ConfigError: unknown `kernels`, or those are not installed.
         """
         super().__init__(head=head, **kwargs)
         if isinstance(loss_normalizer, str):
@@ -163,6 +175,7 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
         self.loss_normalizer = loss_normalizer
         self.guided_loss, self.box_loss_weight = guided_loss, box_loss_weight
         self.adaptive_thresholds = make_adaptive(self.num_classes, adaptive_threshold)
+        self.kernels = checked_kernels(kernels)
 
     def match_image(self, anchors: list[Boxes], image: Instances) -> Tensor:
         """Return the index of the object that each anchor matches, (R,) int64.
@@ -208,7 +221,7 @@ class MultiLabelDenseDetector(ScoreThresholds, DenseDetector):
             loss.update(targets.positives)
             if self.adaptive_thresholds is not None:
                 self.adaptive_thresholds.update(targets.positives, (targets.classes >= 0).sum())
-        classes = dense_unreduced(loss, logits, targets)
+        classes = dense_losses(loss, logits, targets, self.kernels)
         of_image = Boxes.cat(list(anchors)).tensor
         boxes = of_image[targets.rows % max(len(of_image), 1)]
         deltas, *others = (at_least_float32(values[targets.rows]) for values in rest)
@@ -345,6 +358,7 @@ def dense_arguments(
         "guided_loss": build_guided_loss(own, num_losses),
         "box_loss_weight": own.BBOX_REG_LOSS_WEIGHT,
         "adaptive_threshold": own.ADAPTIVE_THRESHOLD,
+        "kernels": cfg.MODEL.KERNELS,
         "test_score_thresh": keys.SCORE_THRESH_TEST,
         "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
         "test_nms_thresh": keys.NMS_THRESH_TEST,
