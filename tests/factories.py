@@ -62,7 +62,7 @@ PICTURES = [
 
 
 def build_store(
-    folder, pictures=PICTURES, class_ids=CLASS_IDS, parents=PARENTS, name="store", images=True
+    folder, pictures=PICTURES, class_ids=CLASS_IDS, parents=PARENTS, name="store", images=True, **header
 ) -> AnnotationStore:
     """Writes the store, and the images (the first channel of each pixel is its column)."""
     root = folder / f"{name}-images"
@@ -84,7 +84,20 @@ def build_store(
     ]
     sizes = np.array([(one.height, one.width) for one in pictures], np.int32).reshape(-1, 2)
     columns = store_columns([one.name for one in pictures], sizes, objects, verified)
-    return write_store(folder / name, columns, class_ids, parents=parents, image_root=root)
+    return write_store(folder / name, columns, class_ids, parents=parents, image_root=root, **header)
+
+
+LABELLED_PICTURES = [
+    Picture("a", 40, 60, present=[DOG, CAR]),
+    Picture("b", 40, 60, present=[FISH]),
+    Picture("c", 64, 48, present=[DOG, PUPPY, FISH]),
+    Picture("d", 30, 30),
+]
+
+
+def image_label_store(folder, pictures=LABELLED_PICTURES, **options) -> AnnotationStore:
+    """Writes a store of labels of whole images, and the images."""
+    return build_store(folder, pictures, **{"parents": None, "form": "image_labels", **options})
 
 
 def random_pictures(count=200, num_classes=6, seed=0, size=(8, 8)):

@@ -1,8 +1,15 @@
 """Losses, targets and runs of tiny models for the tests of several folders."""
 
+import numpy as np
 import torch
 from detectron2.utils.events import EventStorage
 
+from longtail_det2.checkpoint import ClassAwareCheckpointer
+from longtail_det2.config_files import load_cfg
+from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
+from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.engine.build import build_model
+from longtail_det2.evaluation.evaluator import build_evaluators
 from longtail_det2.modeling import losses as package
 from longtail_det2.structures.multi_label import MultiLabelTargets
 
@@ -69,6 +76,36 @@ def use_detector(cfg, name, loss=None):
     cfg.MODEL.FCOS.NORM = ""
     cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS = loss or cfg.MODEL.DENSE_HEAD.CLASSIFICATION_LOSS
     return cfg
+
+
+def tiny_classifier(num_classes=6):
+    """(model, config) of the tiny classifier of images, whose scores are spread."""
+    torch.manual_seed(0)
+    options = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes)]
+    options += ["MODEL.TINY_BACKBONE.STAGE_CHANNELS", "(8,8,8)", "MODEL.IMAGE_HEAD.FC_DIM", "8"]
+    options += ["INPUT.FIXED_SIZE", "(32,48)"]
+    cfg = load_cfg("shapes/classifier_tiny_sigmoid_shapes.yaml", options)
+    model = build_model(cfg).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    return model, cfg
+
+
+def classifier_run(folder, store):
+    """The folder of an evaluated run of the tiny classifier; it has no log."""
+    model, cfg = tiny_classifier(store.num_classes)
+    folder.mkdir()
+    ClassAwareCheckpointer(model, str(folder), class_ids=store.class_ids).save("model_final", iteration=9)
+    (folder / "config.yaml").write_text(cfg.dump())
+    counts = np.bincount(store.present_labels[1], minlength=store.num_classes)
+    results = folder / "inference" / "tiny"
+    evaluators = build_evaluators(str(store.path), output_dir=results, train_counts=counts)
+    evaluators.reset()
+    mapper = MultiLabelDatasetMapper(**MultiLabelDatasetMapper.from_config(cfg, is_train=False))
+    with torch.no_grad():
+        for record in map(mapper, MultiLabelDataset(store)):
+            evaluators.process([record], model([record]))
+    evaluators.evaluate()
+    return folder
 
 
 def training_step(model, batch, seed=0):

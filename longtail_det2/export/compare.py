@@ -109,6 +109,12 @@ def compare_detections(
     return Difference(count, unmatched, at_the_cut, len(swapped) // 2, *worst.tolist())
 
 
+def compare_scores(one: np.ndarray, other: np.ndarray) -> Difference:
+    """Measure how far apart two models' scores (K,) of a whole image are; each counts as a detection."""
+    worst = float(np.abs(one - other).max())
+    return Difference((len(one), len(other)), 0, 0, 0, boxes=0.0, scores=worst, masks=0.0)
+
+
 def _overlap(one: np.ndarray, other: np.ndarray) -> float:
     """Intersection over union of two XYXY boxes."""
     return float(box_iou(torch.from_numpy(one)[None], torch.from_numpy(other)[None]))

@@ -16,11 +16,11 @@ from longtail_det2.model_zoo.publishing import new_folder
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import write_json
 
-from .compare import TOLERANCE, Difference, compare_detections
+from .compare import TOLERANCE, Difference, compare_detections, compare_scores
 from .graph import MODEL_FILE, detect, record_onnx
 from .metadata import METADATA_FILE, describe
 from .runtime import ExportedDetector
-from .source import TrainedDetector, to_input
+from .source import TrainedDetector
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +53,11 @@ def export_detector(
     with new_folder(output) as folder:
         files = [Path(picture) for picture in pictures] or _test_images(detector)
         samples = {file.name: read_image(file, detector.image_format) for file in files}
-        metadata = describe(detector, record_onnx(detector.model, folder / MODEL_FILE))
+        metadata = describe(detector, record_onnx(detector.model, folder / MODEL_FILE, detector.fixed_size))
         write_json(folder / METADATA_FILE, metadata, indent=1)
         differences = verify(detector, ExportedDetector(folder), samples)
         name, worst = max(differences.items(), key=lambda item: item[1].largest)
-        if worst.largest > tolerance:
+        if not worst.largest <= tolerance:
             raise ConfigError(
                 f"the exported model differs from eager PyTorch by more than {tolerance:g}, nothing is "
                 f"written: {name}: {worst}. Rounding may decide between proposals of nearly equal scores: "
@@ -74,7 +74,7 @@ def verify(
 ) -> dict[str, Difference]:
     """Return the differences between an exported model and the eager one, by image and size.
 
-    Each image is compared at the size of a test and at three quarters of it.
+    Each image is compared at the size of a test and, unless that is fixed, at three quarters of it.
 
     Args:
         detector: the eager one.
@@ -84,14 +84,17 @@ def verify(
     differences = {}
     limits = exported.metadata["thresholds"]
     for name, picture in samples.items():
-        for share in (1.0, 0.75):
-            image = to_input(picture, round(detector.min_size * share), round(detector.max_size * share))
+        for share in (1.0,) if detector.fixed_size else (1.0, 0.75):
+            image = detector.input_of(picture, share)
             with torch.no_grad():
                 found = {key: value.numpy() for key, value in detect(detector.model, image).items()}
             other, size = exported.detect(image), (image.shape[1], image.shape[2])
-            differences[f"{name} at {size[1]} x {size[0]}"] = compare_detections(
-                found, other, size, cut=_cut(limits, found["scores"], other["scores"]), overlap=limits["nms"]
-            )
+            where = f"{name} at {size[1]} x {size[0]}"
+            if "boxes" in found:
+                cut = _cut(limits, found["scores"], other["scores"])
+                differences[where] = compare_detections(found, other, size, cut=cut, overlap=limits["nms"])
+            else:
+                differences[where] = compare_scores(found["scores"], other["scores"])
     if not any(difference.detections[0] for difference in differences.values()):
         logger.warning("nothing was detected on the sample images: the comparison says little")
     return differences

@@ -1,10 +1,11 @@
-"""A detector as a function from one image's pixels to plain tensors, recorded as ONNX."""
+"""A detector or classifier as a function from one image's pixels to plain tensors, recorded as ONNX."""
 
 from __future__ import annotations
 
 import copy
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.export import Dim
 
+from longtail_det2.modeling.meta_arch import MultiLabelClassifier
 from longtail_det2.utils.errors import ConfigError
 
 from .nms import translations
@@ -41,17 +43,20 @@ def detect(model: Any, image: Tensor) -> dict[str, Tensor]:
     """Return the detections of one image before they are scaled to another size.
 
     Args:
-        model: a detector in evaluation mode.
+        model: a detector or a classifier of images in evaluation mode.
         image: (3, H, W).
 
     Returns:
         ``boxes`` (n, 4) XYXY in pixels of the image, ``classes`` (n,) int64, ``scores`` (n,), best first;
-        ``masks`` (n, 1, M, M), probabilities within the box, if the detector predicts masks.
+        ``masks`` (n, 1, M, M), probabilities within the box, if the detector predicts masks. Of a classifier
+        only ``scores`` (K,), in the order of the classes.
 
     Raises:
-        ConfigError: the model does not return detections.
+        ConfigError: the model returns neither.
     """
     inputs = [{"image": image}]
+    if isinstance(model, MultiLabelClassifier):
+        return model(inputs)[0]
     if isinstance(model, GeneralizedRCNN):
         found = model.inference(inputs, do_postprocess=False)[0]
     elif isinstance(model, DenseDetector):
@@ -61,7 +66,9 @@ def detect(model: Any, image: Tensor) -> dict[str, Tensor]:
         features = [levels[name] for name in dense.head_in_features]
         found = dense.forward_inference(images, features, dense.head(features))[0]
     else:
-        raise ConfigError(f"{type(model).__name__} does not detect boxes and cannot be exported")
+        raise ConfigError(
+            f"{type(model).__name__} gives neither boxes nor scores of images and cannot be exported"
+        )
     fields = {name: found.get(field) for field, name in OUTPUT_FIELDS.items() if found.has(field)}
     return {name: value.tensor if isinstance(value, Boxes) else value for name, value in fields.items()}
 
@@ -75,12 +82,13 @@ class _Detect(nn.Module):
         return dict(sorted(detect(self.model, image).items()))
 
 
-def record_onnx(model: nn.Module, path: str | Path) -> list[str]:
-    """Record a detector as ONNX and save it; height, width and detections are dynamic.
+def record_onnx(model: nn.Module, path: str | Path, fixed_size: Sequence[int] = ()) -> list[str]:
+    """Record a model as ONNX and save it; height, width (unless fixed) and detections are dynamic.
 
     Args:
         model: stays as it is.
         path: of the file.
+        fixed_size: (height, width) of all images; () for any.
 
     Returns:
         Names of the outputs in their order.
@@ -95,7 +103,8 @@ def record_onnx(model: nn.Module, path: str | Path) -> list[str]:
     except ImportError:
         raise ConfigError("writing ONNX needs packages: pip install onnx onnxruntime onnxscript") from None
     detector = _Detect(copy.deepcopy(model).eval().requires_grad_(False))
-    image, sizes = torch.zeros(3, *_RECORDED_SIZE), {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+    image = torch.zeros(3, *(fixed_size or _RECORDED_SIZE))
+    sizes = {} if fixed_size else {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     with recordable(), torch.no_grad(), warnings.catch_warnings():
         # Detectors may set attributes of their own; this one is a copy.
         warnings.filterwarnings("ignore", "While compiling, we found certain side effects")

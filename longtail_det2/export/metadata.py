@@ -28,6 +28,7 @@ _OUTPUTS = {
     "masks": "(n, 1, M, M) float32: probability of the object within its box",
     "scores": "(n,) float32 in [0, 1], best first",
 }
+_OUTPUTS_OF_IMAGES = {"scores": "(K,) float32 in [0, 1]: of each class in the whole image"}
 _THRESHOLDS = {
     "test_score_thresh": "score",
     "test_nms_thresh": "nms",
@@ -47,6 +48,10 @@ def describe(detector: TrainedDetector, outputs: Sequence[str]) -> dict[str, Any
         outputs: names in their order.
     """
     model: Any = detector.model
+    resize: dict[str, Any] = {"shorter_side": detector.min_size, "longer_side_at_most": detector.max_size}
+    if detector.fixed_size:
+        resize = dict(zip(("height", "width"), detector.fixed_size, strict=True))
+    contents = _OUTPUTS if "boxes" in outputs else _OUTPUTS_OF_IMAGES
     losses = {type(part).__name__ for part in model.modules() if isinstance(part, ClassificationLoss)}
     thresholds = {  # of the last part that has them; a cascade's stages share theirs
         setting: _number(getattr(part, name))
@@ -60,17 +65,17 @@ def describe(detector: TrainedDetector, outputs: Sequence[str]) -> dict[str, Any
         "model": {"file": MODEL_FILE, "kind": "onnx", "opset": OPSET},
         "input": {
             "name": "image",
-            "shape": [3, "height", "width"],
+            "shape": [3, *(detector.fixed_size or ("height", "width"))],
             "dtype": "float32",
             "range": [0, 255],
             "channels": detector.image_format,
-            "resize": {"shorter_side": detector.min_size, "longer_side_at_most": detector.max_size},
+            "resize": resize,
             "normalised_inside": {
                 "mean": model.pixel_mean.flatten().tolist(),
                 "std": model.pixel_std.flatten().tolist(),
             },
         },
-        "outputs": [{"name": name, "content": _OUTPUTS[name]} for name in outputs],
+        "outputs": [{"name": name, "content": contents[name]} for name in outputs],
         "classes": {
             "count": getattr(model, "roi_heads", model).num_classes,
             "ids": list(detector.class_ids) or None,

@@ -15,7 +15,7 @@ from longtail_det2.utils.errors import ConfigError
 
 from .graph import OUTPUT_FIELDS
 from .metadata import read_metadata
-from .source import to_input
+from .source import as_instances, to_input
 
 
 class ExportedDetector:
@@ -63,11 +63,16 @@ class ExportedDetector:
             picture: (H, W, 3) uint8, channels in the order of ``metadata["input"]["channels"]``.
 
         Returns:
-            ``pred_boxes`` in pixels of the image, ``scores``, ``pred_classes``, perhaps ``pred_masks``.
+            ``pred_boxes`` in pixels of the image, ``scores``, ``pred_classes``, perhaps ``pred_masks``. Of a
+            classifier of images ``scores`` and ``pred_classes`` of all classes, best first.
         """
         resize = self.metadata["input"]["resize"]
-        image = to_input(picture, resize["shorter_side"], resize["longer_side_at_most"])
+        sides = resize.get("shorter_side", 0), resize.get("longer_side_at_most", 0)
+        fixed = (resize["height"], resize["width"]) if "height" in resize else ()
+        image = to_input(picture, *sides, fixed)
         raw = {name: torch.from_numpy(value) for name, value in self.detect(image).items()}
+        if "boxes" not in raw:
+            return as_instances(raw["scores"], picture.shape[:2])
         found = Instances((image.shape[1], image.shape[2]))
         for field, name in OUTPUT_FIELDS.items():
             if name in raw:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import transforms
+from detectron2.structures import Instances
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ class TrainedDetector:
         class_names: display names; () if none are known.
         image_format: order of channels that the model wants, "BGR" or "RGB".
         min_size, max_size: test images are scaled to this shorter side, but to no longer side than this.
+        fixed_size: or to this (height, width), whatever their aspect ratio; () keeps that.
         test_datasets: names.
     """
 
@@ -55,7 +57,13 @@ class TrainedDetector:
     image_format: str = "BGR"
     min_size: int = 800
     max_size: int = 1333
+    fixed_size: tuple[int, ...] = ()
     test_datasets: tuple[str, ...] = ()
+
+    def input_of(self, picture: np.ndarray, share: float = 1.0) -> Tensor:
+        """Return the model's input of an image, or a share of it if sides are not fixed; see `to_input`."""
+        sides = round(self.min_size * share), round(self.max_size * share)
+        return to_input(picture, *sides, self.fixed_size)
 
     def config_text(self) -> str:
         """Return the config as YAML, without places of files on this machine."""
@@ -96,12 +104,13 @@ def load_detector(
     cfg: Any
     if lazy:
         cfg = load_lazy(config_file, options)
-        test, (image_format, min_size, max_size) = lazy_dataset_names(cfg)[1], _lazy_input(cfg)
+        test, sizes = lazy_dataset_names(cfg)[1], _lazy_sizes(cfg)
+        image_format = value_at(cfg, "dataloader.test.mapper.image_format") or "BGR"
     else:
         _refuse_saved_lazy(found)
         cfg = load_cfg(config_file, options)
         test, image_format = cfg.DATASETS.TEST, cfg.INPUT.FORMAT
-        min_size, max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, tuple(cfg.INPUT.FIXED_SIZE)
     class_ids = use_weights(cfg, path)
     return TrainedDetector(
         model=build(cfg, "cpu", load=True).eval(),
@@ -111,27 +120,36 @@ def load_detector(
         class_ids=class_ids,
         class_names=tuple(class_names_beside(Path(path).parent, class_ids)),
         image_format=image_format,
-        min_size=min_size,
-        max_size=max_size,
+        min_size=sizes[0],
+        max_size=sizes[1],
+        fixed_size=sizes[2],
         test_datasets=tuple(test),
     )
 
 
-def to_input(picture: np.ndarray, min_size: int, max_size: int) -> Tensor:
-    """Scale an image as for a test, with Detectron2's own transform.
+def to_input(picture: np.ndarray, min_size: int, max_size: int, fixed_size: tuple[int, ...] = ()) -> Tensor:
+    """Scale an image as for a test, with Detectron2's own transforms.
 
     Args:
         picture: (H, W, 3) uint8.
         min_size: shorter side afterwards; 0 leaves the size.
         max_size: limit of the longer side.
+        fixed_size: instead (height, width) afterwards.
 
     Returns:
         (3, H', W') float32 in 0..255.
     """
-    if min_size:
-        scale: Any = transforms.ResizeShortestEdge([min_size, min_size], max_size)
+    if min_size or fixed_size:
+        shortest: Any = transforms.ResizeShortestEdge([min_size, min_size], max_size)
+        scale: Any = transforms.Resize(fixed_size) if fixed_size else shortest
         picture = scale.get_transform(picture).apply_image(picture)
     return torch.as_tensor(np.ascontiguousarray(picture.transpose(2, 0, 1)), dtype=torch.float32)
+
+
+def as_instances(scores: Tensor, image_size: tuple[int, int]) -> Instances:
+    """Return the scores (K,) of a whole image as `pred_classes` and `scores`, best first, without boxes."""
+    values, classes = scores.sort(descending=True)
+    return Instances(image_size, pred_classes=classes, scores=values)
 
 
 def _refuse_saved_lazy(path: Path) -> None:
@@ -143,17 +161,16 @@ def _refuse_saved_lazy(path: Path) -> None:
         )
 
 
-def _lazy_input(cfg: DictConfig) -> tuple[str, int, int]:
-    mapper: Any = value_at(cfg, "dataloader.test.mapper") or {}
-    for node in mapper.get("augmentations", ()):
+def _lazy_sizes(cfg: DictConfig) -> tuple[int, int, tuple[int, ...]]:
+    """Return `min_size`, `max_size` and `fixed_size` of a lazy config."""
+    for node in value_at(cfg, "dataloader.test.mapper.augmentations") or ():
         scale: Any = instantiate(node)
         if isinstance(scale, transforms.ResizeShortestEdge):
             sides: Any = vars(scale)
-            return (
-                mapper.get("image_format", "BGR"),
-                int(sides["short_edge_length"][0]),
-                int(sides["max_size"]),
-            )
+            return int(sides["short_edge_length"][0]), int(sides["max_size"]), ()
+        if isinstance(scale, transforms.Resize):
+            return 0, 0, tuple(map(int, vars(scale)["shape"]))
     raise ConfigError(
-        "dataloader.test.mapper.augmentations has no ResizeShortestEdge: the size of test images is unknown"
+        "dataloader.test.mapper.augmentations has neither ResizeShortestEdge nor Resize: the size of test "
+        "images is unknown"
     )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling.roi_heads import fast_rcnn
+from model_factories import tiny_classifier
 from tiny_detectors import TINY, drawn_picture, tiny_detector
 from torch import nn
 
@@ -81,6 +82,27 @@ def test_detects_as_the_predictor_does(exported, trained, picture):
     same = found.pred_classes == wanted.pred_classes  # equal scores may change places
     assert same.float().mean() > 0.9
     assert (found.pred_boxes.tensor - wanted.pred_boxes.tensor)[same].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("fixed_size", [pytest.param((), marks=pytest.mark.slow), (32, 48)])
+def test_classifier_of_images(picture, picture_file, tmp_path, fixed_size):
+    model, cfg = tiny_classifier()
+    trained = TrainedDetector(model, cfg, CONFIG, Path(__file__), (), (), "BGR", 64, 160, fixed_size)
+    differences = export_detector(trained, tmp_path / "onnx", pictures=[picture_file])
+    assert list(differences) == [f"picture.png at {size}" for size in (
+        ["48 x 32"] if fixed_size else ["85 x 64", "64 x 48"]
+    )]  # fmt: skip
+    loaded = ExportedDetector(tmp_path / "onnx")
+    about = loaded.metadata
+    sides = {"shorter_side": 64, "longer_side_at_most": 160}
+    assert about["input"]["resize"] == ({"height": 32, "width": 48} if fixed_size else sides)
+    assert [output["name"] for output in about["outputs"]] == ["scores"] and about["classes"]["count"] == 6
+    found = loaded(picture)
+    with torch.no_grad():
+        wanted = model([{"image": trained.input_of(picture)}])[0]["scores"]
+    torch.testing.assert_close(found.scores, wanted[found.pred_classes], atol=1e-5, rtol=0)
+    assert sorted(found.pred_classes.tolist()) == list(range(6)) and not found.has("pred_boxes")
+    assert (found.scores.diff() <= 0).all() and found.scores[0] - found.scores[-1] > 0.01
 
 
 def test_folder_tells_everything(exported, trained, run_folder):
@@ -174,7 +196,7 @@ def test_outputs_that_differ_write_nothing(trained, exported, picture_file, tmp_
         "classes": np.zeros(1, int),
     }
     monkeypatch.setattr(ExportedDetector, "detect", lambda self, image: wrong)
-    monkeypatch.setattr("longtail_det2.export.exporting.record_onnx", lambda model, path: copied(path))
+    monkeypatch.setattr("longtail_det2.export.exporting.record_onnx", lambda model, path, size: copied(path))
     with pytest.raises(ConfigError, match="differs from eager PyTorch"):
         export_detector(trained, tmp_path / "out", pictures=[picture_file])
     assert not list(tmp_path.iterdir())
@@ -204,7 +226,7 @@ def test_errors(trained, run_folder, tmp_path, monkeypatch):
     (tmp_path / "lazy.yaml").write_text("model: {_target_: os.system}\n")
     saved, checkpoint = str(tmp_path / "lazy.yaml"), run_folder / "model_final.pth"
     fails("saved form of a lazy config", load_detector, saved, checkpoint)
-    fails("does not detect boxes", detect, nn.Flatten(), torch.zeros(3, 8, 8))
+    fails("gives neither boxes nor scores", detect, nn.Flatten(), torch.zeros(3, 8, 8))
 
 
 def test_missing_packages(trained, exported, tmp_path, monkeypatch):

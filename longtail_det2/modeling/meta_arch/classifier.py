@@ -166,17 +166,21 @@ class MultiLabelClassifier(nn.Module):
         divisor, _ = self.loss_normalizer(len(targets), targets.foreground.sum(), self.num_classes)
         return reduce_losses(loss.unreduced(logits, targets), divisor)
 
-    def logits(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Return the logits (N, L) of N images."""
+    def preprocess_image(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
+        """Normalise, pad and batch the images."""
         normalized = [
             (one["image"].to(self.device) - self.pixel_mean) / self.pixel_std for one in batched_inputs
         ]
-        images = ImageList.from_tensors(normalized, self.backbone.size_divisibility)
+        return ImageList.from_tensors(normalized, self.backbone.size_divisibility)
+
+    def logits(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Return the logits (N, L) of N images."""
+        images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         pooled = [
             torch.stack(
                 [
-                    one[:, : -(-height // stride), : -(-width // stride)].mean(dim=(1, 2))
+                    one[:, : (height - 1) // stride + 1, : (width - 1) // stride + 1].mean(dim=(1, 2))
                     for one, (height, width) in zip(features[name], images.image_sizes, strict=True)
                 ]
             )
