@@ -102,8 +102,8 @@ def get_config(
         name: a path, or a name of the model zoo.
         train: training data sets; () leaves the config's.
         test: test data sets; () leaves the config's.
-        loss: classification loss of the box head, such as "SeesawLoss", of dense detectors that of their
-            head.
+        loss: classification loss of the box head, such as "SeesawLoss", of dense detectors and of classifiers
+            of images that of their head.
         sampler: such as "RepeatFactorTrainingSampler" (docs/sampling.md).
         options: KEY VALUE KEY VALUE ..., as on the command line.
 
@@ -117,8 +117,9 @@ def get_config(
         if names:
             cfg.DATASETS[key] = (names,) if isinstance(names, str) else tuple(names)
     if loss:
-        dense = cfg.MODEL.META_ARCHITECTURE in ("MultiLabelRetinaNet", "MultiLabelFCOS")
-        (cfg.MODEL.DENSE_HEAD if dense else cfg.MODEL.ROI_BOX_HEAD).CLASSIFICATION_LOSS = loss
+        dense = dict.fromkeys(("MultiLabelRetinaNet", "MultiLabelFCOS"), "DENSE_HEAD")
+        heads = {**dense, "MultiLabelClassifier": "IMAGE_HEAD"}
+        cfg.MODEL[heads.get(cfg.MODEL.META_ARCHITECTURE, "ROI_BOX_HEAD")].CLASSIFICATION_LOSS = loss
     if sampler:
         cfg.DATALOADER.SAMPLER_TRAIN = sampler
     merge_options(cfg, options)
@@ -175,7 +176,7 @@ def load(run: str | os.PathLike[str], config: str = "", *, device: str = "") -> 
 
 
 class Detector:
-    """A trained detector for single images.
+    """A trained detector, or classifier of images, for single images.
 
     Attributes:
         class_names: K names in index order; the ids where no names are known.
@@ -189,7 +190,7 @@ class Detector:
         self.class_names = tuple(trained.class_names or trained.class_ids)
 
     def __call__(self, image: str | os.PathLike[str] | np.ndarray | Image) -> Instances:
-        """Return the detections of an image, on the CPU, boxes in its pixels.
+        """Return the detections of an image, on the CPU, boxes in its pixels; see :meth:`.Predictor.predict`.
 
         Args:
             image: a path, a PIL image, or an array (H, W, 3) uint8 in BGR order, as Detectron2's
@@ -207,7 +208,10 @@ class Detector:
         *,
         score_threshold: float = 0.5,
     ) -> Image:
-        """Return the image with its detections, a box with all its labels once; write it to `output`."""
+        """Return the image with its detections, a box with all its labels once; write it to `output`.
+
+        Labels of whole images stand below the image.
+        """
         from longtail_det2.visualization.multi_label_visualizer import labels_metadata
         from longtail_det2.visualization.predictions import draw_predictions
 

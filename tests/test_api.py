@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from factories import CLASS_IDS, image_label_store
+from model_factories import classifier_run
 from PIL import Image
 
 from longtail_det2 import api
@@ -76,6 +78,19 @@ def test_train_load_predict_draw(data, tmp_path, capsys):
         torch.testing.assert_close(predict(other).pred_boxes.tensor, found.pred_boxes.tensor)
     drawn = predict.draw(path, tmp_path / "drawings" / "1.png", score_threshold=0.0)
     assert (tmp_path / "drawings" / "1.png").is_file() and drawn.size[0] >= 64
+
+
+def test_classifier_of_images(tmp_path):
+    run = classifier_run(tmp_path / "run", image_label_store(tmp_path))
+    predict = api.load(run, device="cpu")
+    found = predict(tmp_path / "store-images/a.png")
+    scores = np.load(run / "inference/tiny/scores.npz")["scores"][0]
+    np.testing.assert_allclose(found.scores, scores[found.pred_classes.numpy()], atol=1e-6)
+    assert predict.class_names == tuple(CLASS_IDS) and (found.scores.diff() <= 0).all()
+    assert predict.draw(tmp_path / "store-images/a.png").height > 256
+    loss = "DistributionBalancedLoss"
+    cfg = api.get_config("shapes/classifier_tiny_sigmoid_shapes.yaml", loss=loss)
+    assert loss == cfg.MODEL.IMAGE_HEAD.CLASSIFICATION_LOSS
 
 
 def test_labels_follow_the_data(data, tmp_path):

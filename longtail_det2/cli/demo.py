@@ -27,7 +27,8 @@ examples:
 
 Predictions of several classes on one box are drawn as one object with several labels, and with the mask of
 the most certain one if the detector has masks. The predictions file has all of them, whatever their score:
-COCO results, with masks if the detector has them.
+COCO results, with masks if the detector has them. Of a classifier of images the labels stand below the image,
+and the file has the scores of all classes, without boxes.
 """
 
 

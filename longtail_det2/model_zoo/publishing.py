@@ -89,7 +89,7 @@ def publish(
         write_json(folder / "metrics.json", document, indent=1)
         write_json(folder / "classes.json", classes, indent=1)
         (folder / "config.yaml").write_text(config_without_paths(config), encoding="utf-8")
-        (folder / "README.md").write_text(_card(document, in_zoo, "MODEL" not in config), encoding="utf-8")
+        (folder / "README.md").write_text(_card(document, in_zoo, config), encoding="utf-8")
     return Published(target / file.name, document)
 
 
@@ -130,20 +130,25 @@ def _facts(run: Path, config: Mapping[str, Any], weights: Weights) -> dict[str, 
     }
 
 
-def _card(document: Mapping[str, Any], in_zoo: str, lazy: bool) -> str:
+def _card(document: Mapping[str, Any], in_zoo: str, cfg: Mapping[str, Any]) -> str:
     """The card; its front matter is read by the Hugging Face hub."""
+    lazy = "MODEL" not in cfg
+    of_images = value_at(cfg, "MODEL.META_ARCHITECTURE") == "MultiLabelClassifier"
+    task, kind = "object-detection", "an object detector"
+    if of_images:
+        task, kind = "image-classification", "a classifier of images"
     known = {key: "not recorded" if value in (None, []) else value for key, value in document.items()}
     weights, config = document["weights"], document["config"]
     shown = in_zoo or ((config or "CONFIG.py") if lazy else "config.yaml")
     option = "train.init_checkpoint=" if lazy else "MODEL.WEIGHTS "
     return f"""---
 library_name: longtail_det2
-pipeline_tag: object-detection
+pipeline_tag: {task}
 ---
 
 # {Path(config or "Detector").stem}
 
-Weights of an object detector trained with longtail_det2.
+Weights of {kind} trained with longtail_det2.
 
 | | |
 | --- | --- |

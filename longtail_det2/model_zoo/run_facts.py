@@ -12,7 +12,8 @@ import yaml
 
 from longtail_det2.utils.errors import ConfigError
 
-_RESULT = re.compile(r"^(?:(?P<dataset>.+)/)?(?P<metric>(?:bbox|segm|keypoints)/[^/]+)$")
+_TASK = r"(?:(?:coco_|lvis_)?(?:bbox|segm|keypoints)(?:_fixed)?|image_labels)"
+_RESULT = re.compile(rf"^(?:(?P<dataset>.+)/)?(?P<metric>{_TASK}/[^/]+)$")
 _WEIGHTS = ("MODEL.WEIGHTS", "train.init_checkpoint")
 _PLACES: dict[str, Any] = {
     "OUTPUT_DIR": "./output",

@@ -17,6 +17,7 @@ import longtail_det2
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.engine.run_record import read_run_record
 from longtail_det2.evaluation.evaluator import open_store
+from longtail_det2.evaluation.image_label_metric import SCORES_FILE
 from longtail_det2.model_zoo.run_facts import config_without_paths, read_plain_yaml, value_at
 from longtail_det2.utils.errors import ConfigError, DataError
 from longtail_det2.utils.io import atomic_writer, read_json
@@ -31,9 +32,16 @@ _CARDS = {
     "AP": {"": "all", "_leaves": "leaf", "_head": "head", "_medium": "medium", "_tail": "tail"},
     "lvis": {"AP": "all", "APf": "frequent", "APc": "common", "APr": "rare"},
     "coco": {"AP": "all", "AP50": "all", "AP_head": "head", "AP_medium": "medium", "AP_tail": "tail"},
+    "image": {
+        "mAP": "all",
+        "mAP_head": "head",
+        "mAP_medium": "medium",
+        "mAP_tail": "tail",
+        "micro_F1": "all",
+    },
 }
 """Means to show first, with the classes that they are over, by metric."""
-_MAIN_TASKS = ("lvis_segm", "lvis_bbox", "coco_segm", "coco_bbox")
+_MAIN_TASKS = ("lvis_segm", "lvis_bbox", "coco_segm", "coco_bbox", "image_labels")
 _LVIS_GROUPS = {"f": "frequent", "c": "common", "r": "rare"}
 
 
@@ -61,9 +69,10 @@ class Evaluation:
 
     @property
     def predictions(self) -> Path | None:
-        """The predictions, those with masks if there are any."""
+        """The predictions, those with masks if there are any, or the scores of images."""
         masks = any(task.startswith(("coco_segm", "lvis_segm")) for task in self.summary)
         names = ("coco_instances_results.json", "predictions.csv")[:: 1 if masks else -1]
+        names = (SCORES_FILE,) if self.ap_key == "image_labels" else names
         return next((path for name in names if (path := self.folder / name).is_file()), None)
 
     def group_of(self, one: Mapping[str, Any]) -> str:
@@ -223,10 +232,11 @@ def _describe(store: AnnotationStore | None) -> str:
     if store is None:
         return ""
     leaves, inner = len(store.hierarchy.leaves), len(store.hierarchy.inner)
-    return (
-        f"{len(store):,} images, {store.num_objects:,} objects with {len(store.labels):,} labels of "
-        f"{store.num_classes:,} classes ({leaves:,} leaves, {inner:,} inner)"
-    )
+    labels = f"{store.num_objects:,} objects with {len(store.labels):,} labels"
+    if not store.num_objects:
+        labels = f"{len(store.present_labels[1]):,} labels of whole images"
+    classes = f"{store.num_classes:,} classes ({leaves:,} leaves, {inner:,} inner)"
+    return f"{len(store):,} images, {labels} of {classes}"
 
 
 def _facts(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +244,9 @@ def _facts(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, An
     words = [str(word) for word in record.get("options", ())]
     if not all("=" in word for word in words):  # KEY VALUE ..., not key=value ...
         words = [" ".join(words[k : k + 2]) for k in range(0, len(words), 2)]
-    heads = {"META_ARCHITECTURE": "DENSE_HEAD", "ROI_HEADS.NAME": "ROI_BOX_HEAD"}
+    of_images = value_at(config, "MODEL.META_ARCHITECTURE") == "MultiLabelClassifier"
+    dense = "IMAGE_HEAD" if of_images else "DENSE_HEAD"
+    heads = {"META_ARCHITECTURE": dense, "ROI_HEADS.NAME": "ROI_BOX_HEAD"}
     losses = (
         value_at(config, f"MODEL.{head}.CLASSIFICATION_LOSS")
         for key, head in heads.items()
@@ -274,14 +286,21 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
     leaves = [(group, count) for group, count, _ in rows if group != "inner" and count is not None]
     keys = {name for one in evaluation.classes for name in one}
     columns = [key, *(name for name in ("AP_expanded", *summary) if name != key and name in keys)]
-    tables: dict[str, dict[str, Any]] = {"coco": {}, "lvis": {}}
+    tables: dict[str, dict[str, Any]] = {"COCO": {}, "LVIS": {}, "Image-label": {}}
     for task in summary:
-        if (metric := task.partition("_")[0]) in tables:
+        if (metric := task.partition("_")[0].upper()) in tables:
             tables[metric][_name(task, iou).partition(", ")[2]] = summary[task]
+    for name, value in summary.get("image_labels", {}).items():
+        mean, group = _mean_and_group(name)
+        tables["Image-label"].setdefault(mean, {})[group] = value
     return {
         "options": options,
         "metric": metrics.get("open_images", {}).get("metric", ""),
-        "cards": [(name, group, means[name]) for name, group in cards if means.get(name) is not None],
+        "cards": [
+            (_mean_and_group(name)[0], group, means[name])
+            for name, group in cards
+            if means.get(name) is not None
+        ],
         "tables": {metric: tasks for metric, tasks in tables.items() if tasks},
         "ap_plot": ap_plot(points, f"{_name(key, iou)}, %") if points else "",
         "long_tail_plot": long_tail_plot(*zip(*leaves, strict=True)) if leaves else "",
@@ -293,8 +312,16 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def _mean_and_group(name: str) -> tuple[str, str]:
+    """Split "mAP50_tail" or "micro_F1_tail" into "mAP50" or "micro F1", and the group; "" is "all"."""
+    mean, _, group = name.replace("_F1", " F1").partition("_")
+    return mean, group or "all"
+
+
 def _name(task: str, iou: float) -> str:
     """Return what the AP of a task is in words."""
+    if task == "image_labels":
+        return "AP of image labels"
     metric, _, rest = task.partition("_")
     if metric == "AP":
         return "AP expanded" if rest else f"AP at IoU {iou:g}"

@@ -4,6 +4,8 @@ import shutil
 import pytest
 import torch
 import yaml
+from factories import image_label_store
+from model_factories import classifier_run
 
 from longtail_det2 import model_zoo
 from longtail_det2.checkpoint import ClassAwareCheckpointer
@@ -59,6 +61,16 @@ def test_what_a_run_does_not_say_is_not_invented(run, tmp_path):
     card = (tmp_path / "out/README.md").read_text()
     assert "| config | not recorded" in card and "| seed | not recorded" in card
     assert json.loads((tmp_path / "out/classes.json").read_text())["names"] is None
+
+
+def test_classifier_of_images(tmp_path):
+    run = classifier_run(tmp_path / "run", image_label_store(tmp_path))
+    (run / "metrics.json").write_text('{"iteration": 10, "image_labels/mAP": 12.5, "coco_bbox/AP": 1.5}\n')
+    document = publish(run, tmp_path / "out").document
+    (results,) = document["results"].values()
+    assert results == {"image_labels/mAP": 12.5, "coco_bbox/AP": 1.5}
+    card = (tmp_path / "out/README.md").read_text()
+    assert "pipeline_tag: image-classification" in card and "a classifier of images trained" in card
 
 
 def test_lazy_run(run, tmp_path):

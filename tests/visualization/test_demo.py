@@ -7,6 +7,8 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
+from factories import CLASS_IDS, image_label_store
+from model_factories import classifier_run
 from PIL import Image
 
 from longtail_det2.checkpoint import ClassAwareCheckpointer
@@ -144,6 +146,21 @@ def test_predictions_equal_the_evaluation(demo, store, weights, tmp_path, capsys
     assert "segmentation" not in rows[0]
     assert demo(*command, output=None) == 2
     assert "nothing to do" in capsys.readouterr().err
+
+
+def test_classifier_of_images(tmp_path):
+    """The scores of all classes are those of the evaluation, and the drawing has room for the labels."""
+    store = image_label_store(tmp_path)
+    run = classifier_run(tmp_path / "run", store)
+    command = ["--weights", run, "--input", store.image_root, "--output", tmp_path / "out", "--device", "cpu"]
+    assert main(["demo", *map(str, command), "--predictions", str(tmp_path / "p.json")]) == 0
+    rows = json.loads((tmp_path / "p.json").read_text())
+    scores = np.load(run / "inference/tiny/scores.npz")
+    assert len(rows) == scores["scores"].size and "bbox" not in rows[0]
+    for row in rows:
+        place = scores["image_ids"].tolist().index(row["image_id"]), CLASS_IDS.index(row["category"])
+        assert row["score"] == pytest.approx(scores["scores"][place], abs=1e-6)
+    assert Image.open(tmp_path / "out/a.jpg").height > 256
 
 
 @pytest.mark.parametrize("config", [MASK_CONFIG], indirect=True)

@@ -8,12 +8,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from factories import CAR, CLASS_IDS, DOG, FISH, PUPPY, build_store, image_label_store
+from model_factories import classifier_run
 
+from longtail_det2.evaluation.image_label_metric import ImageScores, write_scores
 from longtail_det2.utils.errors import DataError
 from longtail_det2.visualization.plots import ap_plot, long_tail_plot, smooth, training_plots
-from longtail_det2.visualization.predictions import Predictions
+from longtail_det2.visualization.predictions import Predictions, read_predictions
 from longtail_det2.visualization.report import build_report, duration, read_evaluation, read_log
-from longtail_det2.visualization.report_images import choose_images, score_image
+from longtail_det2.visualization.report_images import choose_images, compare_labels, score_image
 
 SVG = "data:image/svg+xml;base64,"
 
@@ -143,6 +146,45 @@ def test_lvis_metric_alone(lvis_run, masked_store, tmp_path):
     tasks = ("lvis_bbox", "lvis_segm", "lvis_bbox_fixed", "lvis_segm_fixed")
     assert sorted(page.row("LVIS metric", "APr")) == sorted(f"{means[task]['APr']:.1f}" for task in tasks)
     assert "the best 123 detections" in page.text and "the best 4,567 of each class" in page.text
+
+
+def test_classifier_of_images(tmp_path):
+    store = image_label_store(tmp_path)
+    run = classifier_run(tmp_path / "run", store)
+    page = report(run, tmp_path, train_store=store, val_store=store)
+    means = read_evaluation(run).summary["image_labels"]
+    for group, ending in (("all", ""), ("head", "_head"), ("tail", "_tail")):
+        wanted = [shown(means[f"{name}{ending}"]) for name in ("mAP", "micro_F1", "macro_F1")]
+        assert page.row("Image-label metric", group) == wanted
+    assert f"{shown(means['micro_F1'])} % all classes micro F1" in page.text
+    assert "4 images, 6 labels of whole images of 6 classes" in page.text and "images to find" in page.text
+    assert "loss SigmoidBCELoss" in page.text and "text block" not in page.text and page.plots == 2
+    assert page.images == 3 and page.text.count("labels found") + page.text.count("label found") == 3
+    (run / "inference/tiny/scores.npz").unlink()
+    assert "truth dog puppy fish" in report(run, tmp_path, val_store=store).text  # of image c
+
+
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_labels_of_images_are_compared_as_the_metric_does(tmp_path, exhaustive):
+    if exhaustive:
+        store, unlisted = image_label_store(tmp_path), "✗"
+    else:
+        store, unlisted = build_store(tmp_path), "?"  # with PARENTS
+    scores = np.full((len(store), len(CLASS_IDS)), 0.125, np.float32)
+    scores[1, [FISH, CAR, PUPPY]] = 0.9, 0.8, 0.7
+    scores[2, [FISH, DOG]] = 0.3, 0.6
+    path = tmp_path / "scores.npz"
+    write_scores(path, store, ImageScores(np.arange(len(store)), scores))
+    predictions = read_predictions(path, store).above(0.5)
+    one, other = (score_image(store, index, predictions.of_image(index)) for index in (1, 2))
+    texts = compare_labels(store, one, predictions.of_image(1))
+    assert [text for text, _ in texts["predictions"]] == ["✓ fish 90%", "✗ car 80%", f"{unlisted} puppy 70%"]
+    if exhaustive:
+        assert one[1:] == ([FISH], [], 2) and other[1:] == ([DOG], [PUPPY, FISH], 0)
+        texts = compare_labels(store, other, predictions.of_image(2))["truth"]
+        assert [text for text, _ in texts] == ["✓ dog", "○ puppy", "○ fish"]
+    else:
+        assert one.found == [FISH] and one.wrong == 1 and CAR in other.missed  # an object's class
 
 
 @pytest.mark.parametrize("lacking", ["log", "predictions", "evaluation", "config", "stores", "all"])

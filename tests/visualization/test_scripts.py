@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from factories import image_label_store
+from model_factories import classifier_run
 from PIL import Image
 
 from longtail_det2.cli import main
@@ -40,6 +42,18 @@ def test_visualize_data(store, tmp_path, capsys):
     (store.image_root / "im2.png").write_bytes(b"no picture")
     assert call(*command, tmp_path / "broken", "--class", "red square") == 2
     assert "im2.png (image 'im2'): cannot read the image" in capsys.readouterr().err
+
+
+def test_results_of_whole_images(tmp_path):
+    """Labels stand on white below the image, in truth and predictions."""
+    store = image_label_store(tmp_path)
+    run = classifier_run(tmp_path / "run", store)
+    words = ["--store", store.path, "--predictions", run / "inference/tiny/scores.npz", "--image-id", "c"]
+    assert call("visualize results", *words, "--output", tmp_path / "out", "--score-threshold", 0) == 0
+    drawn = np.asarray(Image.open(tmp_path / "out/c.png"))
+    assert drawn.shape[1] == 2 * 360 + 8 and 20 < len(drawn) - 480 < 150
+    for below in (drawn[480:, :360], drawn[480:, 368:]):
+        assert (below == 255).mean() > 0.7 and below.min() < 60
 
 
 def test_registered_list_of_records(store, tmp_path, capsys):
