@@ -16,6 +16,8 @@ from PIL import Image
 
 from longtail_det2.data.dataset_mapper import MultiLabelDatasetMapper
 from longtail_det2.data.datasets.dataset import MultiLabelDataset
+from longtail_det2.data.datasets.image_labels import prepare_image_labels
+from longtail_det2.data.datasets.mlt import prepare_mlt
 from longtail_det2.data.images import read_image_size
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.evaluation.openimages_io import read_detections
@@ -33,7 +35,7 @@ VALUES = [
     *({}, [1], [[]], [None], {"a": 1}, {"LabelName": "a"}, [0, 0, 1, 1], [1, 2, 2]),
 ]
 TARGETS = ["boxes", "labels", "classes", "hierarchy", "image", "predictions", "results"]
-TARGETS += ["coco", "coco_hierarchy"]
+TARGETS += ["coco", "coco_hierarchy", "image_csv", "class_list", "image_list"]
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
@@ -108,6 +110,10 @@ class Attempts:
             {"image_id": "b", "category_id": "/m/dog", "bbox": [1, 2, 3, 4], "score": 1},
         ]
         self.data.results = self.data.write("results.json", json.dumps(results))
+        table = 'image,labels,absent\na.jpg,cat|dog,animal\nb.jpg,"dog",\nc.jpg,,cat\n'
+        self.data.image_csv = self.data.write("image_labels.csv", table)
+        self.data.class_list = self.data.write("class_list.csv", "id,name\n1,animal\n2,cat\n3,dog\n")
+        self.data.image_list = self.data.write("image_list.csv", "image_id,labels\n2,1\n3,2\n")
         self.data.image = self.data.images / "b.jpg"
         exif = Image.Exif()
         exif[0x0112], exif[0x010F] = 1, "maker"
@@ -146,6 +152,14 @@ class Attempts:
             lenient = rng.random() < 0.5
             if target.startswith("coco"):
                 self.check(lambda: self.data.prepare_coco(skip_bad=lenient))
+            elif target in ("image_csv", "class_list"):
+                source = self.data.image_csv, self.data.images, self.data.root / "store"
+                classes = self.data.class_list if target == "class_list" or lenient else None
+                self.check(lambda: prepare_image_labels(*source, classes=classes, skip_bad=lenient))
+            elif target == "image_list":
+                given = {"image_root": self.data.images, "image_list": self.data.image_list}
+                output = self.data.root / "store"
+                self.check(lambda: prepare_mlt(self.data.coco, output, **given, skip_bad=lenient))
             else:
                 options = {"skip_bad": True, "on_unknown_label": "skip"} if lenient else {}
                 self.check(lambda: self.data.open_images(**options))
