@@ -5,6 +5,7 @@ Triton decides at its import whether kernels are interpreted, so those tests run
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 
@@ -228,6 +229,15 @@ def test_gradients_of_distributed_models(tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     torch.testing.assert_close(*gradients)
+
+
+@interpreted
+def test_the_benchmark_runs(repository, monkeypatch, capsys):
+    for name, value in (("BLOCK", 1024), ("NUM_WARPS", 4)):  # what it changes is put back
+        monkeypatch.setattr(f"longtail_det2.layers.background_loss_triton.{name}", value)
+    monkeypatch.setattr(sys, "argv", ["bm_gpu.py", "--dry-run", "--losses", "DB"])
+    runpy.run_path(str(repository / "scripts/benchmarks/bm_gpu.py"), run_name="__main__")
+    assert "Triton, 1024 entries" in capsys.readouterr().out
 
 
 @needs_triton

@@ -11,8 +11,8 @@ from longtail_det2.layers import FocalBackground, focal_background_sum, triton_s
 
 from .base import ClassificationLoss
 
-ENTRIES_AT_ONCE = {"cpu": 1 << 17, "other": 1 << 24}
-"""Logits whose losses are computed at once: what fits a core's cache; what occupies a GPU."""
+ENTRIES_AT_ONCE = {"cpu": 1 << 19, "other": 1 << 24}
+"""Logits whose losses are computed at once: what is near a CPU's caches; what keeps a GPU occupied."""
 
 
 def background_sums(
