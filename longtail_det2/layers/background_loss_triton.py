@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, NUM_WARPS = 4096, 8
+BLOCK, NUM_WARPS = 2048, 8
 """Entries of the logits that a program reads, whatever row they are in, and its warps."""
 
 # ruff: noqa: ANN001, ANN201
