@@ -90,11 +90,14 @@ def lazy_args(pictures, tmp_path):
             "dataloader.train.total_batch_size=2",
             "lr_multiplier.warmup_iters=1",
             "train.log_period=1",
-            "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
-            "dataloader.test.mapper.augmentations.0.short_edge_length=64",
             "train.device=cpu",
             f"train.output_dir={tmp_path / 'run'}",
         ]
+        if "classifier" not in config:  # of images of a fixed size
+            small += [
+                "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
+                "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+            ]
         if tiny:
             small += [
                 "model.backbone.stage_channels=[4,8,8]",

@@ -32,7 +32,6 @@ YAML = [
 QUICK = (
     "mask_rcnn_tiny_seesaw_shapes_lvis",
     "retinanet_tiny_seesaw",
-    "fcos_tiny_focal",
     "faster_rcnn_tiny_tsd",
 )
 """Parts of names of models that together have each kind of head; the others take minutes."""
