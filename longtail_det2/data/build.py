@@ -70,10 +70,13 @@ def get_dataset(names: str | Sequence[str], filter_empty: bool = False, image_le
         stores = [MultiLabelDataset(one.store, one.image_root, filter_empty, image_level) for one in stores]
     result = stores[0] if len(stores) == 1 else ConcatMultiLabelDataset(stores, names)
     if len(result) == 0:
-        raise DataError(
-            f"no image is left in {', '.join(names)}"
-            + (f" with {'a label' if image_level else 'an object'}" if filter_empty else "")
-        )
+        wanted = f" with {'a label' if image_level else 'an object'}" if filter_empty else ""
+        if filter_empty and not image_level and any(one.store.form == "image_labels" for one in stores):
+            wanted += (
+                ": image labels train classifiers of images, MODEL.META_ARCHITECTURE MultiLabelClassifier "
+                "with INPUT.IMAGE_LEVEL True"
+            )
+        raise DataError(f"no image is left in {', '.join(names)}{wanted}")
     return result
 
 
