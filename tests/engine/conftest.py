@@ -93,7 +93,7 @@ def lazy_args(pictures, tmp_path):
             "train.device=cpu",
             f"train.output_dir={tmp_path / 'run'}",
         ]
-        if "classifier" not in config:  # of images of a fixed size
+        if "classifier" not in str(config):  # of images of a fixed size
             small += [
                 "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
                 "dataloader.test.mapper.augmentations.0.short_edge_length=64",

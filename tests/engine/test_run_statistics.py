@@ -48,7 +48,7 @@ def test_evaluation_alone_needs_no_training_data(yaml_args, tmp_path):
 
 def test_anchors_of_a_measured_prior_are_counted_once(yaml_args, tmp_path, monkeypatch):
     config = "projects/SamplingFree/configs/shapes/retinanet_tiny_sampling_free_shapes.yaml"
-    cfg = trainer.configure(yaml_args(config=config))
+    cfg = trainer.configure(yaml_args("MODEL.DENSE_HEAD.PRIOR", "per_class", config=config))
     anchors = read_statistics(tmp_path / "run/statistics.json", IDS).anchors
     bias = trainer.Trainer.build_model(cfg).head.cls_score.bias[: len(IDS)].detach()
     expected = np.log(anchors.positives / (anchors.number - anchors.positives))
