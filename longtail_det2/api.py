@@ -110,6 +110,7 @@ def get_config(
     Raises:
         ConfigError: there is no such config or key.
     """
+    from longtail_det2.config import HEAD_NODES
     from longtail_det2.config_files import load_cfg, merge_options
 
     cfg = load_cfg(name)
@@ -117,9 +118,7 @@ def get_config(
         if names:
             cfg.DATASETS[key] = (names,) if isinstance(names, str) else tuple(names)
     if loss:
-        dense = dict.fromkeys(("MultiLabelRetinaNet", "MultiLabelFCOS"), "DENSE_HEAD")
-        heads = {**dense, "MultiLabelClassifier": "IMAGE_HEAD"}
-        cfg.MODEL[heads.get(cfg.MODEL.META_ARCHITECTURE, "ROI_BOX_HEAD")].CLASSIFICATION_LOSS = loss
+        cfg.MODEL[HEAD_NODES.get(cfg.MODEL.META_ARCHITECTURE, "ROI_BOX_HEAD")].CLASSIFICATION_LOSS = loss
     if sampler:
         cfg.DATALOADER.SAMPLER_TRAIN = sampler
     merge_options(cfg, options)

@@ -14,6 +14,13 @@ from longtail_det2.utils.errors import ConfigError
 NUM_CLASSES_FROM_DATA = -1
 """Value of ``MODEL.ROI_HEADS.NUM_CLASSES`` that means: as many as the training data set has."""
 
+HEAD_NODES = {
+    "MultiLabelRetinaNet": "DENSE_HEAD",
+    "MultiLabelFCOS": "DENSE_HEAD",
+    "MultiLabelClassifier": "IMAGE_HEAD",
+}
+"""Node of ``MODEL`` with the classification loss, by meta-architecture; of others it is ``ROI_BOX_HEAD``."""
+
 
 def add_longtail_config(cfg: CfgNode) -> None:
     """Add this project's keys, with their defaults, to a Detectron2 config; its own keys keep their values.

@@ -241,6 +241,10 @@ class AnnotationStore:
         rows_, classes = np.divmod(keys, self.num_classes)
         return offsets_of(np.bincount(rows_, minlength=len(self))), classes.astype(np.int32)
 
+    def index_images(self) -> dict[str, int]:
+        """Position of each image by its id."""
+        return {name.decode(): place for place, name in enumerate(self.image_ids.tolist())}
+
     def changed_sources(self) -> list[Path]:
         """Annotation files that the store was made of and that have another size now.
 

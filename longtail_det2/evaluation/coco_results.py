@@ -33,7 +33,7 @@ def read_coco_results(
     rows = read_json(path)
     if not isinstance(rows, list):
         raise DataError(f"{path}: results are a list of detections, not {type(rows).__name__}")
-    image_of = {name.decode(): place for place, name in enumerate(store.image_ids.tolist())}
+    image_of = store.index_images()
     class_of = {name: place for place, name in enumerate(store.class_ids)}
     sizes = store.image_sizes.tolist()
     table, segmentations = [], np.full(len(rows), None)

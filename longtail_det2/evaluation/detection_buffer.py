@@ -99,7 +99,7 @@ class DetectionBuffer:
             DataError: no temporary file can be made.
         """
         self._store, self._with_masks = store, with_masks
-        self._index = {name.decode(): place for place, name in enumerate(store.image_ids.tolist())}
+        self._index = store.index_images()
         self.reset()
 
     def reset(self) -> None:

@@ -41,7 +41,7 @@ class ScoreBuffer:
 
     def __init__(self, store: AnnotationStore) -> None:
         self._store = store
-        self._index = {name.decode(): place for place, name in enumerate(store.image_ids.tolist())}
+        self._index = store.index_images()
         self.reset()
 
     def reset(self) -> None:
@@ -199,7 +199,7 @@ def read_scores(path: Path, store: AnnotationStore) -> ImageScores:
             names, classes, scores = (content[key] for key in ("image_ids", "class_ids", "scores"))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: cannot be read as scores of images ({error})") from None
-    index = {name.decode(): place for place, name in enumerate(store.image_ids.tolist())}
+    index = store.index_images()
     images = np.array([index.get(name, -1) for name in names.tolist()], dtype=np.int64)
     if classes.tolist() != list(store.class_ids) or (images < 0).any() or scores.ndim != 2:
         raise DataError(f"{path}: scores of other images or classes than those of {store.path}")

@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 
 import longtail_det2
+from longtail_det2.config import HEAD_NODES
 from longtail_det2.data.store import AnnotationStore
 from longtail_det2.engine.run_record import read_run_record
 from longtail_det2.evaluation.evaluator import open_store
@@ -244,9 +245,8 @@ def _facts(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, An
     words = [str(word) for word in record.get("options", ())]
     if not all("=" in word for word in words):  # KEY VALUE ..., not key=value ...
         words = [" ".join(words[k : k + 2]) for k in range(0, len(words), 2)]
-    of_images = value_at(config, "MODEL.META_ARCHITECTURE") == "MultiLabelClassifier"
-    dense = "IMAGE_HEAD" if of_images else "DENSE_HEAD"
-    heads = {"META_ARCHITECTURE": dense, "ROI_HEADS.NAME": "ROI_BOX_HEAD"}
+    own = HEAD_NODES.get(str(value_at(config, "MODEL.META_ARCHITECTURE")), "DENSE_HEAD")
+    heads = {"META_ARCHITECTURE": own, "ROI_HEADS.NAME": "ROI_BOX_HEAD"}
     losses = (
         value_at(config, f"MODEL.{head}.CLASSIFICATION_LOSS")
         for key, head in heads.items()
